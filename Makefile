@@ -1,0 +1,32 @@
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test check bench
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+
+setup: $(READY) ## Make the environment: vLLM for the GPU if there is one, else for the CPU
+	@echo "Ready: source $(BIN)/activate"
+
+demo: $(READY) ## Prune a small real model and serve it
+	@$(BIN)/python examples/demo.py
+
+test: $(READY) ## Run the tests; choose some with ARGS="-k budget"
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) ## Lint, check the format, check the types
+	@$(BIN)/ruff check --quiet
+	@$(BIN)/ruff format --check --quiet
+	@$(BIN)/mypy --no-error-summary
+
+bench: $(READY) ## Serve the dense and the pruned model side by side and compare
+	@$(BIN)/python examples/bench.py $(ARGS)
+
+# The stamp is written last: an interrupted set-up is taken up again.
+$(READY): pyproject.toml scripts/setup_env.py
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python scripts/setup_env.py
+	@touch $@
