@@ -1,0 +1,59 @@
+"""Structured pruning of LLaMA-family models under one global budget.  (GRASPrune, arXiv 2604.19398)
+
+Importing the package makes transformers' Auto classes load pruned checkpoints; everything else loads when it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from .modeling import register_auto_classes
+
+if TYPE_CHECKING:
+    from .budget import Budget, project
+    from .checkpoint import load_pruned_model
+    from .config import GRASPConfig
+    from .errors import GraspruneError
+    from .masks import UnitMask
+    from .plan import PruningPlan
+    from .pruner import GRASPPruner
+    from .units import UnitGroup, UnitInventory
+
+_HOMES = {
+    "Budget": "budget",
+    "GRASPConfig": "config",
+    "GRASPPruner": "pruner",
+    "GraspruneError": "errors",
+    "PruningPlan": "plan",
+    "UnitGroup": "units",
+    "UnitInventory": "units",
+    "UnitMask": "masks",
+    "load_pruned_model": "checkpoint",
+    "project": "budget",
+}
+
+__all__ = [
+    "Budget",
+    "GRASPConfig",
+    "GRASPPruner",
+    "GraspruneError",
+    "PruningPlan",
+    "UnitGroup",
+    "UnitInventory",
+    "UnitMask",
+    "load_pruned_model",
+    "project",
+]
+
+register_auto_classes()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,215 @@
+"""The global budget, and the projection of scores onto it.  (GRASPrune, arXiv 2604.19398, section 3.2)
+
+Pure functions of scores, inventory and budget. Shape suffixes: U units of the whole model, G groups, C candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from .config import BudgetOptions
+from .errors import BudgetError, GraspruneError, OptionError
+from .masks import UnitMask
+from .units import KIND_LABELS, Kind, UnitGroup, UnitInventory
+
+_LOW_32_BITS = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits that a `UnitMask` must meet. All of them are absolute, so that checking needs no further context.
+
+    cost: parameters that the kept units may have in all.
+    kv_width: KV-cache elements per token that they may have in all; None for no cap.
+    minimum: units that must stay in every group of a kind.  multiple_of: every group's width is a multiple of it.
+    options: the request these limits were resolved from, kept for error messages and reports.
+    fixed_cost: parameters outside the inventory that count against a `total` budget (0 for `prunable`).
+    """
+
+    cost: int
+    kv_width: int | None = None
+    minimum: Mapping[Kind, int] = field(default_factory=lambda: {"ffn": 1, "kv": 1})
+    multiple_of: Mapping[Kind, int] = field(default_factory=lambda: {"ffn": 1, "kv": 1})
+    options: BudgetOptions = field(default_factory=BudgetOptions)
+    fixed_cost: int = 0
+
+    @classmethod
+    def resolve(cls, options: BudgetOptions, inventory: UnitInventory, total_parameters: int) -> Budget:
+        """Absolute limits from ratios.
+
+        total_parameters: all parameters of the model, tied ones once. Raises BudgetError or OptionError when no mask
+        can meet the limits.
+        """
+        fixed = total_parameters - inventory.total_cost if options.budget == "total" else 0
+        ratio = _exact(options.keep_ratio)
+        kv_ratio = None if options.kv_keep_ratio is None else _exact(options.kv_keep_ratio)
+        tensor_parallel = options.tensor_parallel_size
+        budget = cls(
+            cost=math.floor(ratio * (inventory.total_cost + fixed)) - fixed,
+            kv_width=None if kv_ratio is None else math.floor(kv_ratio * inventory.total_kv_width),
+            minimum={"ffn": options.min_ffn_channels, "kv": options.min_kv_groups},
+            multiple_of={
+                "ffn": math.lcm(options.ffn_multiple_of, tensor_parallel),
+                "kv": math.lcm(options.kv_multiple_of, tensor_parallel),
+            },
+            options=options,
+            fixed_cost=fixed,
+        )
+        for group in inventory.groups:
+            budget.check_group(group)
+        budget.check_feasible(inventory)
+        return budget
+
+    def smallest_width(self, group: UnitGroup) -> int:
+        """Fewest units that the group may keep: its minimum, rounded up to the alignment."""
+        step = self.multiple_of[group.kind]
+        return -(-min(self.minimum[group.kind], group.count) // step) * step
+
+    def check_group(self, group: UnitGroup) -> None:
+        """Raise OptionError when the group is too narrow for its alignment."""
+        if self.smallest_width(group) <= group.count:
+            return
+        options, kind = self.options, group.kind
+        name = "ffn_multiple_of" if kind == "ffn" else "kv_multiple_of"
+        if getattr(options, name) <= group.count and options.tensor_parallel_size > 1:
+            name = "tensor_parallel_size"
+        least, label = self.minimum[kind], KIND_LABELS[kind]
+        reason = f"no multiple of it lies between the minimum {least} and the {group.count} {label}s of layer {group.layer}"
+        raise OptionError(name, getattr(options, name), reason)
+
+    def check_feasible(self, inventory: UnitInventory) -> None:
+        """Raise BudgetError when the smallest widths alone exceed a limit; it names the nearest feasible value."""
+        least_cost = sum(self.smallest_width(group) * group.cost for group in inventory.groups)
+        least_kv = sum(self.smallest_width(group) * group.kv_width for group in inventory.groups)
+        if least_cost > self.cost:
+            whole = inventory.total_cost + self.fixed_cost
+            self._refuse("keep_ratio", self.options.keep_ratio, least_cost + self.fixed_cost, whole)
+        if self.kv_width is not None and least_kv > self.kv_width:
+            self._refuse("kv_keep_ratio", self.options.kv_keep_ratio, least_kv, inventory.total_kv_width)
+
+    def _refuse(self, option: str, value: object, least: int, whole: int) -> None:
+        nearest = math.ceil(Fraction(least, whole) * 10_000) / 10_000
+        parts = [f"at least {count} {KIND_LABELS[kind]}s a layer" for kind, count in self.minimum.items()]
+        parts += [f"{KIND_LABELS[kind]}s in multiples of {n}" for kind, n in self.multiple_of.items() if n > 1]
+        if self.fixed_cost and option == "keep_ratio":
+            parts.append(f"{self.fixed_cost:,} parameters that are never pruned")
+        raise BudgetError(option, value, f"too small for {', '.join(parts)}; the nearest feasible value is {nearest}")
+
+
+def project(scores_U: Tensor, inventory: UnitInventory, budget: Budget) -> UnitMask:
+    """Highest-scoring units that fit the budget.  (GRASPrune, arXiv 2604.19398, section 3.2)
+
+    scores_U: one score per unit, shape (units,), any real dtype (compared in fp32); higher is kept first. Equal scores
+        are kept evenly over layers and kinds.
+
+    The smallest allowed width of every group is paid for first; then units are kept in order of score while they fit,
+    and when one does not fit any more, cheaper ones behind it still may. So the kept cost is at most the budget, and
+    no unit that was cut would still have fitted, except where alignment forbids it. With an alignment of m, units are
+    kept in blocks of m: the m best of a group, its next m best, and so on, each with its mean score.
+    Raises BudgetError when the smallest widths alone exceed the budget.
+    """
+    if scores_U.shape != (inventory.num_units,):
+        raise GraspruneError(f"scores have shape {tuple(scores_U.shape)}, the inventory has {inventory.num_units} units")
+    scores_U = scores_U.detach().to("cpu", torch.float32)
+    if torch.isnan(scores_U).any():
+        layer, kind, unit = inventory.locate(int(torch.isnan(scores_U).nonzero()[0]))
+        raise GraspruneError(f"the score of {KIND_LABELS[kind]} {unit} of layer {layer} is NaN")
+    order_U = _descending(scores_U, inventory)
+    ranked_U = _rank_inside_groups(order_U, inventory)
+    widths_G = _widths(scores_U, order_U, ranked_U, inventory, budget)
+    kept_U = torch.zeros(inventory.num_units, dtype=torch.bool)
+    place_U = torch.arange(inventory.num_units) - inventory.per_unit(list(inventory.offsets[:-1]))
+    kept_U[ranked_U] = place_U < widths_G[inventory.group_U]
+    return UnitMask(inventory, kept_U)
+
+
+def _exact(ratio: float) -> Fraction:
+    # 0.29 * 100 is 28.999… in floating point: take the decimal number that was written.
+    return Fraction(repr(ratio))
+
+
+def _descending(scores_U: Tensor, inventory: UnitInventory) -> Tensor:
+    """Units from the highest score to the lowest, ties in the inventory's even order; shape (units,).
+
+    One sort of integers that carry the score above and the rank for ties below: several times faster than a stable
+    sort of floats, and this runs at every training step.
+    """
+    even_U = inventory.even_order_U
+    bits_U = (scores_U[even_U] + 0.0).view(torch.int32)  # + 0.0 makes -0.0 and 0.0 the same bits
+    ascending_U = bits_U ^ ((bits_U >> 31) & 0x7FFFFFFF)
+    keys_U = (~ascending_U).to(torch.int64) << 32 | torch.arange(inventory.num_units)
+    return even_U[torch.sort(keys_U).values & _LOW_32_BITS]
+
+
+def _rank_inside_groups(order_U: Tensor, inventory: UnitInventory) -> Tensor:
+    """The same units group after group, each group in the given order; shape (units,)."""
+    keys_U = inventory.group_U[order_U] << 32 | torch.arange(inventory.num_units)
+    return order_U[torch.sort(keys_U).values & _LOW_32_BITS]
+
+
+def _widths(
+    scores_U: Tensor, order_U: Tensor, ranked_U: Tensor, inventory: UnitInventory, budget: Budget
+) -> Tensor:
+    """How many units every group keeps, shape (groups,)."""
+    budget.check_feasible(inventory)
+    steps = [budget.multiple_of[group.kind] for group in inventory.groups]
+    if all(step == 1 for step in steps):
+        blocks, order_B = inventory, torch.empty_like(order_U)
+        order_B[ranked_U] = torch.arange(inventory.num_units)  # rank of each unit inside its group, as a flat index
+        order_B = order_B[order_U]
+    else:
+        blocks = _block_inventory(inventory, steps)
+        order_B = _descending(_block_scores(scores_U[ranked_U], inventory, blocks, steps), blocks)
+    steps_G = torch.tensor(steps)
+    least_G = torch.tensor([budget.smallest_width(group) for group in inventory.groups]) // steps_G
+    place_B = torch.arange(blocks.num_units) - blocks.per_unit(list(blocks.offsets[:-1]))
+    kept_B = place_B < least_G[blocks.group_U]
+    _fill(kept_B, order_B, blocks, budget)
+    return steps_G * torch.zeros_like(steps_G).index_add_(0, blocks.group_U, kept_B.long())
+
+
+def _block_inventory(inventory: UnitInventory, steps: list[int]) -> UnitInventory:
+    """The inventory with `step` units of a group taken together as one."""
+    return UnitInventory(
+        tuple(
+            UnitGroup(group.layer, group.kind, group.count // step, group.cost * step, group.kv_width * step)
+            for group, step in zip(inventory.groups, steps, strict=True)
+        )
+    )
+
+
+def _block_scores(ranked_scores_U: Tensor, inventory: UnitInventory, blocks: UnitInventory, steps: list[int]) -> Tensor:
+    """Mean score of each block, shape (blocks,); what does not fill a block is dropped."""
+    means = [
+        ranked_scores_U[start : start + group.count * step].view(group.count, step).mean(dim=1)
+        for (start, _), group, step in zip(inventory.spans(), blocks.groups, steps, strict=True)
+    ]
+    return torch.cat(means)
+
+
+def _fill(kept_U: Tensor, order_U: Tensor, inventory: UnitInventory, budget: Budget) -> None:
+    """Keep, in order, whatever still fits. Each round ends at a unit that doesn't; dearer ones are then out for good.
+
+    There are as many rounds as there are distinct costs, not units.
+    """
+    cost_U, kv_U = inventory.cost_U, inventory.kv_width_U
+    cost_left = budget.cost - int(cost_U[kept_U].sum())
+    kv_left = inventory.total_kv_width if budget.kv_width is None else budget.kv_width
+    kv_left -= int(kv_U[kept_U].sum())
+    candidates_C = order_U[~kept_U[order_U]]
+    while True:
+        candidates_C = candidates_C[(cost_U[candidates_C] <= cost_left) & (kv_U[candidates_C] <= kv_left)]
+        if not len(candidates_C):
+            return
+        cost_C, kv_C = cost_U[candidates_C].cumsum(0), kv_U[candidates_C].cumsum(0)
+        fitting = int(((cost_C <= cost_left) & (kv_C <= kv_left)).sum())
+        kept_U[candidates_C[:fitting]] = True
+        cost_left -= int(cost_C[fitting - 1])
+        kv_left -= int(kv_C[fitting - 1])
+        candidates_C = candidates_C[fitting:]

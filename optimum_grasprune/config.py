@@ -1,0 +1,143 @@
+"""`GRASPConfig`: everything that decides what a pruned model looks like, validated and frozen.
+
+The options stand in groups, one class each, so that a function asks for the group it needs; `GRASPConfig` is all of
+them side by side. The field descriptions are also the command line's help texts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing_extensions import Self
+
+from .errors import OptionError
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            option = ".".join(str(part) for part in first["loc"][:1]) or type(self).__name__
+            raise OptionError(option, first["input"], first["msg"].lower()) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as JSON types; `from_dict` restores them."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`; OptionError on an unknown or invalid field."""
+        return cls(**values)
+
+
+class BudgetOptions(_Options):
+    """How much may stay."""
+
+    keep_ratio: float = Field(0.5, gt=0, le=1, description="share of the budgeted parameters that stays (the paper's ρ)")
+    budget: Literal["prunable", "total"] = Field(
+        "prunable",
+        description="what the keep ratio is a share of: the prunable parameters (the paper's ρ: FFN channels and KV head "
+        "groups) or all parameters of the model, embeddings, head and norms included",
+    )
+    kv_keep_ratio: float | None = Field(
+        None, gt=0, le=1, description="a second cap: share of the KV cache per token that may stay"
+    )
+    min_ffn_channels: int = Field(1, ge=1, description="FFN channels that every layer keeps at least")
+    min_kv_groups: int = Field(1, ge=1, description="KV head groups that every layer keeps at least")
+    ffn_multiple_of: int = Field(1, ge=1, description="every layer's FFN width is a multiple of this")
+    kv_multiple_of: int = Field(1, ge=1, description="every layer's number of KV heads is a multiple of this")
+    tensor_parallel_size: int = Field(
+        1, ge=1, description="tensor-parallel size to serve with: every layer's widths are multiples of it"
+    )
+
+
+class CalibrationOptions(_Options):
+    """Which tokens the model is calibrated on."""
+
+    dataset: str = Field(
+        "builtin",
+        description="calibration corpus: a text, jsonl, csv or parquet file (also .gz), a Hugging Face dataset as "
+        "NAME or NAME:CONFIG, 'wikitext2', or 'builtin'",
+    )
+    dataset_split: str | None = Field(
+        None, description="split or slice of it, as in 'train', 'train[:90%]' or, for a file, '[:90%]'"
+    )
+    text_column: str = Field("text", description="column that holds the text, for everything but plain text files")
+    num_samples: int = Field(512, ge=1, description="number of calibration sequences, drawn at random with the seed")
+    seq_len: int = Field(512, ge=2, description="tokens in each of them")
+
+
+class GateOptions(_Options):
+    """How the gate scores are trained."""
+
+    epochs: int = Field(4, ge=1, description="passes over the calibration sequences while gates are trained")
+    batch_size: int = Field(1, ge=1, description="sequences in one training step")
+    learning_rate: float = Field(1e-2, gt=0, description="AdamW's learning rate for the gate scores")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="course of the learning rates of gates and scales; cosine falls to zero"
+    )
+    temperature: float = Field(1.5, gt=0, description="τ in p = sigmoid(s / τ)")
+
+
+class ScaleOptions(_Options):
+    """How the scales of the kept units are calibrated."""
+
+    scales: bool = Field(True, description="calibrate one multiplier per kept unit and fold it into the weights")
+    scale_epochs: int = Field(1, ge=1, description="passes over the calibration sequences while scales are trained")
+    scale_learning_rate: float = Field(1e-2, gt=0, description="AdamW's learning rate for the scales")
+
+
+class RunOptions(_Options):
+    """Where and how precisely it all runs."""
+
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of every random choice")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="precision that the model is loaded, calibrated and saved in; auto is the checkpoint's own"
+    )
+    device: str = Field("auto", description="torch device; auto takes the first GPU, else the CPU")
+    gradient_checkpointing: bool = Field(False, description="recompute activations to save memory, about a third slower")
+
+
+class GRASPConfig(BudgetOptions, CalibrationOptions, GateOptions, ScaleOptions, RunOptions):
+    """The whole recipe of a pruned model. Immutable; unknown names and values out of range raise `OptionError`.
+
+    >>> GRASPConfig(keep_ratio=0.8, dataset="wikitext2", epochs=1)
+    """
+
+    method: str = Field("grasprune", description="how the units to keep are chosen")
+
+    @classmethod
+    def paper(cls, **overrides: Any) -> GRASPConfig:
+        """The published recipe (arXiv 2604.19398, section 4.1) with corrected mistakes; `overrides` are set on top.
+
+        WikiText-2 train, 512 sequences of 512 tokens, 4 epochs of gates and 1 of scales, batch 1, AdamW at a constant
+        1e-2, bf16.
+        """
+        published: dict[str, Any] = {
+            "method": "grasprune",
+            "keep_ratio": 0.5,
+            "budget": "prunable",
+            "dataset": "wikitext2",
+            "dataset_split": "train",
+            "num_samples": 512,
+            "seq_len": 512,
+            "epochs": 4,
+            "batch_size": 1,
+            "learning_rate": 1e-2,
+            "schedule": "constant",
+            "temperature": 1.5,
+            "scales": True,
+            "scale_epochs": 1,
+            "scale_learning_rate": 1e-2,
+            "dtype": "bfloat16",
+        }
+        return cls(**{**published, **overrides})
+
+
+RECIPES = {"default": GRASPConfig, "paper": GRASPConfig.paper}
+"""Named recipes that `--recipe` offers: each takes overrides by keyword and returns a `GRASPConfig`."""

@@ -1,0 +1,98 @@
+"""Models and tokenizers for all tests. They are built in code; nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from optimum_grasprune import UnitGroup, UnitInventory
+
+TINY_LLAMA = Path(__file__).parent.parent / "examples" / "tiny-llama"
+"""The trained model that comes with the project."""
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, with bos 0 and eos 1."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<s>", "</s>", *alphabet])}
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", model_max_length=128)
+
+
+def make_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
+    """A random LLaMA with grouped-query attention whose logits depend visibly on every weight, biases included."""
+    torch.manual_seed(seed)
+    values: dict[str, Any] = {
+        "vocab_size": 258,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        **overrides,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**values)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # zero at initialisation, which would hide mistakes
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    return make_model()
+
+
+@pytest.fixture
+def build_model() -> Callable[..., LlamaForCausalLM]:
+    return make_model
+
+
+@pytest.fixture(scope="session")
+def corpus_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    sentences = (f"Number {n} is followed by number {n + 1}, as every child knows.\n" for n in range(400))
+    file.write_text("".join(sentences))
+    return file
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved random model with a tokenizer."""
+    folder = tmp_path_factory.mktemp("models") / "dense"
+    make_model().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def small_inventory() -> UnitInventory:
+    """Two layers: 4 FFN channels of cost 3 and 2 KV groups of cost 10 (4 KV elements) each."""
+    groups = []
+    for layer in range(2):
+        groups += [UnitGroup(layer, "kv", 2, 10, 4), UnitGroup(layer, "ffn", 4, 3)]
+    return UnitInventory(tuple(groups))
+
+
+def logits_of(model: PreTrainedModel, tokens_BS: torch.Tensor) -> torch.Tensor:
+    """Logits without gradients, shape (B, S, V)."""
+    with torch.no_grad():
+        return model(tokens_BS).logits

@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from optimum_grasprune import Budget, UnitGroup, UnitInventory, UnitMask, project
+from optimum_grasprune.config import BudgetOptions
+from optimum_grasprune.errors import BudgetError, GraspruneError, OptionError
+
+
+def kept(mask: UnitMask) -> list[int]:
+    return mask.kept_U.nonzero().flatten().tolist()
+
+
+def resolve(inventory: UnitInventory, total: int | None = None, **options: object) -> Budget:
+    return Budget.resolve(BudgetOptions(**options), inventory, total or inventory.total_cost)
+
+
+def test_best_units_stay_in_order_of_score(small_inventory: UnitInventory) -> None:
+    scores = torch.tensor([9.0, 1, 8, 2, 3, 4, 7, 0, 6, 5, 0.5, 0.2])
+    # Ascending by score the order is 0 2 6 8 9 5 4 3 1 …; 10 + 3 + 10 + 3 + 3 + 3 = 32 is the budget.
+    mask = project(scores, small_inventory, resolve(small_inventory, keep_ratio=0.5))
+    assert kept(mask) == [0, 2, 5, 6, 8, 9]
+    assert mask.kept_cost == 32
+
+
+def test_a_cheaper_unit_takes_what_a_dearer_one_left(small_inventory: UnitInventory) -> None:
+    scores = torch.tensor([9.0, 8, 7, 2, 3, 4, 6, 5, 1, 0.5, 0.4, 0.3])
+    # 35 allowed. Smallest widths: 0, 2, 6, 8 = 26. Unit 1 (10) does not fit, nor unit 7; channels 5, 4 and 3 do.
+    mask = project(scores, small_inventory, resolve(small_inventory, keep_ratio=0.55))
+    assert kept(mask) == [0, 2, 3, 4, 5, 6, 8]
+    assert mask.kept_cost == 35
+
+
+def test_no_layer_is_emptied_and_what_it_gets_back_is_paid_for(small_inventory: UnitInventory) -> None:
+    scores = torch.tensor([1.0, 0, 9, 9, 9, 9, 9, 9, 0, 0, 0, 1])
+    mask = project(scores, small_inventory, resolve(small_inventory, keep_ratio=0.5))
+    assert 0 in kept(mask) and 11 in kept(mask)
+    assert mask.kept_cost <= 32
+
+
+def test_equal_scores_are_kept_evenly_over_layers_and_kinds() -> None:
+    groups = [group for layer in range(8) for group in (UnitGroup(layer, "kv", 4, 16, 8), UnitGroup(layer, "ffn", 64, 3))]
+    inventory = UnitInventory(tuple(groups))
+    mask = project(torch.zeros(inventory.num_units), inventory, resolve(inventory, keep_ratio=0.5))
+    assert {len(mask.kept(layer, "kv")) for layer in range(8)} == {2}
+    assert {len(mask.kept(layer, "ffn")) for layer in range(8)} == {32}
+
+
+def test_saturated_and_signed_zero_scores_sort_like_numbers(small_inventory: UnitInventory) -> None:
+    scores = torch.tensor([0.0, -0.0, 1e-30, -1e-30, float("inf"), -5, -0.0, 0.0, -1, -2, -3, float("-inf")])
+    mask = project(scores, small_inventory, resolve(small_inventory, keep_ratio=0.5))
+    assert {2, 4} <= set(kept(mask)) and 11 not in kept(mask)
+
+
+def test_kv_cap_is_a_second_budget(small_inventory: UnitInventory) -> None:
+    scores = torch.tensor([9.0, 8, 0, 0, 0, 0, 7, 6, 0, 0, 0, 0])
+    mask = project(scores, small_inventory, resolve(small_inventory, keep_ratio=0.9, kv_keep_ratio=0.5))
+    assert mask.kept_kv_width == 8
+    assert mask.share("kv") == 0.5 and mask.share("ffn") == 1.0
+
+
+def test_alignment_keeps_blocks_by_their_mean_score(small_inventory: UnitInventory) -> None:
+    scores = torch.tensor([1.0, 0, 9, 1, 8, 1, 1, 0, 6, 6, 5, 5])
+    # Channel blocks of two: layer 0 (9, 8) and (1, 1), layer 1 (6, 6) and (5, 5). 20 + 3 * 6 = 38 of 41.6.
+    mask = project(scores, small_inventory, resolve(small_inventory, keep_ratio=0.65, ffn_multiple_of=2))
+    assert kept(mask) == [0, 2, 4, 6, 8, 9, 10, 11]
+
+
+def test_total_budget_counts_what_is_never_pruned(small_inventory: UnitInventory) -> None:
+    budget = resolve(small_inventory, total=164, budget="total", keep_ratio=0.9)
+    assert budget.cost == 147 - 100  # floor(0.9 * 164) less the 100 outside the inventory
+
+
+def test_ratio_is_read_as_the_decimal_that_was_written() -> None:
+    inventory = UnitInventory((UnitGroup(0, "ffn", 100, 1),))
+    assert resolve(inventory, keep_ratio=0.29).cost == 29  # 0.29 * 100 is 28.999… in floating point
+
+
+def test_infeasible_budget_names_the_nearest_feasible_value(small_inventory: UnitInventory) -> None:
+    with pytest.raises(BudgetError, match=r"keep_ratio=0.2: .*nearest feasible value is 0.4063") as caught:
+        resolve(small_inventory, keep_ratio=0.2)
+    assert caught.value.flag_line.startswith("--keep-ratio 0.2: too small for at least 1 FFN channels a layer")
+    assert resolve(small_inventory, keep_ratio=0.4063).cost == 26
+    with pytest.raises(BudgetError, match=r"kv_keep_ratio=0.4: .*nearest feasible value is 0.5"):
+        resolve(small_inventory, keep_ratio=0.9, kv_keep_ratio=0.4)
+    with pytest.raises(BudgetError, match="100 parameters that are never pruned"):
+        resolve(small_inventory, total=164, budget="total", keep_ratio=0.5)
+
+
+def test_impossible_alignment_names_the_option(small_inventory: UnitInventory) -> None:
+    with pytest.raises(OptionError, match="kv_multiple_of=3: no multiple of it lies between the minimum 1 and the 2 KV"):
+        resolve(small_inventory, kv_multiple_of=3)
+    with pytest.raises(OptionError, match="tensor_parallel_size=4: .*2 KV head groups of layer 0"):
+        resolve(small_inventory, tensor_parallel_size=4)
+
+
+def test_bad_scores_are_refused(small_inventory: UnitInventory) -> None:
+    budget = resolve(small_inventory, keep_ratio=0.5)
+    with pytest.raises(GraspruneError, match=r"scores have shape \(3,\), the inventory has 12 units"):
+        project(torch.zeros(3), small_inventory, budget)
+    scores = torch.zeros(12)
+    scores[9] = float("nan")
+    with pytest.raises(GraspruneError, match="FFN channel 1 of layer 1 is NaN"):
+        project(scores, small_inventory, budget)
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> tuple[UnitInventory, BudgetOptions, torch.Tensor, int]:
+    groups = []
+    for layer in range(draw(st.integers(1, 4))):
+        head_cost = draw(st.integers(4, 40))
+        groups.append(UnitGroup(layer, "kv", draw(st.integers(1, 6)), head_cost, draw(st.sampled_from([2, 4, 16]))))
+        groups.append(UnitGroup(layer, "ffn", draw(st.integers(1, 24)), draw(st.integers(1, 7))))
+    inventory = UnitInventory(tuple(groups))
+    options = BudgetOptions(
+        keep_ratio=draw(st.floats(0.05, 1.0)),
+        budget=draw(st.sampled_from(["prunable", "total"])),
+        kv_keep_ratio=draw(st.none() | st.floats(0.1, 1.0)),
+        min_ffn_channels=draw(st.integers(1, 5)),
+        min_kv_groups=draw(st.integers(1, 2)),
+        ffn_multiple_of=draw(st.sampled_from([1, 1, 2, 3])),
+        kv_multiple_of=draw(st.sampled_from([1, 1, 2])),
+    )
+    generator = random.Random(draw(st.integers(0, 10**6)))
+    levels = draw(st.sampled_from([1, 3, 10**6]))  # few levels make many ties
+    scores = torch.tensor([float(generator.randrange(levels)) for _ in range(inventory.num_units)])
+    return inventory, options, scores, inventory.total_cost + draw(st.integers(0, 200))
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems())
+def test_kept_units_meet_the_budget_and_no_other_would_fit(
+    problem: tuple[UnitInventory, BudgetOptions, torch.Tensor, int],
+) -> None:
+    inventory, options, scores, total = problem
+    try:
+        budget = Budget.resolve(options, inventory, total)
+    except OptionError:
+        return  # infeasible: refused before anything is projected
+    mask = project(scores, inventory, budget)
+    fixed = total - inventory.total_cost if options.budget == "total" else 0
+    assert mask.kept_cost + fixed <= options.keep_ratio * (inventory.total_cost + fixed) + 1e-9
+    cost_left = budget.cost - mask.kept_cost
+    kv_left = float("inf") if budget.kv_width is None else budget.kv_width - mask.kept_kv_width
+    assert cost_left >= 0 and kv_left >= 0
+    for group in inventory.groups:
+        units = mask.kept(group.layer, group.kind)
+        step = budget.multiple_of[group.kind]
+        assert len(units) % step == 0
+        assert len(units) >= min(budget.minimum[group.kind], group.count)
+        if len(units) + step <= group.count:  # one more block of this group would not have fitted
+            assert group.cost * step > cost_left or group.kv_width * step > kv_left
+        span = inventory.slice_of(group.layer, group.kind)
+        cut = scores[span][~mask.kept_U[span]]
+        if len(cut):  # inside a group the best stay
+            assert scores[span][mask.kept_U[span]].min() >= cut.max()
+
+
+@settings(max_examples=50, deadline=None)
+@given(problems(), st.floats(0.05, 0.9))
+def test_an_infeasible_ratio_becomes_feasible_at_the_value_it_names(
+    problem: tuple[UnitInventory, BudgetOptions, torch.Tensor, int], scale: float
+) -> None:
+    inventory, options, _, total = problem
+    tight = options.model_copy(update={"keep_ratio": options.keep_ratio * scale, "kv_keep_ratio": None})
+    try:
+        Budget.resolve(tight, inventory, total)
+    except BudgetError as error:
+        nearest = float(str(error).rsplit(" ", 1)[1])
+        Budget.resolve(tight.model_copy(update={"keep_ratio": nearest}), inventory, total)
+    except OptionError:
+        pass  # an alignment that no ratio satisfies
