@@ -1,0 +1,150 @@
+"""Corpora: where text comes from, and how calibration sequences are drawn from it.
+
+Shape suffixes: T tokens of a corpus, N sequences, S sequence.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..config import CalibrationOptions
+from ..errors import DataError, OptionError
+
+HUB_ALIASES = {"wikitext2": "Salesforce/wikitext:wikitext-2-raw-v1"}
+"""Short names of Hugging Face datasets, as NAME:CONFIG."""
+
+_TABLE_READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+_SLICE = re.compile(r"(?P<name>\w*)(\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\])?")
+_DOCUMENT_END = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text and where it is from. source: as the user named it.  split: as the user named it, or None."""
+
+    text: str
+    source: str
+    split: str | None
+
+    @property
+    def sha256(self) -> str:
+        """Hash of the text in UTF-8."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint records of the corpus it was calibrated on."""
+        return {"source": self.source, "split": self.split, "characters": len(self.text), "sha256": self.sha256}
+
+
+def load_corpus(source: str, split: str | None = None, text_column: str = "text") -> Corpus:
+    """Read a corpus: 'builtin', a file, or a Hugging Face dataset as NAME or NAME:CONFIG.
+
+    `<|endoftext|>` between documents becomes a newline, since most tokenizers know no such token.
+    Raises DataError when it cannot be read or is empty.
+    """
+    path = Path(source)
+    if source == "builtin":
+        text = _sliced(_builtin_text(), split)
+    elif path.is_file():
+        text = _read_file(path, split, text_column)
+    elif path.exists() or source.startswith((".", "/")) or path.suffix:
+        raise OptionError("dataset", source, "no such file")
+    else:
+        text = _read_hub(source, split, text_column)
+    text = text.replace(_DOCUMENT_END, "\n")
+    if not text.strip():
+        raise DataError(f"the corpus {source} is empty" + (f" in split {split}" if split else ""))
+    return Corpus(text, source, split)
+
+
+def _builtin_text() -> str:
+    packed = resources.files("optimum_grasprune").joinpath("data", "corpus.txt.gz").read_bytes()
+    return gzip.decompress(packed).decode()
+
+
+def _read_file(path: Path, split: str | None, text_column: str) -> str:
+    suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
+    reader = _TABLE_READERS.get(suffixes[-1].lower()) if suffixes else None
+    if reader:
+        return _read_table(reader, {"data_files": str(path)}, split, text_column, str(path))
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"the corpus {path} is not UTF-8: byte {error.start} cannot be read") from None
+    except (OSError, EOFError) as error:
+        raise DataError(f"the corpus {path} cannot be read: {error}") from None
+    return _sliced(text, split)
+
+
+def _sliced(text: str, split: str | None) -> str:
+    """The part of a text that a slice like 'train[10%:90%]' names; the name before the brackets is of no account."""
+    if split is None:
+        return text
+    match = _SLICE.fullmatch(split)
+    if not match:
+        raise OptionError("dataset_split", split, "should look like 'train', 'train[:90%]' or '[90%:]'")
+    return text[_position(match["start"], len(text), 0) : _position(match["stop"], len(text), len(text))]
+
+
+def _position(mark: str | None, length: int, default: int) -> int:
+    if mark is None:
+        return default
+    return length * int(mark[:-1]) // 100 if mark.endswith("%") else int(mark)
+
+
+def _read_hub(source: str, split: str | None, text_column: str) -> str:
+    name, _, config = HUB_ALIASES.get(source, source).partition(":")
+    where = {"path": name, "name": config or None}
+    return _read_table(name, where, split, text_column, source)
+
+
+def _read_table(path: str, arguments: dict[str, Any], split: str | None, text_column: str, source: str) -> str:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(**{"path": path, **arguments}, split=split or "train")
+    except Exception as error:  # datasets raises dozens of types for a missing, offline or malformed source
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(f"the dataset {source} cannot be loaded: {reason}") from None
+    if text_column not in rows.column_names:
+        raise OptionError("text_column", text_column, f"{source} has the columns {', '.join(rows.column_names)}")
+    return "\n\n".join(str(text) for text in rows[text_column])
+
+
+def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """The whole corpus as one run of tokens without special ones, shape (T,), int64."""
+    ids = tokenizer(corpus.text, add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def sample_sequences(tokens_T: Tensor, options: CalibrationOptions, seed: int) -> Tensor:
+    """Calibration sequences drawn at random, shape (num_samples, seq_len), int64.
+
+    The corpus is cut into blocks from a random offset and the blocks are shuffled; once they are used up it is cut anew
+    from another offset. So every part of the corpus is seen about equally often, and no sequence twice.
+    Raises DataError when the corpus is shorter than one sequence.
+    """
+    count, length = options.num_samples, options.seq_len
+    if len(tokens_T) < length:
+        raise DataError(
+            f"the calibration corpus {options.dataset} has {len(tokens_T)} tokens, less than one sequence of {length}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    drawn: list[Tensor] = []
+    while sum(len(blocks) for blocks in drawn) < count:
+        slack = min(length, len(tokens_T) - length + 1)
+        offset = int(torch.randint(slack, (1,), generator=generator))
+        blocks_NS = tokens_T[offset : offset + (len(tokens_T) - offset) // length * length].view(-1, length)
+        drawn.append(blocks_NS[torch.randperm(len(blocks_NS), generator=generator)])
+    return torch.cat(drawn)[:count]

@@ -1,0 +1,62 @@
+"""Perplexity: fp32 log-softmax, fp64 sum, non-overlapping windows.
+
+Shape suffixes: T tokens of a corpus, W windows, B batch, S sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..errors import DataError, GraspruneError
+from ..gating.gates import frozen
+from ..loss import next_token_loss
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """perplexity: exp of the mean loss.  tokens: predicted tokens.  windows, window: number and length of the windows."""
+
+    perplexity: float
+    tokens: int
+    windows: int
+    window: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as JSON types."""
+        return asdict(self)
+
+
+def windows_of(tokens_T: Tensor, window: int, limit: int | None = None) -> Tensor:
+    """The first non-overlapping windows of a corpus, shape (W, S); what does not fill a window is left out."""
+    count = len(tokens_T) // window
+    if count == 0:
+        raise DataError(f"the evaluation corpus has {len(tokens_T)} tokens, less than one window of {window}")
+    count = count if limit is None else min(count, limit)
+    return tokens_T[: count * window].view(count, window)
+
+
+@torch.no_grad()
+def perplexity(model: PreTrainedModel, windows_WS: Tensor, batch_size: int = 1) -> Perplexity:
+    """Perplexity of a model on token windows, each scored on its own: S - 1 predictions a window.
+
+    windows_WS: shape (W, S), int64.  Raises GraspruneError on a non-finite loss instead of leaving it out.
+    """
+    total = 0.0
+    with frozen(model), tqdm(total=len(windows_WS), desc="perplexity", unit="window") as bar:
+        for tokens_BS in windows_WS.split(batch_size):
+            tokens_BS = tokens_BS.to(model.device)
+            logits = model(tokens_BS, use_cache=False).logits
+            total += next_token_loss(logits, tokens_BS, reduction="none").double().sum().item()
+            if not math.isfinite(total):
+                raise GraspruneError(f"the loss is not finite in window {bar.n + 1} of {len(windows_WS)}")
+            bar.update(len(tokens_BS))
+    count, window = windows_WS.shape
+    tokens = count * (window - 1)
+    return Perplexity(math.exp(total / tokens), tokens, count, window)

@@ -1,0 +1,85 @@
+"""Multipliers on units, put on a stock model by hooks and taken off again.
+
+A unit's multiplier acts where its output enters the output projection (`down_proj`, `o_proj`). At 0 the model computes
+exactly what it computes without the unit; at γ, exactly what it computes with γ folded into the weights.
+
+Shape suffixes: B batch, S sequence, I input features of an output projection, U units, K units of one group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..families import Family
+from ..units import UnitInventory
+
+
+class Gates:
+    """The multipliers in force. values_U: one per unit, shape (units,); assign a new tensor before each forward."""
+
+    def __init__(self, values_U: Tensor) -> None:
+        self.values_U = values_U
+
+
+@contextmanager
+def gated(model: PreTrainedModel, family: Family, inventory: UnitInventory) -> Iterator[Gates]:
+    """The model with a multiplier on every unit, all ones at first; without them again when the block ends."""
+    gates = Gates(torch.ones(inventory.num_units, device=model.device))
+    with ExitStack() as hooks:
+        for index, layer in enumerate(family.decoder_layers(model)):
+            for kind in ("kv", "ffn"):
+                hook = _multiply_input(gates, inventory.slice_of(index, kind))  # type: ignore[arg-type]
+                handle = family.coupling(layer, kind).output.register_forward_pre_hook(hook)  # type: ignore[arg-type]
+                hooks.callback(handle.remove)
+        yield gates
+
+
+def _multiply_input(gates: Gates, span: slice) -> Any:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor]:
+        (input_BSI,) = inputs
+        values_K = gates.values_U[span].to(input_BSI.device, input_BSI.dtype)
+        return (input_BSI * values_K.repeat_interleave(input_BSI.shape[-1] // len(values_K)),)
+
+    return hook
+
+
+@contextmanager
+def frozen(model: PreTrainedModel, *, gradient_checkpointing: bool = False) -> Iterator[None]:
+    """The model with fixed weights and without dropout; every flag is put back when the block ends."""
+    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.requires_grad_(False).eval()
+        if gradient_checkpointing:
+            _checkpoint_layers(model)
+        yield
+    finally:
+        if gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+        for parameter, flag in required:
+            parameter.requires_grad_(flag)
+        for module, training in modes:
+            module.training = training
+
+
+def _checkpoint_layers(model: PreTrainedModel) -> None:
+    # transformers recomputes a layer only while the layer itself is in training mode. Its children stay in evaluation
+    # mode, so dropout stays off.
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+
+
+def straight_through(mask_U: Tensor, probabilities_U: Tensor) -> Tensor:
+    """z = m + p − stopgrad(p): the hard mask forward, the probability's gradient backward.
+
+    (GRASPrune, arXiv 2604.19398, section 3.2.) Returns shape (units,).
+    """
+    return mask_U.to(probabilities_U.dtype) + probabilities_U - probabilities_U.detach()

@@ -1,0 +1,157 @@
+"""Training of gates and scales: the model is fixed, one number per unit is learnt.
+
+(GRASPrune, arXiv 2604.19398, sections 3.2 and 3.3.) Shape suffixes: N sequences, B batch, S sequence, U units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..budget import Budget, project
+from ..config import GRASPConfig
+from ..errors import GraspruneError
+from ..families import Family
+from ..loss import next_token_loss
+from ..masks import UnitMask
+from ..units import UnitInventory
+from .gates import frozen, gated, straight_through
+
+BETAS = (0.9, 0.99)
+"""AdamW's betas, as published."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length and course of one training. steps: optimiser steps in all.  kind: `GateOptions.schedule`."""
+
+    steps: int
+    kind: str
+
+    def factor(self, step: int) -> float:
+        """What the learning rate is multiplied by at a step, between 0 and 1."""
+        return 1.0 if self.kind == "constant" else 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+def batches(tokens_NS: Tensor, epochs: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Sequences in batches of shape (B, S): each epoch takes all of them once, in a new random order."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        for indices in torch.randperm(len(tokens_NS), generator=generator).split(batch_size):
+            yield tokens_NS[indices]
+
+
+def _learn(
+    parameter: Tensor,
+    step_loss: Callable[[Tensor], Tensor],
+    tokens_NS: Tensor,
+    config: GRASPConfig,
+    *,
+    epochs: int,
+    learning_rate: float,
+    label: str,
+    status: Callable[[], dict[str, str]] = dict,
+) -> None:
+    """Fit one parameter in place with AdamW on shuffled batches, behind a progress bar that shows loss and status."""
+    steps = epochs * -(-len(tokens_NS) // config.batch_size)
+    optimizer = torch.optim.AdamW([parameter], lr=learning_rate, betas=BETAS, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(steps, config.schedule).factor)
+    smooth = math.nan
+    with tqdm(total=steps, desc=label, unit="step") as bar:
+        for tokens_BS in batches(tokens_NS, epochs, config.batch_size, config.seed):
+            loss = step_loss(tokens_BS)
+            if not math.isfinite(value := loss.item()):
+                raise GraspruneError(f"{label}: the loss is {value} at step {bar.n + 1}; try --dtype float32")
+            (parameter.grad,) = torch.autograd.grad(loss, [parameter])
+            optimizer.step()
+            schedule.step()
+            smooth = value if math.isnan(smooth) else 0.95 * smooth + 0.05 * value
+            bar.set_postfix({"loss": f"{smooth:.3f}", **status()}, refresh=False)
+            bar.update()
+
+
+def train_gates(
+    model: PreTrainedModel,
+    family: Family,
+    inventory: UnitInventory,
+    budget: Budget,
+    tokens_NS: Tensor,
+    config: GRASPConfig,
+) -> Tensor:
+    """Gate scores trained through the hard, budget-feasible mask of every step.  (Section 3.2)
+
+    tokens_NS: calibration sequences, shape (N, S), int64.  Returns the scores, shape (units,), fp32, on the CPU; their
+    projection is the mask. All start at 0, and equal scores are kept evenly over layers and kinds.
+    """
+    scores_U = torch.zeros(inventory.num_units, device=model.device, requires_grad=True)
+    mask = project(scores_U, inventory, budget)
+
+    with frozen(model, gradient_checkpointing=config.gradient_checkpointing), gated(model, family, inventory) as gates:
+
+        def step_loss(tokens_BS: Tensor) -> Tensor:
+            nonlocal mask
+            probabilities_U = torch.sigmoid(scores_U / config.temperature)
+            # Projected by score, not by probability: the same order, but no ties where the sigmoid saturates.
+            mask = project(scores_U, inventory, budget)
+            gates.values_U = straight_through(mask.kept_U.to(model.device), probabilities_U)
+            tokens_BS = tokens_BS.to(model.device)
+            return next_token_loss(model(tokens_BS, use_cache=False).logits, tokens_BS)
+
+        def status() -> dict[str, str]:
+            return _shares(mask)
+
+        _learn(
+            scores_U,
+            step_loss,
+            tokens_NS,
+            config,
+            epochs=config.epochs,
+            learning_rate=config.learning_rate,
+            label="gates",
+            status=status,
+        )
+    return scores_U.detach().cpu()
+
+
+def train_scales(
+    model: PreTrainedModel, family: Family, inventory: UnitInventory, tokens_NS: Tensor, config: GRASPConfig
+) -> Tensor:
+    """One multiplier per unit of an already pruned model, γ = 1 + ½·tanh(g).  (Section 3.3)
+
+    The model is the sliced one, so the units are the kept ones and each step costs what the pruned model costs.
+    Returns γ, shape (units,), fp32, on the CPU, each between ½ and 1½.
+    """
+    raw_U = torch.zeros(inventory.num_units, device=model.device, requires_grad=True)
+
+    with frozen(model, gradient_checkpointing=config.gradient_checkpointing), gated(model, family, inventory) as gates:
+
+        def step_loss(tokens_BS: Tensor) -> Tensor:
+            gates.values_U = bounded_scale(raw_U)
+            tokens_BS = tokens_BS.to(model.device)
+            return next_token_loss(model(tokens_BS, use_cache=False).logits, tokens_BS)
+
+        _learn(
+            raw_U,
+            step_loss,
+            tokens_NS,
+            config,
+            epochs=config.scale_epochs,
+            learning_rate=config.scale_learning_rate,
+            label="scales",
+        )
+    return bounded_scale(raw_U.detach()).cpu()
+
+
+def bounded_scale(raw_U: Tensor) -> Tensor:
+    """γ = 1 + ½·tanh(g): 1 at the start, never below ½ or above 1½.  (Section 3.3)"""
+    return 1 + 0.5 * torch.tanh(raw_U)
+
+
+def _shares(mask: UnitMask) -> dict[str, str]:
+    return {"ffn": f"{mask.share('ffn'):.1%}", "kv": f"{mask.share('kv'):.1%}"}

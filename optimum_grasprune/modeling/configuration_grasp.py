@@ -1,0 +1,31 @@
+"""Configurations of pruned models: transformers' own `per_layer_config` over a dense configuration.
+
+This file and `modeling_grasp.py` travel inside every checkpoint, so that it loads with `trust_remote_code=True` where
+optimum-grasprune is not installed. They import nothing but transformers and each other.
+"""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import LlamaConfig
+
+
+@strict
+class GRASPLlamaConfig(LlamaConfig):
+    """A LLaMA whose layers differ in width.
+
+    The plain fields hold the dense model's values; `per_layer_config` holds, for each layer that differs from them,
+    `intermediate_size`, `num_attention_heads` and `num_key_value_heads`.
+    """
+
+    model_type = "grasp_llama"
+    _widths = frozenset({"intermediate_size", "num_attention_heads", "num_key_value_heads"})
+
+    def __getattribute__(self, key: str) -> Any:
+        """Return the dense model's widths without a warning each time that a model is loaded, copied or served."""
+        return object.__getattribute__(self, key) if key in GRASPLlamaConfig._widths else super().__getattribute__(key)
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Keep the dense widths among the public keys: serving engines read them before they look at single layers."""
+        super().__post_init__(**kwargs)
+        self.allow_global_per_layer_attribute_access = True

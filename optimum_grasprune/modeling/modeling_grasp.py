@@ -1,0 +1,58 @@
+"""Pruned models: the stock decoder layers of transformers, each built from its own layer's configuration.
+
+This file travels inside every checkpoint: see `configuration_grasp.py`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from transformers import LlamaForCausalLM, LlamaModel
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from .configuration_grasp import GRASPLlamaConfig
+
+
+@contextmanager
+def _without_layers(config: GRASPLlamaConfig) -> Iterator[None]:
+    # The stock constructors build their layers from one configuration for all. While it asks for no layer they build
+    # everything else, so that no constructor or forward pass has to be copied.
+    layers = config.num_hidden_layers
+    config.num_hidden_layers = 0
+    try:
+        yield
+    finally:
+        config.num_hidden_layers = layers
+
+
+class GRASPLlamaDecoderLayer(LlamaDecoderLayer):
+    """A stock LLaMA layer with its own widths."""
+
+    def __init__(self, config: GRASPLlamaConfig, layer_idx: int) -> None:
+        super().__init__(config.per_layer_config[layer_idx], layer_idx)
+        # The widths are built in by now; what is read later (the attention implementation) may change on the model.
+        self.self_attn.config = config
+
+
+class GRASPLlamaModel(LlamaModel):
+    """The decoder stack."""
+
+    config_class = GRASPLlamaConfig
+
+    def __init__(self, config: GRASPLlamaConfig) -> None:
+        with _without_layers(config):
+            super().__init__(config)
+        self.layers = nn.ModuleList(GRASPLlamaDecoderLayer(config, index) for index in range(config.num_hidden_layers))
+        self.post_init()
+
+
+class GRASPLlamaForCausalLM(LlamaForCausalLM):
+    """The language model; `forward` and `generate` are LLaMA's own."""
+
+    config_class = GRASPLlamaConfig
+
+    def __init__(self, config: GRASPLlamaConfig) -> None:
+        with _without_layers(config):
+            super().__init__(config)
+        self.model = GRASPLlamaModel(config)
+        self.post_init()

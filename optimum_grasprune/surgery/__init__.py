@@ -1,0 +1,16 @@
+"""Turning a plan into smaller tensors: slicing, folding, and building the pruned model from them."""
+
+from .build import build_pruned_model, pruned_config
+from .folding import fold_scales, scale_columns
+from .slicing import feature_indices, keep_columns, keep_rows, slice_state
+
+__all__ = [
+    "build_pruned_model",
+    "feature_indices",
+    "fold_scales",
+    "keep_columns",
+    "keep_rows",
+    "pruned_config",
+    "scale_columns",
+    "slice_state",
+]

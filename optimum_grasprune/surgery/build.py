@@ -1,0 +1,70 @@
+"""From a dense model and a plan to a smaller dense model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ..errors import CheckpointError
+from ..families import Family, head_dimension
+from ..modeling import PRUNED_CLASSES
+from ..plan import PruningPlan
+from .folding import fold_scales
+from .slicing import slice_state
+
+
+def pruned_config(config: PreTrainedConfig, plan: PruningPlan) -> Any:
+    """The configuration of the pruned model: the dense one, with `per_layer_config` holding each layer's widths."""
+    config_class, _, causal_class = PRUNED_CLASSES[config.model_type]
+    values = config.to_dict()
+    for key in ("model_type", "per_layer_config", "architectures", "auto_map", "transformers_version"):
+        values.pop(key, None)
+    pruned = config_class(
+        **{
+            **values,
+            "head_dim": head_dimension(config),
+            "architectures": [causal_class.__name__],
+            "per_layer_config": _layer_widths(config, plan),
+        }
+    )
+    pruned._attn_implementation = config._attn_implementation
+    return pruned
+
+
+def _layer_widths(config: PreTrainedConfig, plan: PruningPlan) -> dict[int, dict[str, int]]:
+    queries_per_kv = config.num_attention_heads // config.num_key_value_heads
+    widths: dict[int, dict[str, int]] = {layer: {} for layer in range(plan.num_layers)}
+    for group in plan.groups:
+        if group.kind == "ffn":
+            widths[group.layer]["intermediate_size"] = len(group.kept)
+        else:
+            widths[group.layer]["num_key_value_heads"] = len(group.kept)
+            widths[group.layer]["num_attention_heads"] = len(group.kept) * queries_per_kv
+    return widths
+
+
+def build_pruned_model(model: PreTrainedModel, plan: PruningPlan, family: Family) -> PreTrainedModel:
+    """A new model with the plan's units, its scales folded in; the given model stays as it is.
+
+    Weights that no unit runs through (embeddings, head, norms) are shared with the given model.
+    Raises PlanError when the plan was made for other shapes.
+    """
+    plan.check(family.inventory(model))
+    config = pruned_config(model.config, plan)
+    state = slice_state(model.state_dict(), plan, family)
+    fold_scales(state, plan, family)
+    return _materialise(config, state, model)
+
+
+def _materialise(config: PreTrainedConfig, state: dict[str, Tensor], like: PreTrainedModel) -> PreTrainedModel:
+    causal_class = PRUNED_CLASSES[config.model_type][2]
+    pruned, info = causal_class.from_pretrained(
+        None, config=config, state_dict=state, dtype=like.dtype, output_loading_info=True
+    )
+    problems = {name: keys for name, keys in info.items() if keys}
+    if problems:
+        raise CheckpointError(f"the pruned tensors do not fit the pruned configuration: {problems}")
+    pruned.generation_config = like.generation_config
+    return pruned.to(like.device).train(like.training)

@@ -1,0 +1,32 @@
+"""Folding scales into weights, so that nothing is added at inference. Pure tensor code.
+
+A scale multiplies what its unit feeds into the output projection (`down_proj`, `o_proj`), so it folds into that
+projection's columns. For a KV head group that scales the head output, as scaling the rows of `v_proj` and its bias would,
+but it touches one matrix, leaves every bias right as it stands, and cannot be undone by a norm on the keys (Qwen3).
+
+Shape suffixes: O output features, I input features, K units.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..families import Family
+from ..plan import PruningPlan
+
+
+def scale_columns(weight_OI: Tensor, scales_K: Tensor) -> Tensor:
+    """Columns multiplied by the scale of their unit, in fp32, then rounded to the weight's dtype; shape (O, I).
+
+    Each unit owns I / K neighbouring columns.
+    """
+    per_column_I = scales_K.to(weight_OI.device).float().repeat_interleave(weight_OI.shape[1] // len(scales_K))
+    return (weight_OI.float() * per_column_I).to(weight_OI.dtype)
+
+
+def fold_scales(state: dict[str, Tensor], plan: PruningPlan, family: Family) -> None:
+    """Multiply the plan's scales into the output projections of an already sliced state, in place."""
+    for group in plan.groups:
+        if group.scales is not None:
+            name = f"{family.output_path(group.layer, group.kind)}.weight"
+            state[name] = scale_columns(state[name], Tensor(group.scales))
