@@ -1,0 +1,89 @@
+"""What the subcommands share: options by the same names, errors as one line, quiet libraries, JSON results."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from optimum.commands.base import BaseOptimumCLICommand
+
+if TYPE_CHECKING:
+    from optimum_grasprune.config import GRASPConfig
+
+
+class Subcommand(BaseOptimumCLICommand):
+    """A command whose errors end in one line on standard error and exit code 2. A subclass writes `execute`."""
+
+    def run(self) -> None:
+        """Run the command; bad input ends in exit code 2, an interrupt in 130."""
+        _quieten_libraries()
+        from optimum_grasprune.errors import GraspruneError, OptionError
+
+        try:
+            self.execute()
+        except OptionError as error:
+            self.fail(error.flag_line)
+        except GraspruneError as error:
+            self.fail(str(error))
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    @abstractmethod
+    def execute(self) -> None:
+        """The work of the command."""
+
+    def fail(self, line: str) -> None:
+        """End with exit code 2 and one line."""
+        print(f"{self.parser.prog}: error: {line}", file=sys.stderr)
+        sys.exit(2)
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write the result to the file that `--json` names, if it does."""
+        if self.args.json:
+            from pathlib import Path
+
+            from optimum_grasprune.checkpoint import write_json
+
+            write_json(Path(self.args.json), result)
+
+
+def add_model_options(group: argparse._ArgumentGroup, *, dtype: bool = True) -> None:
+    """The options of every command that reads a model."""
+    if dtype:
+        group.add_argument("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16")
+        group.add_argument("--device", metavar="DEVICE", help="torch device, as in cpu or cuda:0; auto by default")
+    group.add_argument("--trust-remote-code", action="store_true", help="run model code that comes with the checkpoint")
+    group.add_argument("--json", metavar="FILE", help="also write the result to this file as JSON")
+
+
+def add_example(parser: argparse.ArgumentParser, example: str) -> None:
+    """Show an example under the options of `--help`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"example:\n  {example}"
+
+
+def chosen_options(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    """The options that were given on the command line, by field name; the others keep the recipe's values."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+
+def checked_config(**values: Any) -> GRASPConfig:
+    """A configuration made only to validate single options of a command that needs no whole recipe."""
+    from optimum_grasprune.config import GRASPConfig
+
+    return GRASPConfig(**{name: value for name, value in values.items() if value is not None})
+
+
+def _quieten_libraries() -> None:
+    # Our progress bars and tables are the output; what transformers and datasets add belongs in no terminal.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

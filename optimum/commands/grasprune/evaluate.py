@@ -1,0 +1,84 @@
+"""`optimum-cli grasprune evaluate`: perplexity, the dense model beside the pruned one."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from optimum.commands.base import CommandInfo
+
+from .base import Subcommand, add_example, add_model_options, checked_config
+
+
+class EvaluateCommand(Subcommand):
+    """Measure perplexity in fp32 on non-overlapping windows."""
+
+    COMMAND = CommandInfo(name="evaluate", help="Measure perplexity, dense beside pruned.")
+
+    @staticmethod
+    def parse_args(parser: argparse.ArgumentParser) -> None:
+        """Declare the options."""
+        add_example(
+            parser, "optimum-cli grasprune evaluate -m ./pruned-llama --dense ./llama --dataset wikitext2 --dataset-split test"
+        )
+        required = parser.add_argument_group("Required arguments")
+        required.add_argument("-m", "--model", required=True, nargs="+", help="model folders or Hugging Face names")
+        optional = parser.add_argument_group("Optional arguments")
+        optional.add_argument("--dense", metavar="MODEL", help="the model to compare with")
+        optional.add_argument("--dataset", metavar="PATH|NAME", help="evaluation corpus; builtin by default")
+        optional.add_argument("--dataset-split", metavar="SPLIT", help="split or slice of it: test, or [90%%:] of a file")
+        optional.add_argument("--text-column", metavar="NAME", help="column that holds the text, where it is a table")
+        optional.add_argument("--seq-len", metavar="N", help="tokens in a window; 512 by default")
+        optional.add_argument("--num-samples", metavar="N", help="windows to score, from the start; all by default")
+        optional.add_argument("--batch-size", metavar="N", help="windows scored at once; 1 by default")
+        optional.add_argument("--device", metavar="DEVICE", help="torch device, as in cpu or cuda:0; auto by default")
+        add_model_options(optional, dtype=False)
+
+    def execute(self) -> None:
+        """Measure each model on the same text, then print one table."""
+        from optimum_grasprune.calibration import load_corpus
+        from optimum_grasprune.report import print_table
+
+        args = self.args
+        config = checked_config(
+            dataset=args.dataset,
+            dataset_split=args.dataset_split,
+            text_column=args.text_column,
+            seq_len=args.seq_len,
+            num_samples=args.num_samples,
+            batch_size=args.batch_size,
+            device=args.device,
+        )
+        corpus = load_corpus(config.dataset, config.dataset_split, config.text_column)
+        sources = ([args.dense] if args.dense else []) + args.model
+        results = [self._measure(source, corpus, config) for source in sources]
+        base = results[0]["perplexity"]
+        rows = [
+            (
+                result["model"],
+                f"{result['parameters']:,}",
+                f"{result['perplexity']:.3f}",
+                f"{result['perplexity'] / base:.3f}" if args.dense else "",
+            )
+            for result in results
+        ]
+        first = results[0]
+        windows = f"{first['windows']} windows of {first['window']} tokens"
+        footer = f"{corpus.source} {corpus.split or ''}: {windows}, {first['tokens']:,} predictions, fp32"
+        print_table("Perplexity", ("model", "parameters", "perplexity", "÷ dense"), rows, footer)
+        self.write_result({"corpus": corpus.describe(), "models": results})
+
+    def _measure(self, source: str, corpus: Any, config: Any) -> dict[str, Any]:
+        from optimum_grasprune.calibration import tokenize
+        from optimum_grasprune.errors import OptionError
+        from optimum_grasprune.evaluation import perplexity, windows_of
+        from optimum_grasprune.loading import count_parameters, load_model, load_tokenizer
+
+        trust = self.args.trust_remote_code
+        model = load_model(source, dtype="float32", device=config.device, trust_remote_code=trust)
+        if config.seq_len > (longest := model.config.max_position_embeddings):
+            raise OptionError("seq_len", config.seq_len, f"the model {source} reads at most {longest} tokens")
+        tokens_T = tokenize(corpus, load_tokenizer(source, trust_remote_code=trust))
+        limit = config.num_samples if self.args.num_samples is not None else None
+        result = perplexity(model, windows_of(tokens_T, config.seq_len, limit), config.batch_size)
+        return {"model": source, "parameters": count_parameters(model), **result.to_dict()}

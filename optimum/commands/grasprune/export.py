@@ -1,0 +1,126 @@
+"""`optimum-cli grasprune export`: the main job."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from optimum.commands.base import CommandInfo
+
+from .base import Subcommand, add_example, add_model_options, chosen_options
+
+if TYPE_CHECKING:
+    from optimum_grasprune.config import GRASPConfig
+    from optimum_grasprune.pruner import GRASPPruner
+
+# Name, metavar and help of the options that set a field of GRASPConfig. They are repeated here because reading them off
+# the class would load pydantic at every start of optimum-cli; a test holds the two lists against each other. Values stay
+# strings: GRASPConfig converts and checks them, so a bad one gives the same line as in Python.
+RECIPE_OPTIONS = (
+    ("method", "NAME", "how units are chosen: grasprune or random"),
+    ("dataset", "PATH|NAME", "calibration corpus: a text, jsonl, csv or parquet file, a Hugging Face dataset, or builtin"),
+    ("dataset_split", "SPLIT", "split or slice of it: train, train[:90%%], or [:90%%] of a file"),
+    ("text_column", "NAME", "column that holds the text, where the corpus is a table"),
+    ("num_samples", "N", "calibration sequences"),
+    ("seq_len", "N", "tokens in each"),
+    ("epochs", "N", "passes over them while gates are trained"),
+    ("batch_size", "N", "sequences in one step"),
+    ("learning_rate", "RATE", "of the gate scores"),
+    ("schedule", "NAME", "course of the learning rates: cosine or constant"),
+    ("temperature", "TAU", "of the gates' sigmoid"),
+    ("scale_epochs", "N", "passes while scales are trained"),
+    ("scale_learning_rate", "RATE", "of the scales"),
+    ("seed", "N", "seed of every random choice; the same seed gives the same checkpoint"),
+)
+BUDGET_OPTIONS = (
+    ("keep_ratio", "RATIO", "share of the budgeted parameters that stays, above 0 and at most 1"),
+    ("budget", "KIND", "what it is a share of: prunable (FFN and attention) or total parameters"),
+    ("kv_keep_ratio", "RATIO", "second cap: share of the KV cache that may stay"),
+    ("min_ffn_channels", "N", "FFN channels that each layer keeps at least"),
+    ("min_kv_groups", "N", "KV heads that each layer keeps at least"),
+    ("ffn_multiple_of", "N", "every FFN width is a multiple of this"),
+    ("kv_multiple_of", "N", "every number of KV heads is a multiple of this"),
+    ("tensor_parallel_size", "N", "tensor-parallel size to serve with"),
+)
+SWITCHES = ("gradient_checkpointing",)
+FIELDS = (*(name for name, _, _ in RECIPE_OPTIONS + BUDGET_OPTIONS), "dtype", "device")
+
+
+class ExportCommand(Subcommand):
+    """Prune a model and save the smaller one."""
+
+    COMMAND = CommandInfo(name="export", help="Prune a model and save the smaller dense checkpoint.")
+
+    @staticmethod
+    def parse_args(parser: argparse.ArgumentParser) -> None:
+        """Declare the options."""
+        add_example(
+            parser, "optimum-cli grasprune export -m ./llama --keep-ratio 0.5 --dataset corpus.txt ./pruned-llama"
+        )
+        required = parser.add_argument_group("Required arguments")
+        required.add_argument("-m", "--model", required=True, help="model folder or Hugging Face name")
+        required.add_argument("output", metavar="OUTPUT", help="folder for the pruned checkpoint")
+        _add(parser.add_argument_group("Budget"), BUDGET_OPTIONS)
+        recipe = parser.add_argument_group("Recipe")
+        recipe.add_argument("--recipe", metavar="NAME", default="default", help="what options default to: default or paper")
+        _add(recipe, RECIPE_OPTIONS)
+        recipe.add_argument("--no-scales", action="store_true", help="leave out the calibration of scales")
+        recipe.add_argument("--plan", metavar="PATH", help="replay a saved plan (a checkpoint or its grasp_config.json)")
+        run = parser.add_argument_group("Optional arguments")
+        run.add_argument("--gradient-checkpointing", action="store_true", help="save memory, about a third slower")
+        run.add_argument("--overwrite", action="store_true", help="replace the checkpoint in OUTPUT")
+        run.add_argument("--max-shard-size", metavar="SIZE", default="5GB", help="largest weight file, as in 5GB")
+        add_model_options(run)
+
+    def execute(self) -> None:
+        """Prune, save, summarise."""
+        from optimum_grasprune.checkpoint import check_output
+        from optimum_grasprune.pruner import GRASPPruner
+        from optimum_grasprune.report import print_summary
+
+        config = self._config()
+        check_output(self.args.output, overwrite=self.args.overwrite)
+        self._refuse_own_source()
+        pruner = GRASPPruner(config)
+        self._prune(pruner)
+        pruner.save(self.args.output, overwrite=self.args.overwrite, max_shard_size=self.args.max_shard_size)
+        print_summary(pruner.record, f"{self.args.model} -> {self.args.output}")
+        self.write_result({name: value for name, value in pruner.record.items() if name != "plan"})
+
+    def _config(self) -> GRASPConfig:
+        from optimum_grasprune.config import RECIPES
+        from optimum_grasprune.errors import OptionError
+
+        if self.args.recipe not in RECIPES:
+            raise OptionError("recipe", self.args.recipe, f"no such recipe; there are {', '.join(RECIPES)}")
+        options: dict[str, Any] = chosen_options(self.args, FIELDS)
+        options.update({name: True for name in SWITCHES if getattr(self.args, name)})
+        if self.args.no_scales:
+            options["scales"] = False
+        return RECIPES[self.args.recipe](**options)
+
+    def _prune(self, pruner: GRASPPruner) -> None:
+        from optimum_grasprune.checkpoint import read_plan
+        from optimum_grasprune.loading import load_model, load_tokenizer
+
+        config, trust = pruner.config, self.args.trust_remote_code
+        plan = read_plan(self.args.plan) if self.args.plan else None
+        model = load_model(self.args.model, dtype=config.dtype, device=config.device, trust_remote_code=trust)
+        tokenizer = load_tokenizer(self.args.model, trust_remote_code=trust)
+        if plan is None:
+            pruner.prune_model(model, tokenizer)
+        else:
+            pruner.replay(model, tokenizer, plan)
+
+    def _refuse_own_source(self) -> None:
+        from pathlib import Path
+
+        from optimum_grasprune.errors import CheckpointError
+
+        if Path(self.args.output).resolve() == Path(self.args.model).resolve():
+            raise CheckpointError(f"the output folder {self.args.output} is the model that is to be pruned")
+
+
+def _add(group: argparse._ArgumentGroup, options: tuple[tuple[str, str, str], ...]) -> None:
+    for name, metavar, text in options:
+        group.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=text)

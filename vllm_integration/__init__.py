@@ -1,0 +1,21 @@
+"""vLLM plugin: pruned checkpoints are served as they are, `vllm serve ./pruned-llama`.
+
+vLLM calls `register` in the API server, the engine core, every worker and the process that inspects models, so it must
+be cheap and may run more than once. The model classes are named by strings and imported only where a model is built.
+"""
+
+MODELS = {"GRASPLlamaForCausalLM": "vllm_integration.llama:GRASPLlamaForCausalLM"}
+"""Architecture in a checkpoint's config.json -> the class that vLLM serves it with."""
+
+
+def register() -> None:
+    """Entry point of the group `vllm.general_plugins`."""
+    from vllm import ModelRegistry
+
+    from optimum_grasprune.modeling import register_auto_classes
+
+    register_auto_classes()
+    supported = ModelRegistry.get_supported_archs()
+    for architecture, model in MODELS.items():
+        if architecture not in supported:
+            ModelRegistry.register_model(architecture, model)

@@ -1,0 +1,42 @@
+"""LLaMA with different widths in every layer, from vLLM's stock layers.
+
+vLLM's decoder layer takes the configuration to read its widths from; ours hands it the layer's own. Attention, KV cache,
+tensor and pipeline parallelism, LoRA and quantisation are vLLM's, untouched.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.distributed import get_tensor_model_parallel_world_size
+from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM
+from vllm.model_executor.models.utils import extract_layer_index
+
+
+class GRASPLlamaDecoderLayer(LlamaDecoderLayer):
+    """A stock layer, built from `per_layer_config[layer]`."""
+
+    def __init__(self, vllm_config: VllmConfig, prefix: str = "") -> None:
+        layer = extract_layer_index(prefix)
+        config = vllm_config.model_config.hf_config.per_layer_config[layer]
+        check_tensor_parallel(layer, config.num_key_value_heads, config.intermediate_size)
+        super().__init__(vllm_config, prefix=prefix, config=config)
+
+
+class GRASPLlamaForCausalLM(LlamaForCausalLM):
+    """The stock LLaMA over those layers."""
+
+    def __init__(
+        self, *, vllm_config: VllmConfig, prefix: str = "", layer_type: type[nn.Module] = GRASPLlamaDecoderLayer
+    ) -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=layer_type)
+
+
+def check_tensor_parallel(layer: int, kv_heads: int, ffn_width: int) -> None:
+    """Raise ValueError, with the layer and the way out, where vLLM would stop at a bare assertion."""
+    size = get_tensor_model_parallel_world_size()
+    if kv_heads % size or ffn_width % size:
+        raise ValueError(
+            f"layer {layer} has {kv_heads} KV heads and {ffn_width} FFN channels, which do not divide by the "
+            f"tensor-parallel size {size}; prune with --tensor-parallel-size {size}"
+        )
