@@ -2,6 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+MODEL ?= examples/tiny-llama
 
 .PHONY: help setup demo test check bench
 
@@ -22,8 +23,8 @@ check: $(READY) ## Lint, check the format, check the types
 	@$(BIN)/ruff format --check --quiet
 	@$(BIN)/mypy --no-error-summary
 
-bench: $(READY) ## Serve the dense and the pruned model side by side and compare
-	@$(BIN)/python examples/bench.py $(ARGS)
+bench: $(READY) ## Time the projection of a million units beside a gate step of MODEL
+	@$(BIN)/python benchmarks/projection.py $(MODEL)
 
 # The stamp is written last: an interrupted set-up is taken up again.
 $(READY): pyproject.toml scripts/setup_env.py

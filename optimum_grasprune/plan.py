@@ -53,6 +53,10 @@ class PruningPlan:
             start += len(group.kept)
         return PruningPlan(tuple(groups))
 
+    def without_scales(self) -> PruningPlan:
+        """The same plan, unscaled."""
+        return PruningPlan(tuple(replace(group, scales=None) for group in self.groups))
+
     def group(self, layer: int, kind: Kind) -> GroupPlan:
         """The plan of one group; KeyError when there is none."""
         return {(group.layer, group.kind): group for group in self.groups}[layer, kind]

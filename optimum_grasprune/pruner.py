@@ -73,9 +73,16 @@ class GRASPPruner:
             plan = plan.with_scales(train_scales(sliced, family, family.inventory(sliced), tokens_NS, self.config))
         return self._finish(model, tokenizer, family, plan, budget, calibration)
 
-    def replay(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, plan: PruningPlan) -> Any:
-        """The pruned model that a saved plan describes, without calibration; same base model, same bytes."""
+    def replay(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, plan: PruningPlan
+    ) -> PreTrainedModel:
+        """The pruned model that a saved plan describes, without calibration; same base model, same bytes.
+
+        With `scales=False` in the configuration the plan's scales are left out. Raises PlanError when the plan is for
+        a model of other shapes.
+        """
         family = family_of(model.config)
+        plan = plan if self.config.scales else plan.without_scales()
         return self._finish(model, tokenizer, family, plan, None, None)
 
     def save(

@@ -1,0 +1,78 @@
+"""Seconds that projecting a million units onto the budget takes, beside one gate-training step of a real model.
+
+    python benchmarks/projection.py MODEL [--units 1000000] [--repeats 7]
+
+Projection runs at every training step, so it must vanish beside it. The step is measured on MODEL as it is; a model with
+a million units is many times larger, so the share printed here is an upper bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from optimum_grasprune import Budget, GRASPConfig, UnitGroup, UnitInventory, project
+from optimum_grasprune.families import family_of
+from optimum_grasprune.gating import train_gates
+from optimum_grasprune.loading import count_parameters, load_model
+
+LAYERS = 80
+
+
+def median_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Median over repeated runs, after one that is not counted."""
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])
+
+
+def large_inventory(units: int) -> UnitInventory:
+    """Eighty layers like LLaMA-2-70B's, widened or narrowed to that many units."""
+    groups = []
+    for layer in range(LAYERS):
+        groups += [UnitGroup(layer, "kv", 8, 18 * 128 * 8192, 256), UnitGroup(layer, "ffn", units // LAYERS - 8, 3 * 8192)]
+    return UnitInventory(tuple(groups))
+
+
+def main() -> None:
+    """Measure both, print one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--units", type=int, default=1_000_000)
+    parser.add_argument("--repeats", type=int, default=7)
+    args = parser.parse_args()
+
+    inventory = large_inventory(args.units)
+    config = GRASPConfig(keep_ratio=0.5, num_samples=1, seq_len=512, epochs=1)
+    budget = Budget.resolve(config, inventory, inventory.total_cost)
+    scores = torch.randn(inventory.num_units, generator=torch.Generator().manual_seed(0))
+    projection = median_seconds(lambda: project(scores, inventory, budget), args.repeats)
+
+    model = load_model(args.model)
+    family = family_of(model.config)
+    units = family.inventory(model)
+    limit = Budget.resolve(config, units, count_parameters(model))
+    tokens = torch.randint(model.config.vocab_size, (1, 512), generator=torch.Generator().manual_seed(0))
+    step = median_seconds(lambda: train_gates(model, family, units, limit, tokens, config), args.repeats)
+    result = {
+        "units": inventory.num_units,
+        "projection_seconds": round(projection, 4),
+        "model": args.model,
+        "model_units": units.num_units,
+        "gate_step_seconds": round(step, 4),
+        "share": round(projection / step, 4),
+        "threads": torch.get_num_threads(),
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from optimum_grasprune.calibration import load_corpus, sample_sequences, tokenize
+from optimum_grasprune.config import CalibrationOptions
+from optimum_grasprune.errors import DataError, OptionError
+
+
+def sequences(length: int, seed: int = 0, **options: int) -> torch.Tensor:
+    return sample_sequences(torch.arange(length), CalibrationOptions(**options), seed)
+
+
+def test_sequences_are_seeded_random_and_contiguous() -> None:
+    drawn = sequences(1000, num_samples=20, seq_len=10)
+    assert drawn.shape == (20, 10)
+    assert torch.equal(drawn - drawn[:, :1], torch.arange(10).expand(20, 10))
+    assert torch.equal(drawn, sequences(1000, num_samples=20, seq_len=10))
+    assert not torch.equal(drawn, sequences(1000, seed=1, num_samples=20, seq_len=10))
+    assert drawn[:, 0].tolist() != sorted(drawn[:, 0].tolist())
+
+
+def test_one_pass_covers_the_corpus_before_anything_repeats() -> None:
+    drawn = sequences(1000, num_samples=99, seq_len=10)
+    assert len(set(drawn[:, 0].tolist())) == 99
+    assert drawn.unique().numel() == 990
+
+
+def test_more_sequences_than_blocks_are_cut_anew() -> None:
+    drawn = sequences(105, num_samples=25, seq_len=10)
+    assert drawn.shape == (25, 10)
+    assert len({start % 10 for start in drawn[:, 0].tolist()}) > 1
+
+
+def test_corpus_of_exactly_one_sequence() -> None:
+    assert sequences(10, num_samples=3, seq_len=10).tolist() == [list(range(10))] * 3
+
+
+def test_too_short_corpus_is_an_error() -> None:
+    with pytest.raises(DataError, match="has 9 tokens, less than one sequence of 10"):
+        sequences(9, num_samples=1, seq_len=10)
+
+
+def test_file_formats_hold_the_same_text(tmp_path: Path) -> None:
+    text = "first line\nsecond – line"
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": part}) + "\n" for part in ("first line", "second")))
+    assert load_corpus(str(tmp_path / "a.txt")).text == text
+    assert load_corpus(str(tmp_path / "a.txt.gz")).sha256 == load_corpus(str(tmp_path / "a.txt")).sha256
+    assert load_corpus(str(tmp_path / "a.jsonl")).text == "first line\n\nsecond"
+
+
+def test_slices_by_percent_and_by_character(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("0123456789")
+    for split, expected in [("[:90%]", "012345678"), ("test[90%:]", "9"), ("[2:4]", "23"), ("train", "0123456789")]:
+        assert load_corpus(str(file), split).text == expected
+    with pytest.raises(OptionError, match=r"dataset_split='\[90-\]': should look like"):
+        load_corpus(str(file), "[90-]")
+
+
+def test_end_of_document_marks_become_newlines(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("one<|endoftext|>two")
+    assert load_corpus(str(file)).text == "one\ntwo"
+
+
+def test_unusable_corpora(tmp_path: Path) -> None:
+    empty, latin, table = tmp_path / "empty.txt", tmp_path / "latin.txt", tmp_path / "table.csv"
+    empty.write_text(" \n")
+    latin.write_bytes(b"caf\xe9 au lait")
+    table.write_text("title,body\na,b\n")
+    with pytest.raises(DataError, match="is empty"):
+        load_corpus(str(empty))
+    with pytest.raises(DataError, match="is not UTF-8: byte 3 cannot be read"):
+        load_corpus(str(latin))
+    with pytest.raises(OptionError, match="text_column='text': .* has the columns title, body"):
+        load_corpus(str(table))
+    with pytest.raises(OptionError, match="no such file"):
+        load_corpus(str(tmp_path / "missing.txt"))
+    (tmp_path / "broken.gz").write_bytes(b"no gzip")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_corpus(str(tmp_path / "broken.gz"))
+
+
+def test_builtin_corpus_is_english(tokenizer: PreTrainedTokenizerFast) -> None:
+    corpus = load_corpus("builtin")
+    assert len(corpus.text) > 500_000
+    assert corpus.text.count(" the ") > 2000
+    assert len(tokenize(corpus, tokenizer)) >= len(corpus.text)  # one token per byte, and no special ones

@@ -1,0 +1,36 @@
+"""Runs `optimum-cli` as its entry point does, in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from optimum.commands.optimum_cli import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    code: int
+    out: str
+    error_lines: list[str]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Call with the arguments after `optimum-cli grasprune`; progress bars are left out of the error lines."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["optimum-cli", "grasprune", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        lines = [line for line in captured.err.replace("\r", "\n").splitlines() if line.strip() and "it/s" not in line]
+        return Outcome(code, captured.out, [line for line in lines if "step" not in line and "window/s" not in line])
+
+    return run

@@ -1,0 +1,216 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from optimum.commands.grasprune.export import BUDGET_OPTIONS, FIELDS, RECIPE_OPTIONS, SWITCHES
+
+from optimum_grasprune import GRASPConfig
+from tests.commands.conftest import Outcome
+
+Cli = Callable[..., Outcome]
+QUICK = ("--num-samples", 4, "--seq-len", 24, "--epochs", 1)
+
+
+def export(cli: Cli, model: Path, corpus: Path, output: Path, *options: object) -> Outcome:
+    return cli("export", "-m", model, "--dataset", corpus, *QUICK, *options, output)
+
+
+def test_help_loads_no_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['optimum-cli', *{arguments!r}]\n"
+        "from optimum.commands.optimum_cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {{'torch', 'transformers', 'pydantic', 'vllm', 'optimum_grasprune'}} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    for arguments in (["--help"], ["grasprune", "export", "--help"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(arguments=arguments)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "grasprune" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["export", "evaluate", "inspect"])
+def test_every_command_has_help_with_an_example(cli: Cli, command: str) -> None:
+    outcome = cli(command, "--help")
+    assert outcome.code == 0
+    assert f"example:\n  optimum-cli grasprune {command} " in outcome.out
+    assert "--json FILE" in outcome.out
+
+
+def test_options_are_the_fields_of_the_config() -> None:
+    assert {*FIELDS, *SWITCHES, "scales"} == set(GRASPConfig.model_fields)
+    assert len(RECIPE_OPTIONS + BUDGET_OPTIONS) + 2 == len(set(FIELDS))
+
+
+def test_export_evaluate_inspect(cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path) -> None:
+    output, result = tmp_path / "pruned", tmp_path / "result.json"
+    outcome = export(cli, model_folder, corpus_file, output, "--keep-ratio", "0.6", "--json", result)
+    assert outcome.code == 0, outcome.error_lines
+    assert "prunable parameters" in outcome.out and "asked: at most" in outcome.out
+    record = json.loads(result.read_text())
+    assert record["budget"]["kept"]["prunable"] <= 0.6
+    assert record["recipe"]["epochs"] == 1
+
+    options = ("--dataset", corpus_file, "--seq-len", 32, "--num-samples", 5)
+    outcome = cli("evaluate", "-m", output, "--dense", model_folder, *options, "--json", result)
+    assert outcome.code == 0, outcome.error_lines
+    assert "5 windows of 32 tokens, 155 predictions, fp32" in outcome.out
+    dense, pruned = json.loads(result.read_text())["models"]
+    assert (dense["model"], pruned["model"]) == (str(model_folder), str(output))
+    assert pruned["parameters"] < dense["parameters"] and pruned["perplexity"] > 1
+
+    outcome = cli("inspect", "-m", output, "--json", result)
+    assert outcome.code == 0, outcome.error_lines
+    content = json.loads(result.read_text())
+    assert content["parameters"] == record["budget"]["pruned"]["parameters"]
+    assert content["kv_bytes_per_token"] == 4 * record["budget"]["pruned"]["kv_elements_per_token"]
+    assert sum(layer["parameters"] for layer in content["layers"]) == content["prunable_parameters"]
+
+
+def test_inspect_dense_model(cli: Cli, model_folder: Path, tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    assert cli("inspect", "-m", model_folder, "--json", result).code == 0
+    content = json.loads(result.read_text())
+    assert [layer["ffn_channels"] for layer in content["layers"]] == [48, 48, 48]
+    assert [layer["kv_heads"] for layer in content["layers"]] == [2, 2, 2]
+    assert content["kv_bytes_per_token"] == 3 * 2 * 2 * 8 * 4
+    assert content["budget"] is None
+
+
+def test_replaying_a_plan(cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert export(cli, model_folder, corpus_file, first).code == 0
+    assert cli("export", "-m", model_folder, "--plan", first / "grasp_config.json", second).code == 0
+    for name in ("model.safetensors", "config.json"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def refused(outcome: Outcome, output: Path, message: str) -> None:
+    """One line on standard error, exit code 2, and nothing where the output would have been, nor beside it."""
+    assert outcome.code == 2
+    assert len(outcome.error_lines) == 1, outcome.error_lines
+    assert message in outcome.error_lines[0]
+    assert outcome.error_lines[0].startswith("optimum-cli grasprune export: error: ")
+    assert not output.exists() and not list(output.parent.glob(f".{output.name}*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--keep-ratio", "0"), "--keep-ratio 0: input should be greater than 0"),
+        (("--keep-ratio", "1.2"), "--keep-ratio 1.2: input should be less than or equal to 1"),
+        (("--keep-ratio", "nan"), "--keep-ratio nan: input should be a finite number"),
+        (("--keep-ratio", "half"), "--keep-ratio half: input should be a valid number"),
+        (("--keep-ratio", "0.02"), "--keep-ratio 0.02: too small for at least 1 FFN channels a layer"),
+        (("--budget", "total", "--keep-ratio", "0.3"), "parameters that are never pruned; the nearest feasible value is"),
+        (("--kv-keep-ratio", "0.1"), "--kv-keep-ratio 0.1: too small for"),
+        (("--kv-multiple-of", "3"), "--kv-multiple-of 3: no multiple of it"),
+        (("--seq-len", "999"), "--seq-len 999: the model reads at most 128 tokens"),
+        (("--num-samples", "0"), "--num-samples 0: input should be greater than or equal to 1"),
+        (("--epochs", "many"), "--epochs many: input should be a valid integer"),
+        (("--dtype", "int8"), "--dtype int8: input should be 'auto'"),
+        (("--device", "abacus"), "--device abacus: "),
+        (("--method", "magic"), "--method magic: no such method; there are grasprune, random"),
+        (("--recipe", "grandma"), "--recipe grandma: no such recipe; there are default, paper"),
+        (("--dataset", "/nowhere/corpus.txt"), "--dataset /nowhere/corpus.txt: no such file"),
+        (("--dataset-split", "[oops]"), "--dataset-split [oops]: should look like"),
+        (("--plan", "/nowhere/grasp_config.json"), "holds no pruning plan"),
+    ],
+)
+def test_bad_options(
+    cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    refused(export(cli, model_folder, corpus_file, tmp_path / "out", *options), tmp_path / "out", message)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"too short", "has 9 tokens, less than one sequence of 24"),
+        (b"caf\xe9 " * 100, "is not UTF-8: byte 3 cannot be read"),
+    ],
+)
+def test_bad_corpora(cli: Cli, model_folder: Path, tmp_path: Path, content: bytes, message: str) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_bytes(content)
+    refused(export(cli, model_folder, corpus, tmp_path / "out"), tmp_path / "out", message)
+
+
+def write_config(folder: Path, **values: object) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder
+
+
+def test_bad_models(cli: Cli, corpus_file: Path, model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    encoder = write_config(tmp_path / "bert", model_type="bert", architectures=["BertForMaskedLM"])
+    other = write_config(tmp_path / "gpt2", model_type="gpt2", architectures=["GPT2LMHeadModel"])
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    for model, message in (
+        (tmp_path / "missing", "missing does not exist"),
+        (encoder, "is not a causal language model: its architecture is BertForMaskedLM"),
+        (other, "model type 'gpt2' is not supported; supported are: LLaMA"),
+        (broken, "the configuration of"),
+        (tmp_path, "has no config.json"),
+    ):
+        refused(export(cli, model, corpus_file, out), out, message)
+
+
+def test_damaged_weights(cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for file in model_folder.iterdir():
+        (damaged / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(damaged / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    for change in (tensors[name][:-1].clone(), None):
+        changed = {key: tensor for key, tensor in tensors.items() if key != name}
+        if change is not None:
+            changed[name] = change
+        save_file(changed, damaged / "model.safetensors", metadata={"format": "pt"})
+        refused(export(cli, damaged, corpus_file, tmp_path / "out"), tmp_path / "out", "the weights of")
+
+
+def test_bad_outputs(cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "notes.txt").write_text("mine")
+    for output, options, message in (
+        (full, (), "is not empty; use --overwrite"),
+        (full, ("--overwrite",), "holds something other than a model"),
+        (full / "notes.txt", (), "is a file, not a folder"),
+        (Path("/proc/nowhere/out"), (), "cannot be written"),
+        (model_folder, ("--overwrite",), "is the model that is to be pruned"),
+    ):
+        outcome = export(cli, model_folder, corpus_file, output, *options)
+        assert outcome.code == 2 and len(outcome.error_lines) == 1, outcome.error_lines
+        assert message in outcome.error_lines[0]
+    assert (full / "notes.txt").read_text() == "mine"
+    assert (model_folder / "config.json").is_file()
+
+
+def test_evaluate_refuses_bad_input(cli: Cli, model_folder: Path, corpus_file: Path) -> None:
+    for options, message in (
+        (("--seq-len", "1"), "--seq-len 1: input should be greater than or equal to 2"),
+        (("--seq-len", "129"), "--seq-len 129: the model"),
+        (("--dataset", "/nowhere.txt"), "--dataset /nowhere.txt: no such file"),
+        (("--dense", "/nowhere/model"), "the model folder /nowhere/model does not exist"),
+    ):
+        outcome = cli("evaluate", "-m", model_folder, "--dataset", corpus_file, *options)
+        assert outcome.code == 2 and len(outcome.error_lines) == 1, outcome.error_lines
+        assert outcome.error_lines[0].startswith("optimum-cli grasprune evaluate: error: ")
+        assert message in outcome.error_lines[0]

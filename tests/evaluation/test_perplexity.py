@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from optimum_grasprune.errors import DataError, GraspruneError
+from optimum_grasprune.evaluation import perplexity, windows_of
+from optimum_grasprune.loss import next_token_loss
+
+
+def test_loss_by_hand() -> None:
+    logits = torch.tensor([[[0.0, math.log(3)], [math.log(4), 0.0], [9.0, 9.0]]])
+    tokens = torch.tensor([[0, 1, 1]])
+    # Position 0 predicts token 1 with 3/4, position 1 predicts token 1 with 1/5; the last position predicts nothing.
+    losses = next_token_loss(logits, tokens, reduction="none")
+    torch.testing.assert_close(losses, torch.tensor([[-math.log(0.75), -math.log(0.2)]]))
+    torch.testing.assert_close(next_token_loss(logits, tokens), losses.mean())
+
+
+def test_uniform_model_has_the_vocabulary_as_perplexity(model: LlamaForCausalLM) -> None:
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    result = perplexity(model, torch.arange(60).view(3, 20))
+    assert result.perplexity == pytest.approx(258)
+    assert (result.tokens, result.windows, result.window) == (3 * 19, 3, 20)
+
+
+def test_batches_do_not_change_the_result(model: LlamaForCausalLM) -> None:
+    windows = torch.arange(100).view(5, 20)
+    assert perplexity(model, windows, 1).perplexity == pytest.approx(perplexity(model, windows, 3).perplexity, rel=1e-5)
+
+
+def test_windows() -> None:
+    assert windows_of(torch.arange(7), 3).tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert windows_of(torch.arange(7), 3, limit=1).tolist() == [[0, 1, 2]]
+    with pytest.raises(DataError, match="7 tokens, less than one window of 8"):
+        windows_of(torch.arange(7), 8)
+
+
+def test_non_finite_loss_is_an_error(model: LlamaForCausalLM) -> None:
+    with torch.no_grad():
+        model.lm_head.weight[5] = float("nan")
+    with pytest.raises(GraspruneError, match="not finite in window 1 of 2"):
+        perplexity(model, torch.arange(20).view(2, 10))

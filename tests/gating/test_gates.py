@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from optimum_grasprune import Budget, GRASPConfig, PruningPlan, UnitMask, project
+from optimum_grasprune.config import BudgetOptions
+from optimum_grasprune.families import family_of
+from optimum_grasprune.gating import bounded_scale, frozen, gated, straight_through, train_gates, train_scales
+from optimum_grasprune.gating import train as training
+from optimum_grasprune.gating.train import Schedule, batches
+from optimum_grasprune.surgery import build_pruned_model
+from tests.conftest import logits_of
+
+TOKENS = torch.arange(60).view(2, 30)
+
+
+def half_mask(model: LlamaForCausalLM) -> UnitMask:
+    inventory = family_of(model.config).inventory(model)
+    scores = torch.rand(inventory.num_units, generator=torch.Generator().manual_seed(1))
+    return project(scores, inventory, Budget.resolve(BudgetOptions(keep_ratio=0.5), inventory, 0))
+
+
+def test_gates_at_one_change_nothing_and_at_zero_equal_the_sliced_model(model: LlamaForCausalLM) -> None:
+    family, mask = family_of(model.config), half_mask(model)
+    dense = logits_of(model, TOKENS)
+    with gated(model, family, mask.inventory) as gates:
+        assert torch.equal(logits_of(model, TOKENS), dense)
+        gates.values_U = mask.kept_U.float()
+        masked = logits_of(model, TOKENS)
+    assert torch.equal(logits_of(model, TOKENS), dense)
+    sliced = build_pruned_model(model, PruningPlan.from_mask(mask), family)
+    torch.testing.assert_close(logits_of(sliced, TOKENS), masked, rtol=1e-4, atol=1e-5)
+
+
+def test_straight_through_has_the_mask_forward_and_the_sigmoid_backward() -> None:
+    # z = m + p − sg(p) with p = σ(s/τ): dz/ds = p (1 − p) / τ, for kept and cut units alike.
+    scores = torch.tensor([0.0, 3.0], requires_grad=True)
+    values = straight_through(torch.tensor([True, False]), torch.sigmoid(scores / 1.5))
+    assert values.tolist() == [1.0, 0.0]
+    (gradient,) = torch.autograd.grad((values * torch.tensor([3.0, 2.0])).sum(), [scores])
+    p = 0.8807970779778823  # σ(2)
+    torch.testing.assert_close(gradient, torch.tensor([3 * 0.25 / 1.5, 2 * p * (1 - p) / 1.5]))
+
+
+def test_gate_gradient_is_the_derivative_of_the_loss(model: LlamaForCausalLM) -> None:
+    model = model.double()
+    family = family_of(model.config)
+    inventory = family.inventory(model)
+    values = torch.rand(inventory.num_units, dtype=torch.float64, requires_grad=True)
+
+    def loss(values_U: Tensor) -> Tensor:
+        with gated(model, family, inventory) as gates:
+            gates.values_U = values_U
+            return model(TOKENS).logits.square().mean()
+
+    with frozen(model):
+        (gradient,) = torch.autograd.grad(loss(values), [values])
+        for unit in (0, 3, inventory.num_units - 1):
+            step = torch.zeros_like(values)
+            step[unit] = 1e-2  # LLaMA's norms compute in fp32 whatever the dtype: a smaller step drowns in rounding
+            numeric = (loss(values + step) - loss(values - step)) / 2e-2
+            torch.testing.assert_close(gradient[unit], numeric, rtol=1e-2, atol=1e-5)
+
+
+def test_frozen_puts_every_flag_back(model: LlamaForCausalLM) -> None:
+    model.train()
+    model.model.norm.weight.requires_grad_(False)
+    model.model.layers[1].mlp.eval()
+    before = [parameter.requires_grad for parameter in model.parameters()]
+    modes = [module.training for module in model.modules()]
+    with pytest.raises(KeyboardInterrupt), frozen(model, gradient_checkpointing=True):
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        assert not model.model.layers[0].mlp.training
+        raise KeyboardInterrupt
+    assert [parameter.requires_grad for parameter in model.parameters()] == before
+    assert [module.training for module in model.modules()] == modes
+    assert not model.is_gradient_checkpointing
+
+
+def test_training_leaves_the_model_as_it_was(model: LlamaForCausalLM) -> None:
+    family = family_of(model.config)
+    inventory = family.inventory(model)
+    config = GRASPConfig(keep_ratio=0.5, epochs=1)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    budget = Budget.resolve(config, inventory, 0)
+    train_gates(model, family, inventory, budget, TOKENS, config)
+    train_scales(model, family, inventory, TOKENS, config)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+def test_every_step_runs_under_the_budget(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = family_of(model.config)
+    inventory = family.inventory(model)
+    config = GRASPConfig(keep_ratio=0.6, epochs=4, learning_rate=0.3)
+    budget = Budget.resolve(config, inventory, 0)
+    costs: list[int] = []
+
+    def recorded(*arguments: object) -> UnitMask:
+        mask = project(*arguments)  # type: ignore[arg-type]
+        costs.append(mask.kept_cost)
+        return mask
+
+    monkeypatch.setattr(training, "project", recorded)
+    train_gates(model, family, inventory, budget, TOKENS, config)
+    smallest = min(group.cost for group in inventory.groups)
+    assert len(costs) == 1 + 4 * 2
+    assert all(budget.cost - smallest < cost <= budget.cost for cost in costs)
+
+
+def test_gradient_checkpointing_gives_the_same_scores(model: LlamaForCausalLM) -> None:
+    family = family_of(model.config)
+    inventory = family.inventory(model)
+    scores = []
+    for checkpointing in (False, True):
+        config = GRASPConfig(keep_ratio=0.5, epochs=2, gradient_checkpointing=checkpointing)
+        budget = Budget.resolve(config, inventory, 0)
+        scores.append(train_gates(model, family, inventory, budget, TOKENS, config))
+    torch.testing.assert_close(scores[0], scores[1], rtol=1e-4, atol=1e-5)
+
+
+def test_scales_stay_between_a_half_and_three_halves(model: LlamaForCausalLM) -> None:
+    assert bounded_scale(torch.tensor([-100.0, 0, 100])).tolist() == [0.5, 1.0, 1.5]
+    family = family_of(model.config)
+    inventory = family.inventory(model)
+    scales = train_scales(model, family, inventory, TOKENS, GRASPConfig(scale_epochs=3))
+    assert scales.shape == (inventory.num_units,)
+    assert 0.5 <= scales.min() < 1 < scales.max() <= 1.5
+
+
+def test_schedules() -> None:
+    assert [Schedule(4, "constant").factor(step) for step in range(4)] == [1, 1, 1, 1]
+    assert [round(Schedule(4, "cosine").factor(step), 3) for step in range(5)] == [1, 0.854, 0.5, 0.146, 0]
+
+
+def test_each_epoch_takes_every_sequence_once_in_a_new_order() -> None:
+    tokens = torch.arange(7)[:, None]
+    drawn = torch.cat(list(batches(tokens, epochs=2, batch_size=3, seed=0))).flatten().tolist()
+    assert sorted(drawn[:7]) == sorted(drawn[7:]) == list(range(7))
+    assert drawn[:7] != drawn[7:]

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedTokenizerFast
+
+from optimum_grasprune import GRASPConfig, GRASPPruner, load_pruned_model
+from optimum_grasprune.checkpoint import check_output, read_plan, staged_folder, write_json
+from optimum_grasprune.errors import CheckpointError, PlanError
+from optimum_grasprune.loading import load_model
+from tests.conftest import make_model, make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint") / "pruned"
+    pruner = GRASPPruner(
+        GRASPConfig(method="random", scales=False, dataset=str(corpus_file), num_samples=1, seq_len=8)
+    )
+    pruner.prune_model(make_model(), make_tokenizer())
+    pruner.save(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(checkpoint: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for file in checkpoint.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_folder_is_complete_and_readable_by_others(checkpoint: Path) -> None:
+    names = {file.name for file in checkpoint.iterdir()}
+    assert names == {
+        *("README.md", "config.json", "generation_config.json", "grasp_config.json", "model.safetensors"),
+        *("configuration_grasp.py", "modeling_grasp.py", "tokenizer.json", "tokenizer_config.json"),
+    }
+    assert all(file.stat().st_mode & stat.S_IRGRP for file in checkpoint.iterdir())
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
+    assert "quantization_config" not in config
+
+
+def test_missing_tensor_is_an_error_that_names_it(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"missing keys: model.layers.1.mlp.up_proj.weight"):
+        load_pruned_model(copy)
+
+
+def test_unexpected_tensor_is_an_error(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.layers.1.mlp.extra.weight"] = tensors["model.norm.weight"].clone()
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"unexpected keys: model.layers.1.mlp.extra.weight"):
+        load_pruned_model(copy)
+
+
+def test_wrong_shape_is_an_error(copy: Path) -> None:
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"][1:].clone()
+    save_file(tensors, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"weights of .* (damaged|cannot be read)"):
+        load_pruned_model(copy)
+
+
+def test_truncated_file_is_an_error(copy: Path) -> None:
+    data = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match="the weights of .* cannot be read"):
+        load_model(str(copy))
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError(28, "No space left on device")])
+def test_interrupted_save_leaves_nothing(tmp_path: Path, error: BaseException) -> None:
+    expected = CheckpointError if isinstance(error, OSError) else error
+    with pytest.raises(expected), staged_folder(tmp_path / "out") as folder:  # type: ignore[arg-type]
+        (folder / "config.json").write_text("{}")
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_full_disk_during_a_real_save(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast, corpus_file: Path, tmp_path: Path
+) -> None:
+    config = GRASPConfig(method="random", scales=False, dataset=str(corpus_file), num_samples=1, seq_len=8)
+    pruner = GRASPPruner(config)
+    pruner.prune_model(make_model(), tokenizer)
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    original = type(pruner.model).save_pretrained
+
+    def save_to_full_disk(model: object, folder: Path, **options: object) -> None:
+        original(model, folder, **options)  # type: ignore[arg-type]
+        with full.open("w") as device:
+            device.write("x" * 10_000)
+
+    monkeypatch.setattr(type(pruner.model), "save_pretrained", save_to_full_disk)
+    with pytest.raises(CheckpointError, match="cannot be written: No space left on device"):
+        pruner.save(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_overwriting_replaces_a_checkpoint_as_a_whole(tmp_path: Path) -> None:
+    old = tmp_path / "out"
+    old.mkdir()
+    (old / "config.json").write_text("{}")
+    (old / "model-00002-of-00002.safetensors").write_text("stale")
+    with pytest.raises(CheckpointError, match="is not empty; use --overwrite"), staged_folder(old):
+        pass
+    with staged_folder(old, overwrite=True) as folder:
+        (folder / "config.json").write_text('{"new": 1}')
+    assert [file.name for file in old.iterdir()] == ["config.json"]
+    assert list(tmp_path.iterdir()) == [old]
+
+
+def test_failed_overwrite_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    old = tmp_path / "out"
+    old.mkdir()
+    (old / "config.json").write_text("old")
+    with pytest.raises(RuntimeError), staged_folder(old, overwrite=True):
+        raise RuntimeError
+    assert (old / "config.json").read_text() == "old"
+
+
+def test_overwrite_never_takes_a_folder_that_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(CheckpointError, match="holds something other than a model"):
+        check_output(tmp_path, overwrite=True)
+
+
+def test_output_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(CheckpointError, match="is a file, not a folder"):
+        check_output(tmp_path / "out", overwrite=True)
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        check_output(tmp_path / "out" / "deeper", overwrite=False)
+
+
+def test_plan_from_folder_and_from_file(checkpoint: Path, tmp_path: Path) -> None:
+    assert read_plan(checkpoint) == read_plan(checkpoint / "grasp_config.json")
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(PlanError, match="holds no pruning plan"):
+        read_plan(tmp_path / "other.json")
+    with pytest.raises(PlanError, match="holds no pruning plan"):
+        read_plan(tmp_path / "missing")
+
+
+def test_json_is_readable_and_compact(tmp_path: Path) -> None:
+    content = {"a": {"b": [1, 2, 3], "c": []}, "groups": [{"kept": [0, 1]}, {"kept": [2]}]}
+    write_json(tmp_path / "x.json", content)
+    assert json.loads((tmp_path / "x.json").read_text()) == content
+    assert (tmp_path / "x.json").read_text().count("\n") == 10
+    assert [file.name for file in tmp_path.iterdir()] == ["x.json"]

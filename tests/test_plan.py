@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from optimum_grasprune import PruningPlan, UnitGroup, UnitInventory, UnitMask
+from optimum_grasprune.errors import PlanError
+
+
+def plan_of(inventory: UnitInventory) -> PruningPlan:
+    kept = torch.tensor([1, 0, 1, 0, 0, 1, 1, 1, 0, 1, 0, 0], dtype=torch.bool)
+    return PruningPlan.from_mask(UnitMask(inventory, kept))
+
+
+def test_plan_holds_what_the_mask_keeps(small_inventory: UnitInventory) -> None:
+    plan = plan_of(small_inventory)
+    assert plan.group(0, "kv").kept == (0,)
+    assert plan.group(0, "ffn").kept == (0, 3)
+    assert plan.group(1, "kv").kept == (0, 1)
+    assert plan.group(1, "ffn").kept == (1,)
+    assert plan.num_layers == 2
+
+
+def test_round_trip_through_json_keeps_every_bit_of_the_scales(small_inventory: UnitInventory) -> None:
+    scales = torch.rand(6, generator=torch.Generator().manual_seed(0)) + 0.5
+    plan = plan_of(small_inventory).with_scales(scales)
+    again = PruningPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert again == plan
+    flat = [scale for group in again.groups for scale in group.scales or ()]
+    assert torch.equal(torch.tensor(flat), scales)
+
+
+def test_plan_for_another_model_is_refused(small_inventory: UnitInventory) -> None:
+    plan = plan_of(small_inventory)
+    wider = UnitInventory((small_inventory.groups[0], UnitGroup(0, "ffn", 5, 3), *small_inventory.groups[2:]))
+    with pytest.raises(PlanError, match="4 FFN channels in layer 0; this model has 5"):
+        plan.check(wider)
+    with pytest.raises(PlanError, match="the plan is for 2 layers; this model has 1"):
+        plan.check(UnitInventory(small_inventory.groups[:2]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kept": [0, 0]}, "distinct, ascending and below 2"),
+        ({"kept": [2]}, "distinct, ascending and below 2"),
+        ({"kept": []}, "distinct, ascending and below 2"),
+        ({"kind": "mlp"}, "unknown kind in layer 0, mlp"),
+        ({"scales": [1.0, 1.0]}, "1 kept units but 2 scales"),
+        ({"layer": "first"}, "not a pruning plan"),
+    ],
+)
+def test_malformed_plan_is_refused(small_inventory: UnitInventory, change: dict[str, object], message: str) -> None:
+    content = plan_of(small_inventory).to_dict()
+    content["groups"][0].update(change)
+    with pytest.raises(PlanError, match=message):
+        PruningPlan.from_dict(content)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from optimum_grasprune import GRASPConfig, GRASPPruner
+from optimum_grasprune.checkpoint import read_plan
+from optimum_grasprune.errors import GraspruneError, OptionError, PlanError
+from tests.conftest import make_model
+
+
+@pytest.fixture
+def config(corpus_file: Path) -> GRASPConfig:
+    return GRASPConfig(keep_ratio=0.5, dataset=str(corpus_file), num_samples=4, seq_len=24, epochs=2, learning_rate=0.2)
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
+
+
+def saved(config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, folder: Path) -> dict[str, str]:
+    pruner = GRASPPruner(config)
+    pruner.prune_model(make_model(), tokenizer)
+    pruner.save(folder, max_shard_size="20KB")
+    return hashes(folder)
+
+
+def test_same_seed_same_bytes(config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    first, second = (saved(config, tokenizer, tmp_path / name) for name in ("one", "two"))
+    assert first == second
+    other = saved(config.model_copy(update={"seed": 1}), tokenizer, tmp_path / "three")
+    assert other["grasp_config.json"] != first["grasp_config.json"]
+
+
+def test_replaying_the_saved_plan_gives_the_same_weights(
+    config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    first = saved(config, tokenizer, tmp_path / "calibrated")
+    again = GRASPPruner(config)
+    again.replay(make_model(), tokenizer, read_plan(tmp_path / "calibrated"))
+    again.save(tmp_path / "replayed", max_shard_size="20KB")
+    second = hashes(tmp_path / "replayed")
+    weights = [name for name in first if name.endswith((".safetensors", "index.json")) or name == "config.json"]
+    assert len(weights) > 3
+    assert {name: first[name] for name in weights} == {name: second[name] for name in weights}
+
+
+def test_a_plan_of_another_model_is_refused(
+    config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    saved(config, tokenizer, tmp_path / "calibrated")
+    with pytest.raises(PlanError, match="48 FFN channels in layer 0; this model has 64"):
+        GRASPPruner(config).replay(make_model(intermediate_size=64), None, read_plan(tmp_path / "calibrated"))
+
+
+def test_record_tells_how_it_was_made(config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    saved(config, tokenizer, tmp_path / "pruned")
+    record = json.loads((tmp_path / "pruned" / "grasp_config.json").read_text())
+    assert GRASPConfig.from_dict(record["recipe"]) == config
+    assert record["calibration"]["sequences"] == [4, 24]
+    assert len(record["calibration"]["sha256"]) == 64
+    assert {"torch", "transformers", "optimum-grasprune", "python"} == set(record["versions"])
+    card = (tmp_path / "pruned" / "README.md").read_text()
+    assert card.startswith("---\n") and "vllm serve" in card and "| layer | FFN channels | KV heads |" in card
+
+
+def test_scales_can_be_left_out(config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    pruner = GRASPPruner(config.model_copy(update={"scales": False}))
+    pruner.prune_model(model, tokenizer)
+    assert pruner.plan is not None and all(group.scales is None for group in pruner.plan.groups)
+
+
+def test_keeping_everything_changes_nothing(
+    config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    pruner = GRASPPruner(config.model_copy(update={"scales": False, "keep_ratio": 1.0}))
+    pruned = pruner.prune_model(model, tokenizer)
+    state = model.state_dict()
+    assert all((tensor == state[name]).all() for name, tensor in pruned.state_dict().items())
+
+
+def test_sequences_longer_than_the_model_reads(
+    config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(OptionError, match="seq_len=129: the model reads at most 128 tokens"):
+        GRASPPruner(config.model_copy(update={"seq_len": 129})).prune_model(model, tokenizer)
+
+
+def test_nothing_to_save_yet(config: GRASPConfig, tmp_path: Path) -> None:
+    with pytest.raises(GraspruneError, match="call prune_model first"):
+        GRASPPruner(config).save(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

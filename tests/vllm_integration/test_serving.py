@@ -1,0 +1,96 @@
+"""The real engine, on whatever device vLLM is installed for."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask
+from optimum_grasprune.benchmark import Server, served
+from optimum_grasprune.families import family_of
+from optimum_grasprune.loading import load_model, load_tokenizer
+from tests.conftest import TINY_LLAMA
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+vllm = pytest.importorskip("vllm")
+
+PROMPTS = [
+    "Once upon a time",
+    "The river",
+    "A cat and a dog",
+    "Dear friend,",
+    "Water boils when",
+    "The history of music",
+    "In the morning she",
+    "Question: What is a star?",
+]
+KV_HEADS = [4, 1, 3, 2, 4, 2]
+MEMORY = {"VLLM_CPU_KVCACHE_SPACE": "1"}  # GiB; the same for every server, so that token counts compare
+BLOCK = 128
+
+
+def make_plan(model: PreTrainedModel) -> PruningPlan:
+    """No two layers alike: every layer its own number of channels, one to four KV heads, scales that are not one."""
+    inventory = family_of(model.config).inventory(model)
+    kept = torch.zeros(inventory.num_units, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(0)
+    for layer, heads in enumerate(KV_HEADS):
+        kept[inventory.slice_of(layer, "kv")] = torch.randperm(4, generator=generator) < heads
+        kept[inventory.slice_of(layer, "ffn")] = torch.randperm(344, generator=generator) < 340 - 7 * layer
+    scales = 0.9 + 0.2 * torch.rand(int(kept.sum()), generator=generator)
+    return PruningPlan.from_mask(UnitMask(inventory, kept)).with_scales(scales)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = load_model(str(TINY_LLAMA), dtype="float32")
+    pruner = GRASPPruner(GRASPConfig(dtype="float32"))
+    pruner.replay(model, load_tokenizer(str(TINY_LLAMA)), make_plan(model))
+    folder = tmp_path_factory.mktemp("served") / "pruned-llama"
+    pruner.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pruned_server(checkpoint: Path) -> Iterator[Server]:
+    """`vllm serve CHECKPOINT`, no flags but the address."""
+    with served(checkpoint, checkpoint.with_name("pruned.log"), environment=MEMORY) as server:
+        yield server
+
+
+def test_every_layer_differs(checkpoint: Path) -> None:
+    layers = json.loads((checkpoint / "config.json").read_text())["per_layer_config"]
+    assert not any(one == other for one, other in itertools.combinations(layers.values(), 2))
+
+
+def test_greedy_tokens_equal_those_of_transformers(checkpoint: Path, pruned_server: Server) -> None:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        expected = model.generate(ids, max_new_tokens=32, do_sample=False, attention_mask=torch.ones_like(ids))
+        completion = pruned_server.complete(ids[0].tolist(), max_tokens=32)
+        assert completion.tokens == expected[0, ids.shape[1] :].tolist(), prompt
+
+
+def test_kv_cache_grows_by_exactly_the_heads_removed(pruned_server: Server, tmp_path: Path) -> None:
+    flags = ["--enforce-eager", "--dtype", "float32"]  # compiling would take its time and change no memory
+    with served(TINY_LLAMA, tmp_path / "dense.log", flags=flags, environment=MEMORY) as dense_server:
+        dense = dense_server.kv_cache_tokens()
+    expected = dense * (4 * len(KV_HEADS)) / sum(KV_HEADS)
+    assert abs(pruned_server.kv_cache_tokens() - expected) <= BLOCK * (4 * len(KV_HEADS)) / sum(KV_HEADS)
+
+
+def test_plugin_is_an_entry_point_and_may_be_registered_twice() -> None:
+    (entry,) = [entry for entry in entry_points(group="vllm.general_plugins") if entry.name == "grasprune"]
+    register = entry.load()
+    register()
+    register()
+    assert "GRASPLlamaForCausalLM" in vllm.ModelRegistry.get_supported_archs()
