@@ -2,8 +2,8 @@
 
     python benchmarks/projection.py MODEL [--units 1000000] [--repeats 7]
 
-Projection runs at every training step, so it must vanish beside it. The step is measured on MODEL as it is; a model with
-a million units is many times larger, so the share printed here is an upper bound.
+Projection runs at every training step, so it must vanish beside it. The step is measured on MODEL as it is; a model
+with a million units is many times larger, so the share printed here is an upper bound.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ def large_inventory(units: int) -> UnitInventory:
     """Eighty layers like LLaMA-2-70B's, widened or narrowed to that many units."""
     groups = []
     for layer in range(LAYERS):
-        groups += [UnitGroup(layer, "kv", 8, 18 * 128 * 8192, 256), UnitGroup(layer, "ffn", units // LAYERS - 8, 3 * 8192)]
+        groups += [
+            UnitGroup(layer, "kv", 8, 18 * 128 * 8192, 256),
+            UnitGroup(layer, "ffn", units // LAYERS - 8, 3 * 8192),
+        ]
     return UnitInventory(tuple(groups))
 
 

@@ -56,7 +56,13 @@ def run_cell(args: argparse.Namespace, variant: str, ratio: str, windows: list[s
     seconds = time.perf_counter() - start
     kept = json.loads(record.read_text())["budget"]["kept"]
     perplexities = measure(str(output), args.evaluate, windows, scratch)
-    return {"variant": variant, "keep_ratio": float(ratio), "kept": kept, "seconds": round(seconds, 1), "perplexity": perplexities}
+    return {
+        "variant": variant,
+        "keep_ratio": float(ratio),
+        "kept": kept,
+        "seconds": round(seconds, 1),
+        "perplexity": perplexities,
+    }
 
 
 def main() -> None:

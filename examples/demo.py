@@ -1,6 +1,6 @@
 """The main job on a real model: prune SmolLM2-135M to 80 %, measure it, serve dense and pruned with vLLM.
 
-    make demo
+make demo
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def main() -> None:
     if not (dense / "config.json").is_file():
         export(dense)
     grasprune("export", "-m", str(dense), *RECIPE, "--overwrite", str(pruned))
-    grasprune("evaluate", "-m", str(pruned), "--dense", str(dense), *HELD_OUT, "--json", str(output / "perplexity.json"))
+    grasprune(
+        "evaluate", "-m", str(pruned), "--dense", str(dense), *HELD_OUT, "--json", str(output / "perplexity.json")
+    )
     answers = {model: ask(model, output / f"{model.name}.log") for model in (dense, pruned)}
     show(answers, dense, pruned)
     quality = json.loads((output / "perplexity.json").read_text())["models"]

@@ -39,7 +39,7 @@ def export(output: Path) -> None:
     widened = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.bfloat16)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     values = widened.config.to_dict()
-    # transformers takes a model read from GGUF for a quantised one and refuses to save it: save its tensors as a plain one.
+    # transformers takes a model read from GGUF for a quantised one and refuses to save it: a plain one gets its tensors
     for key in ("quantization_config", "_name_or_path"):
         values.pop(key, None)
     model = LlamaForCausalLM(LlamaConfig.from_dict(values)).to(torch.bfloat16)

@@ -36,7 +36,7 @@ class Budget:
     kv_width: int | None = None
     minimum: Mapping[Kind, int] = field(default_factory=lambda: {"ffn": 1, "kv": 1})
     multiple_of: Mapping[Kind, int] = field(default_factory=lambda: {"ffn": 1, "kv": 1})
-    options: BudgetOptions = field(default_factory=BudgetOptions)
+    options: BudgetOptions = field(default_factory=lambda: BudgetOptions())
     fixed_cost: int = 0
 
     @classmethod
@@ -80,7 +80,9 @@ class Budget:
         if getattr(options, name) <= group.count and options.tensor_parallel_size > 1:
             name = "tensor_parallel_size"
         least, label = self.minimum[kind], KIND_LABELS[kind]
-        reason = f"no multiple of it lies between the minimum {least} and the {group.count} {label}s of layer {group.layer}"
+        reason = (
+            f"no multiple of it lies between the minimum {least} and the {group.count} {label}s of layer {group.layer}"
+        )
         raise OptionError(name, getattr(options, name), reason)
 
     def check_feasible(self, inventory: UnitInventory) -> None:
@@ -115,7 +117,9 @@ def project(scores_U: Tensor, inventory: UnitInventory, budget: Budget) -> UnitM
     Raises BudgetError when the smallest widths alone exceed the budget.
     """
     if scores_U.shape != (inventory.num_units,):
-        raise GraspruneError(f"scores have shape {tuple(scores_U.shape)}, the inventory has {inventory.num_units} units")
+        raise GraspruneError(
+            f"scores have shape {tuple(scores_U.shape)}, the inventory has {inventory.num_units} units"
+        )
     scores_U = scores_U.detach().to("cpu", torch.float32)
     if torch.isnan(scores_U).any():
         layer, kind, unit = inventory.locate(int(torch.isnan(scores_U).nonzero()[0]))
@@ -153,9 +157,7 @@ def _rank_inside_groups(order_U: Tensor, inventory: UnitInventory) -> Tensor:
     return order_U[torch.sort(keys_U).values & _LOW_32_BITS]
 
 
-def _widths(
-    scores_U: Tensor, order_U: Tensor, ranked_U: Tensor, inventory: UnitInventory, budget: Budget
-) -> Tensor:
+def _widths(scores_U: Tensor, order_U: Tensor, ranked_U: Tensor, inventory: UnitInventory, budget: Budget) -> Tensor:
     """How many units every group keeps, shape (groups,)."""
     budget.check_feasible(inventory)
     steps = [budget.multiple_of[group.kind] for group in inventory.groups]

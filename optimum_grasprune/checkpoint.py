@@ -1,8 +1,8 @@
 """Pruned checkpoints on disk.
 
 A checkpoint is a folder that transformers and vLLM load: config.json (with `per_layer_config` and `auto_map`), the two
-modelling files, sharded safetensors, tokenizer, generation config, a model card, and `grasp_config.json`, which says how
-it was made and holds the plan.
+modelling files, sharded safetensors, tokenizer, generation config, a model card, and `grasp_config.json`, which says
+how it was made and holds the plan.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .errors import CheckpointError, OptionError, PlanError
+from .errors import CheckpointError, PlanError
 from .loading import load_model
 from .modeling import CODE_FILES, auto_map
 from .plan import PruningPlan
@@ -76,7 +76,7 @@ def save_checkpoint(
 ) -> None:
     """Write a pruned model. All files are written beside `output` and moved there at once.
 
-    record: what goes into `grasp_config.json`.  card: the model card.  Raises CheckpointError when it cannot be written.
+    record: what goes into `grasp_config.json`.  card: the model card.  Raises CheckpointError on a failed write.
     """
     with staged_folder(output, overwrite=overwrite) as folder:
         try:

@@ -6,6 +6,7 @@ them side by side. The field descriptions are also the command line's help texts
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -38,21 +39,23 @@ class _Options(BaseModel):
 class BudgetOptions(_Options):
     """How much may stay."""
 
-    keep_ratio: float = Field(0.5, gt=0, le=1, description="share of the budgeted parameters that stays (the paper's ρ)")
+    keep_ratio: float = Field(
+        default=0.5, gt=0, le=1, description="share of the budgeted parameters that stays (the paper's ρ)"
+    )
     budget: Literal["prunable", "total"] = Field(
-        "prunable",
-        description="what the keep ratio is a share of: the prunable parameters (the paper's ρ: FFN channels and KV head "
-        "groups) or all parameters of the model, embeddings, head and norms included",
+        default="prunable",
+        description="what the keep ratio is a share of: the prunable parameters (the paper's ρ: FFN channels and KV "
+        "head groups) or all parameters of the model, embeddings, head and norms included",
     )
     kv_keep_ratio: float | None = Field(
-        None, gt=0, le=1, description="a second cap: share of the KV cache per token that may stay"
+        default=None, gt=0, le=1, description="a second cap: share of the KV cache per token that may stay"
     )
-    min_ffn_channels: int = Field(1, ge=1, description="FFN channels that every layer keeps at least")
-    min_kv_groups: int = Field(1, ge=1, description="KV head groups that every layer keeps at least")
-    ffn_multiple_of: int = Field(1, ge=1, description="every layer's FFN width is a multiple of this")
-    kv_multiple_of: int = Field(1, ge=1, description="every layer's number of KV heads is a multiple of this")
+    min_ffn_channels: int = Field(default=1, ge=1, description="FFN channels that every layer keeps at least")
+    min_kv_groups: int = Field(default=1, ge=1, description="KV head groups that every layer keeps at least")
+    ffn_multiple_of: int = Field(default=1, ge=1, description="every layer's FFN width is a multiple of this")
+    kv_multiple_of: int = Field(default=1, ge=1, description="every layer's number of KV heads is a multiple of this")
     tensor_parallel_size: int = Field(
-        1, ge=1, description="tensor-parallel size to serve with: every layer's widths are multiples of it"
+        default=1, ge=1, description="tensor-parallel size to serve with: every layer's widths are multiples of it"
     )
 
 
@@ -60,47 +63,58 @@ class CalibrationOptions(_Options):
     """Which tokens the model is calibrated on."""
 
     dataset: str = Field(
-        "builtin",
+        default="builtin",
         description="calibration corpus: a text, jsonl, csv or parquet file (also .gz), a Hugging Face dataset as "
         "NAME or NAME:CONFIG, 'wikitext2', or 'builtin'",
     )
     dataset_split: str | None = Field(
-        None, description="split or slice of it, as in 'train', 'train[:90%]' or, for a file, '[:90%]'"
+        default=None, description="split or slice of it, as in 'train', 'train[:90%]' or, for a file, '[:90%]'"
     )
-    text_column: str = Field("text", description="column that holds the text, for everything but plain text files")
-    num_samples: int = Field(512, ge=1, description="number of calibration sequences, drawn at random with the seed")
-    seq_len: int = Field(512, ge=2, description="tokens in each of them")
+    text_column: str = Field(
+        default="text", description="column that holds the text, for everything but plain text files"
+    )
+    num_samples: int = Field(
+        default=512, ge=1, description="number of calibration sequences, drawn at random with the seed"
+    )
+    seq_len: int = Field(default=512, ge=2, description="tokens in each of them")
 
 
 class GateOptions(_Options):
     """How the gate scores are trained."""
 
-    epochs: int = Field(4, ge=1, description="passes over the calibration sequences while gates are trained")
-    batch_size: int = Field(1, ge=1, description="sequences in one training step")
-    learning_rate: float = Field(1e-2, gt=0, description="AdamW's learning rate for the gate scores")
+    epochs: int = Field(default=4, ge=1, description="passes over the calibration sequences while gates are trained")
+    batch_size: int = Field(default=1, ge=1, description="sequences in one training step")
+    learning_rate: float = Field(default=1e-2, gt=0, description="AdamW's learning rate for the gate scores")
     schedule: Literal["cosine", "constant"] = Field(
-        "cosine", description="course of the learning rates of gates and scales; cosine falls to zero"
+        default="cosine", description="course of the learning rates of gates and scales; cosine falls to zero"
     )
-    temperature: float = Field(1.5, gt=0, description="τ in p = sigmoid(s / τ)")
+    temperature: float = Field(default=1.5, gt=0, description="τ in p = sigmoid(s / τ)")
 
 
 class ScaleOptions(_Options):
     """How the scales of the kept units are calibrated."""
 
-    scales: bool = Field(True, description="calibrate one multiplier per kept unit and fold it into the weights")
-    scale_epochs: int = Field(1, ge=1, description="passes over the calibration sequences while scales are trained")
-    scale_learning_rate: float = Field(1e-2, gt=0, description="AdamW's learning rate for the scales")
+    scales: bool = Field(
+        default=True, description="calibrate one multiplier per kept unit and fold it into the weights"
+    )
+    scale_epochs: int = Field(
+        default=1, ge=1, description="passes over the calibration sequences while scales are trained"
+    )
+    scale_learning_rate: float = Field(default=1e-2, gt=0, description="AdamW's learning rate for the scales")
 
 
 class RunOptions(_Options):
     """Where and how precisely it all runs."""
 
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of every random choice")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of every random choice")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="precision that the model is loaded, calibrated and saved in; auto is the checkpoint's own"
+        default="auto",
+        description="precision that the model is loaded, calibrated and saved in; auto is the checkpoint's own",
     )
-    device: str = Field("auto", description="torch device; auto takes the first GPU, else the CPU")
-    gradient_checkpointing: bool = Field(False, description="recompute activations to save memory, about a third slower")
+    device: str = Field(default="auto", description="torch device; auto takes the first GPU, else the CPU")
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations to save memory, about a third slower"
+    )
 
 
 class GRASPConfig(BudgetOptions, CalibrationOptions, GateOptions, ScaleOptions, RunOptions):
@@ -109,7 +123,7 @@ class GRASPConfig(BudgetOptions, CalibrationOptions, GateOptions, ScaleOptions, 
     >>> GRASPConfig(keep_ratio=0.8, dataset="wikitext2", epochs=1)
     """
 
-    method: str = Field("grasprune", description="how the units to keep are chosen")
+    method: str = Field(default="grasprune", description="how the units to keep are chosen")
 
     @classmethod
     def paper(cls, **overrides: Any) -> GRASPConfig:
@@ -139,5 +153,5 @@ class GRASPConfig(BudgetOptions, CalibrationOptions, GateOptions, ScaleOptions, 
         return cls(**{**published, **overrides})
 
 
-RECIPES = {"default": GRASPConfig, "paper": GRASPConfig.paper}
+RECIPES: dict[str, Callable[..., GRASPConfig]] = {"default": GRASPConfig, "paper": GRASPConfig.paper}
 """Named recipes that `--recipe` offers: each takes overrides by keyword and returns a `GRASPConfig`."""

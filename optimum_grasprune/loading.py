@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .errors import CheckpointError, ModelError, OptionError
@@ -42,11 +48,12 @@ def load_model(
     family_of(config)
     target = resolve_device(device)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
         )
     except Exception as error:  # transformers, safetensors and the file system each have their own types for a bad file
         raise CheckpointError(f"the weights of {source} cannot be read: {_first_line(error)}") from None
+    model, info = loaded
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if info.get(problem):
             names = sorted(str(name) for name in info[problem])
@@ -88,7 +95,7 @@ def count_parameters(model: PreTrainedModel) -> int:
 
 def _require_folder(source: str) -> None:
     path = Path(source)
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") != 1 and "/" in source
+    looks_local = source.startswith((".", "/", "~")) or (source.count("/") != 1 and "/" in source)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ModelError(f"the model folder {source} has no config.json")

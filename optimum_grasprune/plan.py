@@ -1,4 +1,4 @@
-"""A pruning plan: what was kept in every layer, with its scales. It can be saved, read, and replayed on the base model."""
+"""A pruning plan: what was kept in every layer, with its scales. It can be saved, and replayed on the base model."""
 
 from __future__ import annotations
 

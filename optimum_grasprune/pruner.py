@@ -85,9 +85,7 @@ class GRASPPruner:
         plan = plan if self.config.scales else plan.without_scales()
         return self._finish(model, tokenizer, family, plan, None, None)
 
-    def save(
-        self, output: str | os.PathLike[str], *, overwrite: bool = False, max_shard_size: str = "5GB"
-    ) -> None:
+    def save(self, output: str | os.PathLike[str], *, overwrite: bool = False, max_shard_size: str = "5GB") -> None:
         """Write the pruned model as a checkpoint folder; CheckpointError when it cannot be written."""
         if self.model is None:
             raise GraspruneError("there is nothing to save: call prune_model first")

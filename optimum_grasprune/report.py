@@ -31,9 +31,7 @@ def budget_rows(record: dict[str, Any]) -> list[tuple[str, str, str, str]]:
         ("all parameters", "parameters", "parameters"),
         ("KV cache, elements per token", "kv_elements_per_token", "kv_cache"),
     )
-    return [
-        (label, f"{dense[total]:,}", f"{pruned[total]:,}", f"{kept[share]:.2%}") for label, total, share in names
-    ]
+    return [(label, f"{dense[total]:,}", f"{pruned[total]:,}", f"{kept[share]:.2%}") for label, total, share in names]
 
 
 def print_summary(record: dict[str, Any], title: str) -> None:
@@ -60,8 +58,8 @@ def model_card(record: dict[str, Any]) -> str:
             f"---\n{data.to_yaml()}\n---\n\n"
             f"# {base['name'] or base['model_type']}, pruned\n\n"
             f"A smaller dense model, made by {GITHUB_NAME} with the method `{recipe['method']}` "
-            f"(GRASPrune, arXiv 2604.19398). FFN channels and KV head groups were cut under one budget, so every layer has "
-            f"its own widths; no weight was retrained.\n\n"
+            f"(GRASPrune, arXiv 2604.19398). FFN channels and KV head groups were cut under one budget, so every layer "
+            f"has its own widths; no weight was retrained.\n\n"
             f"| | dense | pruned | kept |\n|---|---:|---:|---:|\n{rows}\n\n"
             f"{_calibration_line(record)}\n\n"
             "## Use\n\n"

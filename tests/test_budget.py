@@ -44,7 +44,9 @@ def test_no_layer_is_emptied_and_what_it_gets_back_is_paid_for(small_inventory: 
 
 
 def test_equal_scores_are_kept_evenly_over_layers_and_kinds() -> None:
-    groups = [group for layer in range(8) for group in (UnitGroup(layer, "kv", 4, 16, 8), UnitGroup(layer, "ffn", 64, 3))]
+    groups = [
+        group for layer in range(8) for group in (UnitGroup(layer, "kv", 4, 16, 8), UnitGroup(layer, "ffn", 64, 3))
+    ]
     inventory = UnitInventory(tuple(groups))
     mask = project(torch.zeros(inventory.num_units), inventory, resolve(inventory, keep_ratio=0.5))
     assert {len(mask.kept(layer, "kv")) for layer in range(8)} == {2}
@@ -93,7 +95,9 @@ def test_infeasible_budget_names_the_nearest_feasible_value(small_inventory: Uni
 
 
 def test_impossible_alignment_names_the_option(small_inventory: UnitInventory) -> None:
-    with pytest.raises(OptionError, match="kv_multiple_of=3: no multiple of it lies between the minimum 1 and the 2 KV"):
+    with pytest.raises(
+        OptionError, match="kv_multiple_of=3: no multiple of it lies between the minimum 1 and the 2 KV"
+    ):
         resolve(small_inventory, kv_multiple_of=3)
     with pytest.raises(OptionError, match="tensor_parallel_size=4: .*2 KV head groups of layer 0"):
         resolve(small_inventory, tensor_parallel_size=4)

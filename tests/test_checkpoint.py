@@ -18,9 +18,7 @@ from tests.conftest import make_model, make_tokenizer
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / "pruned"
-    pruner = GRASPPruner(
-        GRASPConfig(method="random", scales=False, dataset=str(corpus_file), num_samples=1, seq_len=8)
-    )
+    pruner = GRASPPruner(GRASPConfig(method="random", scales=False, dataset=str(corpus_file), num_samples=1, seq_len=8))
     pruner.prune_model(make_model(), make_tokenizer())
     pruner.save(folder)
     return folder

@@ -27,7 +27,13 @@ PROMPT = "The river"
 @pytest.fixture(scope="module")
 def pruner() -> GRASPPruner:
     config = GRASPConfig(
-        keep_ratio=0.8, dataset_split="[:90%]", num_samples=96, seq_len=128, epochs=1, learning_rate=0.03, dtype="float32"
+        keep_ratio=0.8,
+        dataset_split="[:90%]",
+        num_samples=96,
+        seq_len=128,
+        epochs=1,
+        learning_rate=0.03,
+        dtype="float32",
     )
     pruner = GRASPPruner(config)
     pruner.prune_model(load_model(str(TINY_LLAMA), dtype="float32"), load_tokenizer(str(TINY_LLAMA)))
@@ -88,8 +94,8 @@ def test_same_text_with_our_package_and_without(pruner: GRASPPruner, tmp_path: P
 
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=False)
-    # The packages of this environment, but not what its .pth files add, which is where an editable install of ours stands.
-    # A path file is read only in a site folder, so the libraries are found and we are not.
+    # The packages of this environment, but not what its own .pth files add, and an editable install of ours is one of
+    # those: path files are read in site folders only.
     (site,) = environment.glob("lib/python*/site-packages")
     (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
     script = tmp_path / "load.py"

@@ -68,7 +68,9 @@ def test_record_tells_how_it_was_made(config: GRASPConfig, tokenizer: PreTrained
     assert card.startswith("---\n") and "vllm serve" in card and "| layer | FFN channels | KV heads |" in card
 
 
-def test_scales_can_be_left_out(config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_scales_can_be_left_out(
+    config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
     pruner = GRASPPruner(config.model_copy(update={"scales": False}))
     pruner.prune_model(model, tokenizer)
     assert pruner.plan is not None and all(group.scales is None for group in pruner.plan.groups)

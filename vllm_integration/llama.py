@@ -1,7 +1,7 @@
 """LLaMA with different widths in every layer, from vLLM's stock layers.
 
-vLLM's decoder layer takes the configuration to read its widths from; ours hands it the layer's own. Attention, KV cache,
-tensor and pipeline parallelism, LoRA and quantisation are vLLM's, untouched.
+vLLM's decoder layer takes the configuration to read its widths from; ours hands it the layer's own. Attention, KV
+cache, tensor and pipeline parallelism, LoRA and quantisation are vLLM's, untouched.
 """
 
 from __future__ import annotations

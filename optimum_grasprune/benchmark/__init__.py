@@ -1,5 +1,5 @@
 """Measuring what pruning saves: drives real vLLM servers."""
 
-from .server import Server, served
+from .server import Completion, Server, ServerError, served
 
-__all__ = ["Server", "served"]
+__all__ = ["Completion", "Server", "ServerError", "served"]

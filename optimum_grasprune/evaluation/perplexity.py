@@ -21,7 +21,7 @@ from ..loss import next_token_loss
 
 @dataclass(frozen=True)
 class Perplexity:
-    """perplexity: exp of the mean loss.  tokens: predicted tokens.  windows, window: number and length of the windows."""
+    """perplexity: exp of the mean loss.  tokens: predicted tokens.  windows, window: number and length of windows."""
 
     perplexity: float
     tokens: int

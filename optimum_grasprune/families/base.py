@@ -64,12 +64,13 @@ class Family:
         groups: list[UnitGroup] = []
         for index, layer in enumerate(self.decoder_layers(model)):
             key = self.coupling(layer, "kv").inputs[1]
-            for kind, count, kv_width in (
-                ("kv", key.out_features // head_dim, 2 * head_dim),
-                ("ffn", self.coupling(layer, "ffn").output.in_features, 0),
-            ):
+            counts: dict[Kind, int] = {
+                "kv": key.out_features // head_dim,
+                "ffn": self.coupling(layer, "ffn").output.in_features,
+            }
+            for kind, count in counts.items():
                 cost = _parameters(self.coupling(layer, kind)) // count
-                groups.append(UnitGroup(index, kind, count, cost, kv_width))
+                groups.append(UnitGroup(index, kind, count, cost, 2 * head_dim if kind == "kv" else 0))
         return UnitInventory(tuple(groups))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..families import Family
-from ..units import UnitInventory
+from ..units import KINDS, UnitInventory
 
 
 class Gates:
@@ -33,9 +33,9 @@ def gated(model: PreTrainedModel, family: Family, inventory: UnitInventory) -> I
     gates = Gates(torch.ones(inventory.num_units, device=model.device))
     with ExitStack() as hooks:
         for index, layer in enumerate(family.decoder_layers(model)):
-            for kind in ("kv", "ffn"):
-                hook = _multiply_input(gates, inventory.slice_of(index, kind))  # type: ignore[arg-type]
-                handle = family.coupling(layer, kind).output.register_forward_pre_hook(hook)  # type: ignore[arg-type]
+            for kind in KINDS:
+                hook = _multiply_input(gates, inventory.slice_of(index, kind))
+                handle = family.coupling(layer, kind).output.register_forward_pre_hook(hook)
                 hooks.callback(handle.remove)
         yield gates
 
@@ -78,7 +78,7 @@ def _checkpoint_layers(model: PreTrainedModel) -> None:
 
 
 def straight_through(mask_U: Tensor, probabilities_U: Tensor) -> Tensor:
-    """z = m + p − stopgrad(p): the hard mask forward, the probability's gradient backward.
+    """Z = m + p − stopgrad(p): the hard mask forward, the probability's gradient backward.
 
     (GRASPrune, arXiv 2604.19398, section 3.2.) Returns shape (units,).
     """

@@ -29,7 +29,7 @@ class GRASPLlamaDecoderLayer(LlamaDecoderLayer):
     """A stock LLaMA layer with its own widths."""
 
     def __init__(self, config: GRASPLlamaConfig, layer_idx: int) -> None:
-        super().__init__(config.per_layer_config[layer_idx], layer_idx)
+        super().__init__(config.per_layer_config[layer_idx], layer_idx)  # type: ignore[arg-type]
         # The widths are built in by now; what is read later (the attention implementation) may change on the model.
         self.self_attn.config = config
 

@@ -60,9 +60,10 @@ def build_pruned_model(model: PreTrainedModel, plan: PruningPlan, family: Family
 
 def _materialise(config: PreTrainedConfig, state: dict[str, Tensor], like: PreTrainedModel) -> PreTrainedModel:
     causal_class = PRUNED_CLASSES[config.model_type][2]
-    pruned, info = causal_class.from_pretrained(
+    loaded: Any = causal_class.from_pretrained(
         None, config=config, state_dict=state, dtype=like.dtype, output_loading_info=True
     )
+    pruned, info = loaded
     problems = {name: keys for name, keys in info.items() if keys}
     if problems:
         raise CheckpointError(f"the pruned tensors do not fit the pruned configuration: {problems}")

@@ -1,8 +1,8 @@
 """Folding scales into weights, so that nothing is added at inference. Pure tensor code.
 
 A scale multiplies what its unit feeds into the output projection (`down_proj`, `o_proj`), so it folds into that
-projection's columns. For a KV head group that scales the head output, as scaling the rows of `v_proj` and its bias would,
-but it touches one matrix, leaves every bias right as it stands, and cannot be undone by a norm on the keys (Qwen3).
+projection's columns. For a KV head group that scales the head output, as scaling the rows of `v_proj` and its bias
+would, but it touches one matrix, leaves every bias right as it stands, and no norm on the keys can undo it (Qwen3).
 
 Shape suffixes: O output features, I input features, K units.
 """

@@ -110,7 +110,10 @@ def refused(outcome: Outcome, output: Path, message: str) -> None:
         (("--keep-ratio", "nan"), "--keep-ratio nan: input should be a finite number"),
         (("--keep-ratio", "half"), "--keep-ratio half: input should be a valid number"),
         (("--keep-ratio", "0.02"), "--keep-ratio 0.02: too small for at least 1 FFN channels a layer"),
-        (("--budget", "total", "--keep-ratio", "0.3"), "parameters that are never pruned; the nearest feasible value is"),
+        (
+            ("--budget", "total", "--keep-ratio", "0.3"),
+            "parameters that are never pruned; the nearest feasible value is",
+        ),
         (("--kv-keep-ratio", "0.1"), "--kv-keep-ratio 0.1: too small for"),
         (("--kv-multiple-of", "3"), "--kv-multiple-of 3: no multiple of it"),
         (("--seq-len", "999"), "--seq-len 999: the model reads at most 128 tokens"),

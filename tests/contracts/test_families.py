@@ -44,9 +44,7 @@ def variant(request: pytest.FixtureRequest) -> LlamaForCausalLM:
 
 class TestLlama:
     @pytest.fixture
-    def pruner(
-        self, variant: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus_file: Path
-    ) -> GRASPPruner:
+    def pruner(self, variant: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus_file: Path) -> GRASPPruner:
         options = {"dataset": str(corpus_file), "num_samples": 4, "seq_len": 24, "epochs": 1, "learning_rate": 0.3}
         pruner = GRASPPruner(GRASPConfig(keep_ratio=0.6, **options))
         pruner.prune_model(variant, tokenizer)
@@ -105,7 +103,9 @@ class TestLlama:
 
 
 def test_unsupported_family_names_those_that_are() -> None:
-    with pytest.raises(UnsupportedFamilyError, match=r"model type 'gpt2' is not supported; supported are: LLaMA \(llama"):
+    with pytest.raises(
+        UnsupportedFamilyError, match=r"model type 'gpt2' is not supported; supported are: LLaMA \(llama"
+    ):
         family_of(GPT2Config())
 
 

@@ -25,7 +25,9 @@ def make_task(model: LlamaForCausalLM, name: str) -> Callable[..., Task]:
         config = GRASPConfig(method=name, keep_ratio=0.5, epochs=1, learning_rate=0.3, **options)
         family = family_of(model.config)
         inventory = family.inventory(model)
-        return Task(model, family, inventory, Budget.resolve(config, inventory, 0), torch.arange(60).view(3, 20), config)
+        return Task(
+            model, family, inventory, Budget.resolve(config, inventory, 0), torch.arange(60).view(3, 20), config
+        )
 
     return make
 

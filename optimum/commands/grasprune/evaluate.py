@@ -19,14 +19,17 @@ class EvaluateCommand(Subcommand):
     def parse_args(parser: argparse.ArgumentParser) -> None:
         """Declare the options."""
         add_example(
-            parser, "optimum-cli grasprune evaluate -m ./pruned-llama --dense ./llama --dataset wikitext2 --dataset-split test"
+            parser,
+            "optimum-cli grasprune evaluate -m ./pruned-llama --dense ./llama --dataset wikitext2 --dataset-split test",
         )
         required = parser.add_argument_group("Required arguments")
         required.add_argument("-m", "--model", required=True, nargs="+", help="model folders or Hugging Face names")
         optional = parser.add_argument_group("Optional arguments")
         optional.add_argument("--dense", metavar="MODEL", help="the model to compare with")
         optional.add_argument("--dataset", metavar="PATH|NAME", help="evaluation corpus; builtin by default")
-        optional.add_argument("--dataset-split", metavar="SPLIT", help="split or slice of it: test, or [90%%:] of a file")
+        optional.add_argument(
+            "--dataset-split", metavar="SPLIT", help="split or slice of it: test, or [90%%:] of a file"
+        )
         optional.add_argument("--text-column", metavar="NAME", help="column that holds the text, where it is a table")
         optional.add_argument("--seq-len", metavar="N", help="tokens in a window; 512 by default")
         optional.add_argument("--num-samples", metavar="N", help="windows to score, from the start; all by default")

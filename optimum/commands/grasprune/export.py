@@ -14,11 +14,15 @@ if TYPE_CHECKING:
     from optimum_grasprune.pruner import GRASPPruner
 
 # Name, metavar and help of the options that set a field of GRASPConfig. They are repeated here because reading them off
-# the class would load pydantic at every start of optimum-cli; a test holds the two lists against each other. Values stay
-# strings: GRASPConfig converts and checks them, so a bad one gives the same line as in Python.
+# the class would load pydantic at every start of optimum-cli; a test holds the two lists against each other. Values
+# stay strings: GRASPConfig converts and checks them, so a bad one gives the same line as in Python.
 RECIPE_OPTIONS = (
     ("method", "NAME", "how units are chosen: grasprune or random"),
-    ("dataset", "PATH|NAME", "calibration corpus: a text, jsonl, csv or parquet file, a Hugging Face dataset, or builtin"),
+    (
+        "dataset",
+        "PATH|NAME",
+        "calibration corpus: a text, jsonl, csv or parquet file, a Hugging Face dataset, or builtin",
+    ),
     ("dataset_split", "SPLIT", "split or slice of it: train, train[:90%%], or [:90%%] of a file"),
     ("text_column", "NAME", "column that holds the text, where the corpus is a table"),
     ("num_samples", "N", "calibration sequences"),
@@ -62,10 +66,14 @@ class ExportCommand(Subcommand):
         required.add_argument("output", metavar="OUTPUT", help="folder for the pruned checkpoint")
         _add(parser.add_argument_group("Budget"), BUDGET_OPTIONS)
         recipe = parser.add_argument_group("Recipe")
-        recipe.add_argument("--recipe", metavar="NAME", default="default", help="what options default to: default or paper")
+        recipe.add_argument(
+            "--recipe", metavar="NAME", default="default", help="what options default to: default or paper"
+        )
         _add(recipe, RECIPE_OPTIONS)
         recipe.add_argument("--no-scales", action="store_true", help="leave out the calibration of scales")
-        recipe.add_argument("--plan", metavar="PATH", help="replay a saved plan (a checkpoint or its grasp_config.json)")
+        recipe.add_argument(
+            "--plan", metavar="PATH", help="replay a saved plan (a checkpoint or its grasp_config.json)"
+        )
         run = parser.add_argument_group("Optional arguments")
         run.add_argument("--gradient-checkpointing", action="store_true", help="save memory, about a third slower")
         run.add_argument("--overwrite", action="store_true", help="replace the checkpoint in OUTPUT")

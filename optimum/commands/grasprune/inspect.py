@@ -40,7 +40,7 @@ class InspectCommand(Subcommand):
         family = family_of(config)
         model = empty_model(config)
         inventory = family.inventory(model)
-        dtype = config.dtype or torch.float32
+        dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
         layers = _layer_table(inventory, dtype.itemsize)
         rows = [tuple(f"{value:,}" for value in layer.values()) for layer in layers]
         totals = [f"{sum(layer[name] for layer in layers):,}" for name in list(layers[0])[1:]]
