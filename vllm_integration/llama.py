@@ -7,6 +7,7 @@ cache, tensor and pipeline parallelism, LoRA and quantisation are vLLM's, untouc
 from __future__ import annotations
 
 from torch import nn
+from transformers import PreTrainedConfig
 from vllm.config import VllmConfig
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM
@@ -19,7 +20,7 @@ class GRASPLlamaDecoderLayer(LlamaDecoderLayer):
     def __init__(self, vllm_config: VllmConfig, prefix: str = "") -> None:
         layer = extract_layer_index(prefix)
         config = vllm_config.model_config.hf_config.per_layer_config[layer]
-        check_tensor_parallel(layer, config.num_key_value_heads, config.intermediate_size)
+        check_tensor_parallel(layer, config, get_tensor_model_parallel_world_size())
         super().__init__(vllm_config, prefix=prefix, config=config)
 
 
@@ -32,11 +33,16 @@ class GRASPLlamaForCausalLM(LlamaForCausalLM):
         super().__init__(vllm_config=vllm_config, prefix=prefix, layer_type=layer_type)
 
 
-def check_tensor_parallel(layer: int, kv_heads: int, ffn_width: int) -> None:
-    """Raise ValueError, with the layer and the way out, where vLLM would stop at a bare assertion."""
-    size = get_tensor_model_parallel_world_size()
-    if kv_heads % size or ffn_width % size:
+def check_tensor_parallel(layer: int, config: PreTrainedConfig, size: int) -> None:
+    """Raise ValueError, with the layer and the way out, where vLLM would stop at a bare assertion.
+
+    config: the layer's own configuration.  size: tensor-parallel size. vLLM splits KV heads among the ranks, or where
+    there are fewer heads than ranks gives each head to the same number of ranks.
+    """
+    queries, heads, channels = config.num_attention_heads, config.num_key_value_heads, config.intermediate_size
+    shared_evenly = heads % size == 0 if heads >= size else size % heads == 0
+    if queries % size or not shared_evenly or channels % size:
         raise ValueError(
-            f"layer {layer} has {kv_heads} KV heads and {ffn_width} FFN channels, which do not divide by the "
-            f"tensor-parallel size {size}; prune with --tensor-parallel-size {size}"
+            f"layer {layer} has {queries} query heads, {heads} KV heads and {channels} FFN channels, which cannot be "
+            f"split for tensor-parallel size {size}; prune with --tensor-parallel-size {size}"
         )

@@ -125,6 +125,7 @@ def refused(outcome: Outcome, output: Path, message: str) -> None:
         (("--recipe", "grandma"), "--recipe grandma: no such recipe; there are default, paper"),
         (("--dataset", "/nowhere/corpus.txt"), "--dataset /nowhere/corpus.txt: no such file"),
         (("--dataset-split", "[oops]"), "--dataset-split [oops]: should look like"),
+        (("--json", "/nowhere/result.json"), "--json /nowhere/result.json: cannot be written"),
         (("--plan", "/nowhere/grasp_config.json"), "holds no pruning plan"),
     ],
 )

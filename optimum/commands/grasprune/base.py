@@ -24,6 +24,7 @@ class Subcommand(BaseOptimumCLICommand):
         from optimum_grasprune.errors import GraspruneError, OptionError
 
         try:
+            self._check_json()
             self.execute()
         except OptionError as error:
             self.fail(error.flag_line)
@@ -36,6 +37,15 @@ class Subcommand(BaseOptimumCLICommand):
     @abstractmethod
     def execute(self) -> None:
         """The work of the command."""
+
+    def _check_json(self) -> None:
+        # Before hours of work, not after them.
+        from pathlib import Path
+
+        from optimum_grasprune.errors import OptionError
+
+        if self.args.json and (Path(self.args.json).is_dir() or not os.access(Path(self.args.json).parent, os.W_OK)):
+            raise OptionError("json", self.args.json, "cannot be written")
 
     def fail(self, line: str) -> None:
         """End with exit code 2 and one line."""
