@@ -50,12 +50,12 @@ def perplexity(model: PreTrainedModel, windows_WS: Tensor, batch_size: int = 1) 
     """
     total = 0.0
     with frozen(model), tqdm(total=len(windows_WS), desc="perplexity", unit="window") as bar:
-        for tokens_BS in windows_WS.split(batch_size):
+        for batch, tokens_BS in enumerate(windows_WS.split(batch_size)):
             tokens_BS = tokens_BS.to(model.device)
             logits = model(tokens_BS, use_cache=False).logits
             total += next_token_loss(logits, tokens_BS, reduction="none").double().sum().item()
             if not math.isfinite(total):
-                raise GraspruneError(f"the loss is not finite in window {bar.n + 1} of {len(windows_WS)}")
+                raise GraspruneError(f"the loss is not finite from window {batch * batch_size + 1} of {len(windows_WS)}")
             bar.update(len(tokens_BS))
     count, window = windows_WS.shape
     tokens = count * (window - 1)

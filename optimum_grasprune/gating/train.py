@@ -64,10 +64,10 @@ def _learn(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(steps, config.schedule).factor)
     smooth = math.nan
     with tqdm(total=steps, desc=label, unit="step") as bar:
-        for tokens_BS in batches(tokens_NS, epochs, config.batch_size, config.seed):
+        for step, tokens_BS in enumerate(batches(tokens_NS, epochs, config.batch_size, config.seed), start=1):
             loss = step_loss(tokens_BS)
             if not math.isfinite(value := loss.item()):
-                raise GraspruneError(f"{label}: the loss is {value} at step {bar.n + 1}; try --dtype float32")
+                raise GraspruneError(f"{label}: the loss is {value} at step {step}; try --dtype float32")
             (parameter.grad,) = torch.autograd.grad(loss, [parameter])
             optimizer.step()
             schedule.step()

@@ -43,5 +43,5 @@ def test_windows() -> None:
 def test_non_finite_loss_is_an_error(model: LlamaForCausalLM) -> None:
     with torch.no_grad():
         model.lm_head.weight[5] = float("nan")
-    with pytest.raises(GraspruneError, match="not finite in window 1 of 2"):
+    with pytest.raises(GraspruneError, match="not finite in the batch from window 1 of 2"):
         perplexity(model, torch.arange(20).view(2, 10))
