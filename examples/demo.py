@@ -1,6 +1,6 @@
 """The main job on a real model: prune SmolLM2-135M to 80 %, measure it, serve dense and pruned with vLLM.
 
-make demo
+Run by `make demo`, which first makes the environment.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ RECIPE = ["--keep-ratio", "0.8", "--num-samples", "320", "--seq-len", "256", "--
 RECIPE += ["--learning-rate", "0.02", "--dataset-split", "[:90%]", "--seed", "0"]
 HELD_OUT = ["--dataset-split", "[90%:]", "--seq-len", "256", "--num-samples", "32"]
 KV_CACHE_GIB = "1"
-CONTEXT = "2048"
 
 
 def grasprune(*arguments: str) -> None:
@@ -37,9 +36,8 @@ def ask(model: Path, log: Path) -> tuple[str, int]:
     """The model's continuation of the question and its KV-cache tokens, from a server that is stopped again."""
     print(f"\n$ vllm serve {model}", flush=True)
     # The same memory for the KV cache of both models, so that their token counts compare.
-    environment = {"VLLM_CPU_KVCACHE_SPACE": KV_CACHE_GIB, "VLLM_LOGGING_LEVEL": "INFO"}
-    flags = ["--max-model-len", CONTEXT]
-    with served(model, log, flags=flags, environment=environment) as server:
+    environment = {"VLLM_CPU_KVCACHE_SPACE": KV_CACHE_GIB}
+    with served(model, log, environment=environment) as server:
         return server.complete(QUESTION, max_tokens=40).text, server.kv_cache_tokens()
 
 

@@ -113,12 +113,14 @@ def read_record(checkpoint: str | os.PathLike[str]) -> dict[str, Any] | None:
         raise CheckpointError(f"{path} is not JSON: {error}") from None
 
 
-def read_plan(path: str | os.PathLike[str]) -> PruningPlan:
-    """The plan in a checkpoint folder or in a JSON file (a `grasp_config.json`); PlanError when there is none."""
+def read_plan(path: str | os.PathLike[str]) -> tuple[PruningPlan, dict[str, Any]]:
+    """The plan in a checkpoint folder or in its `grasp_config.json`, and the whole record; PlanError without one."""
     file = Path(path) / RECORD_NAME if Path(path).is_dir() else Path(path)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return PruningPlan.from_dict(content["plan"])
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if absent := {"recipe", "calibration", "budget"} - set(record):
+            raise KeyError(*sorted(absent))
+        return PruningPlan.from_dict(record["plan"]), record
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PlanError(f"{file} holds no pruning plan: {error!r}") from None
 

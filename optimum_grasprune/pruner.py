@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -74,16 +75,26 @@ class GRASPPruner:
         return self._finish(model, tokenizer, family, plan, budget, calibration)
 
     def replay(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, plan: PruningPlan
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        plan: PruningPlan,
+        origin: Mapping[str, Any] | None = None,
     ) -> PreTrainedModel:
         """The pruned model that a saved plan describes, without calibration; same base model, same bytes.
 
+        origin: the record that the plan was read from; what it says of recipe, calibration and budget is carried over.
         With `scales=False` in the configuration the plan's scales are left out. Raises PlanError when the plan is for
         a model of other shapes.
         """
         family = family_of(model.config)
         plan = plan if self.config.scales else plan.without_scales()
-        return self._finish(model, tokenizer, family, plan, None, None)
+        pruned = self._finish(model, tokenizer, family, plan, None, None)
+        if origin is not None:
+            self.record["recipe"] = {**origin["recipe"], "scales": origin["recipe"]["scales"] and self.config.scales}
+            self.record["calibration"] = origin["calibration"]
+            self.record["budget"]["asked"] = origin["budget"]["asked"]
+        return pruned
 
     def save(self, output: str | os.PathLike[str], *, overwrite: bool = False, max_shard_size: str = "5GB") -> None:
         """Write the pruned model as a checkpoint folder; CheckpointError when it cannot be written."""

@@ -55,7 +55,9 @@ def perplexity(model: PreTrainedModel, windows_WS: Tensor, batch_size: int = 1) 
             logits = model(tokens_BS, use_cache=False).logits
             total += next_token_loss(logits, tokens_BS, reduction="none").double().sum().item()
             if not math.isfinite(total):
-                raise GraspruneError(f"the loss is not finite from window {batch * batch_size + 1} of {len(windows_WS)}")
+                raise GraspruneError(
+                    f"the loss is not finite in the batch from window {batch * batch_size + 1} of {len(windows_WS)}"
+                )
             bar.update(len(tokens_BS))
     count, window = windows_WS.shape
     tokens = count * (window - 1)

@@ -112,13 +112,13 @@ class ExportCommand(Subcommand):
         from optimum_grasprune.loading import load_model, load_tokenizer
 
         config, trust = pruner.config, self.args.trust_remote_code
-        plan = read_plan(self.args.plan) if self.args.plan else None
+        saved = read_plan(self.args.plan) if self.args.plan else None
         model = load_model(self.args.model, dtype=config.dtype, device=config.device, trust_remote_code=trust)
         tokenizer = load_tokenizer(self.args.model, trust_remote_code=trust)
-        if plan is None:
+        if saved is None:
             pruner.prune_model(model, tokenizer)
         else:
-            pruner.replay(model, tokenizer, plan)
+            pruner.replay(model, tokenizer, *saved)
 
     def _refuse_own_source(self) -> None:
         from pathlib import Path
