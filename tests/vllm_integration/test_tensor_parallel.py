@@ -10,7 +10,7 @@ from vllm_integration.llama import check_tensor_parallel
 
 def layer(queries: int, heads: int, channels: int) -> LlamaConfig:
     return LlamaConfig(
-        hidden_size=64, num_attention_heads=queries, num_key_value_heads=heads, intermediate_size=channels, head_dim=8
+        hidden_size=96, num_attention_heads=queries, num_key_value_heads=heads, intermediate_size=channels, head_dim=8
     )
 
 
