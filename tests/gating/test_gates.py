@@ -112,14 +112,19 @@ def test_every_step_runs_under_the_budget(model: LlamaForCausalLM, monkeypatch: 
     assert all(budget.cost - smallest < cost <= budget.cost for cost in costs)
 
 
-def test_gradient_checkpointing_gives_the_same_scores(model: LlamaForCausalLM) -> None:
+def test_gradient_checkpointing_recomputes_and_gives_the_same_scores(model: LlamaForCausalLM) -> None:
     family = family_of(model.config)
     inventory = family.inventory(model)
-    scores = []
+    scores, forwards = [], []
+    calls: list[object] = []
+    model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(None))
     for checkpointing in (False, True):
+        calls.clear()
         config = GRASPConfig(keep_ratio=0.5, epochs=2, gradient_checkpointing=checkpointing)
         budget = Budget.resolve(config, inventory, 0)
         scores.append(train_gates(model, family, inventory, budget, TOKENS, config))
+        forwards.append(len(calls))
+    assert forwards == [4, 8]  # two epochs of two steps; every layer runs again in the backward pass
     torch.testing.assert_close(scores[0], scores[1], rtol=1e-4, atol=1e-5)
 
 
