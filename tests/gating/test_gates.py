@@ -117,7 +117,7 @@ def test_gradient_checkpointing_recomputes_and_gives_the_same_scores(model: Llam
     inventory = family.inventory(model)
     scores, forwards = [], []
     calls: list[object] = []
-    model.model.layers[0].mlp.register_forward_hook(lambda *_: calls.append(None))
+    model.model.layers[1].self_attn.v_proj.register_forward_hook(lambda *_: calls.append(None))
     for checkpointing in (False, True):
         calls.clear()
         config = GRASPConfig(keep_ratio=0.5, epochs=2, gradient_checkpointing=checkpointing)
