@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
 
 from optimum_grasprune.checkpoint import staged_folder
 
@@ -36,14 +37,16 @@ def weights_file() -> Path:
 def export(output: Path) -> None:
     """Write the checkpoint: config.json, safetensors in bf16, tokenizer."""
     file = weights_file()
-    widened = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.bfloat16)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    widened = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     values = widened.config.to_dict()
     # transformers takes a model read from GGUF for a quantised one and refuses to save it: a plain one gets its tensors
     for key in ("quantization_config", "_name_or_path"):
         values.pop(key, None)
     model = LlamaForCausalLM(LlamaConfig.from_dict(values)).to(torch.bfloat16)
-    model.load_state_dict(widened.state_dict())
+    model.load_state_dict(widened.state_dict())  # rounds to bf16
     with staged_folder(output, overwrite=True) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
