@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -65,7 +66,7 @@ class GRASPPruner:
         inventory = family.inventory(model)
         budget = Budget.resolve(self.config, inventory, count_parameters(model))
         calibration = self._calibration(model, tokenizer)
-        tokens_NS = calibration.tokens_NS
+        tokens_NS = torch.empty(0, 0, dtype=torch.int64) if calibration is None else calibration.tokens_NS
 
         mask = self.method.select(Task(model, family, inventory, budget, tokens_NS, self.config))
         plan = PruningPlan.from_mask(mask)
@@ -110,7 +111,9 @@ class GRASPPruner:
             max_shard_size=max_shard_size,
         )
 
-    def _calibration(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Calibration:
+    def _calibration(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Calibration | None:
+        if not (self.method.needs_calibration or self.config.scales):
+            return None
         longest = getattr(model.config, "max_position_embeddings", None)
         if longest is not None and self.config.seq_len > longest:
             raise OptionError("seq_len", self.config.seq_len, f"the model reads at most {longest} tokens")

@@ -81,7 +81,7 @@ def model_card(record: dict[str, Any]) -> str:
 def _calibration_line(record: dict[str, Any]) -> str:
     calibration = record["calibration"]
     if calibration is None:
-        return "Replayed from a saved plan, without calibration."
+        return "Made without calibration data."
     count, length = calibration["sequences"]
     return (
         f"Calibrated on {count} sequences of {length} tokens of `{calibration['source']}` "

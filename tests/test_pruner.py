@@ -100,6 +100,15 @@ def test_sequences_longer_than_the_model_reads(
         GRASPPruner(config.model_copy(update={"seq_len": 129})).prune_model(model, tokenizer)
 
 
+def test_a_method_that_needs_no_calibration_reads_no_corpus(
+    config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    options = {"method": "random", "scales": False, "dataset": "/nowhere/corpus.txt"}
+    pruner = GRASPPruner(config.model_copy(update=options))
+    pruner.prune_model(model, tokenizer)
+    assert pruner.record["calibration"] is None
+
+
 def test_nothing_to_save_yet(config: GRASPConfig, tmp_path: Path) -> None:
     with pytest.raises(GraspruneError, match="call prune_model first"):
         GRASPPruner(config).save(tmp_path / "out")

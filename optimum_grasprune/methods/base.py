@@ -17,7 +17,10 @@ from ..units import UnitInventory
 
 @dataclass(frozen=True)
 class Task:
-    """All that a method may look at. tokens_NS: calibration sequences, shape (N, S), int64."""
+    """All that a method may look at.
+
+    tokens_NS: calibration sequences, shape (N, S), int64; none for a method that needs none.
+    """
 
     model: PreTrainedModel
     family: Family
