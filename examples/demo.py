@@ -21,8 +21,8 @@ from optimum_grasprune.report import print_table
 QUESTION = "The capital of France is"
 # Short of the full recipe, to end in minutes on two CPU cores: fewer and shorter sequences at a higher learning rate.
 RECIPE = ["--keep-ratio", "0.8", "--num-samples", "224", "--seq-len", "256", "--epochs", "1"]
-RECIPE += ["--learning-rate", "0.02", "--dataset-split", "[:90%]", "--seed", "0"]
-HELD_OUT = ["--dataset-split", "[90%:]", "--seq-len", "256", "--num-samples", "16"]
+RECIPE += ["--learning-rate", "0.02", "--dataset", "sampled", "--dataset-split", "[:90%]", "--seed", "0"]
+HELD_OUT = ["--dataset", "sampled", "--dataset-split", "[90%:]", "--seq-len", "256", "--num-samples", "16"]
 KV_CACHE_GIB = "1"
 
 

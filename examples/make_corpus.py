@@ -1,4 +1,4 @@
-"""Write the built-in corpus: English text sampled by SmolLM2-135M-Instruct (Apache-2.0) itself.
+"""Write the `sampled` corpus: English text sampled by SmolLM2-135M-Instruct (Apache-2.0) itself.
 
 Usage: python examples/make_corpus.py MODEL OUTPUT [--documents N] [--seed S]
 
@@ -151,7 +151,7 @@ def select(answers: Iterable[str]) -> tuple[list[str], Counter[str]]:
 
 def main() -> None:
     """Sample, select and write the corpus; print its size and SHA-256."""
-    parser = argparse.ArgumentParser(description="Write the built-in corpus.")
+    parser = argparse.ArgumentParser(description="Write the `sampled` corpus.")
     parser.add_argument("model", type=Path, help="folder of SmolLM2-135M-Instruct")
     parser.add_argument("output", type=Path, help="gzip file to write")
     parser.add_argument("--documents", type=int, default=720, help="answers to sample, before any is dropped")

@@ -1,4 +1,4 @@
-"""Train a tiny LLaMA on the built-in corpus, for the tests and the examples.
+"""Train a tiny LLaMA on the `sampled` corpus, for the tests and the examples.
 
 Usage: python examples/train_tiny_llama.py OUTPUT [--steps N] [--seed S]
 
@@ -41,7 +41,7 @@ A LLaMA of {parameters:,} parameters ({layers} layers, hidden size {hidden}, {he
 FFN {ffn}, tied embeddings, {vocabulary} byte-level BPE tokens), made for the tests and the examples of
 optimum-grasprune. It writes English-like sentences and knows nothing: do not use it for anything else.
 
-- Training text: the first 90 % of the built-in corpus, sampled by SmolLM2-135M-Instruct (Apache-2.0).
+- Training text: the first 90 % of the `sampled` corpus, sampled by SmolLM2-135M-Instruct (Apache-2.0).
 - Training: {steps} steps of {batch} windows of {window} tokens, {trained:,} tokens in all: {epochs:.1f} times the
   {unique:,} tokens of the training text. AdamW, peak rate {rate}, seed {seed}, {minutes:.0f} minutes on one CPU thread.
 - Held-out text: the last 10 % of the corpus as one stream of {held_out:,} tokens without special tokens, in
@@ -222,7 +222,7 @@ def write_card(output: Path, tokens_N: torch.Tensor, held_out: str, options: arg
 
 def main() -> None:
     """Train, save, measure."""
-    parser = argparse.ArgumentParser(description="Train a tiny LLaMA on the built-in corpus.")
+    parser = argparse.ArgumentParser(description="Train a tiny LLaMA on the `sampled` corpus.")
     parser.add_argument("output", type=Path, help="folder to write")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)

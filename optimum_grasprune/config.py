@@ -65,7 +65,7 @@ class CalibrationOptions(_Options):
     dataset: str = Field(
         default="builtin",
         description="calibration corpus: a text, jsonl, csv or parquet file (also .gz), a Hugging Face dataset as "
-        "NAME or NAME:CONFIG, 'wikitext2', or 'builtin'",
+        "NAME or NAME:CONFIG, 'wikitext2', 'c4', 'builtin' (the standard library's text) or 'sampled' (English)",
     )
     dataset_split: str | None = Field(
         default=None, description="split or slice of it, as in 'train', 'train[:90%]' or, for a file, '[:90%]'"

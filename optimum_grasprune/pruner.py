@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .budget import Budget
-from .calibration import Corpus, load_corpus, sample_sequences, tokenize
+from .calibration import Corpus, corpus_in_memory, load_corpus, sample_sequences, tokenize
 from .checkpoint import save_checkpoint
 from .config import GRASPConfig
 from .errors import GraspruneError, OptionError
@@ -57,15 +57,18 @@ class GRASPPruner:
         self.plan: PruningPlan | None = None
         self.record: dict[str, Any] = {}
 
-    def prune_model(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    def prune_model(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] | None = None
+    ) -> PreTrainedModel:
         """A smaller dense model; the given one stays as it was, and shares its embeddings, head and norms with it.
 
+        texts: calibration texts, in place of the corpus that the configuration names.
         Raises UnsupportedFamilyError, BudgetError, OptionError or DataError before any training starts.
         """
         family = family_of(model.config)
         inventory = family.inventory(model)
         budget = Budget.resolve(self.config, inventory, count_parameters(model))
-        calibration = self._calibration(model, tokenizer)
+        calibration = self._calibration(model, tokenizer, texts)
         tokens_NS = torch.empty(0, 0, dtype=torch.int64) if calibration is None else calibration.tokens_NS
 
         mask = self.method.select(Task(model, family, inventory, budget, tokens_NS, self.config))
@@ -111,13 +114,18 @@ class GRASPPruner:
             max_shard_size=max_shard_size,
         )
 
-    def _calibration(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Calibration | None:
+    def _calibration(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] | None
+    ) -> Calibration | None:
         if not (self.method.needs_calibration or self.config.scales):
             return None
         longest = getattr(model.config, "max_position_embeddings", None)
         if longest is not None and self.config.seq_len > longest:
             raise OptionError("seq_len", self.config.seq_len, f"the model reads at most {longest} tokens")
-        corpus = load_corpus(self.config.dataset, self.config.dataset_split, self.config.text_column)
+        if texts is None:
+            corpus = load_corpus(self.config.dataset, self.config.dataset_split, self.config.text_column)
+        else:
+            corpus = corpus_in_memory(texts)
         return Calibration(corpus, sample_sequences(tokenize(corpus, tokenizer), self.config, self.config.seed))
 
     def _finish(

@@ -28,6 +28,7 @@ PROMPT = "The river"
 def pruner() -> GRASPPruner:
     config = GRASPConfig(
         keep_ratio=0.8,
+        dataset="sampled",
         dataset_split="[:90%]",
         num_samples=96,
         seq_len=128,
@@ -43,7 +44,7 @@ def pruner() -> GRASPPruner:
 @pytest.fixture(scope="module")
 def windows() -> torch.Tensor:
     """Held-out text of the built-in corpus."""
-    return windows_of(tokenize(load_corpus("builtin", "[90%:]"), load_tokenizer(str(TINY_LLAMA))), 128, 60)
+    return windows_of(tokenize(load_corpus("sampled", "[90%:]"), load_tokenizer(str(TINY_LLAMA))), 128, 60)
 
 
 def test_trained_gates_beat_random_units_and_scales_improve_them(pruner: GRASPPruner, windows: torch.Tensor) -> None:

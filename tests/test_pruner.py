@@ -109,6 +109,14 @@ def test_a_method_that_needs_no_calibration_reads_no_corpus(
     assert pruner.record["calibration"] is None
 
 
+def test_calibrating_on_strings(
+    config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    pruner = GRASPPruner(config.model_copy(update={"dataset": "/nowhere/corpus.txt"}))
+    pruner.prune_model(model, tokenizer, texts=["A text about pruning. " * 20, "Another one. " * 20])
+    assert pruner.record["calibration"]["source"] == "in memory"
+
+
 def test_nothing_to_save_yet(config: GRASPConfig, tmp_path: Path) -> None:
     with pytest.raises(GraspruneError, match="call prune_model first"):
         GRASPPruner(config).save(tmp_path / "out")

@@ -1,5 +1,5 @@
 """Calibration data."""
 
-from .data import Corpus, load_corpus, sample_sequences, tokenize
+from .data import Corpus, corpus_in_memory, load_corpus, sample_sequences, tokenize
 
-__all__ = ["Corpus", "load_corpus", "sample_sequences", "tokenize"]
+__all__ = ["Corpus", "corpus_in_memory", "load_corpus", "sample_sequences", "tokenize"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -19,11 +20,26 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import CalibrationOptions
 from ..errors import DataError, OptionError
+from .standard_library import standard_library_text
 
-HUB_ALIASES = {"wikitext2": "Salesforce/wikitext:wikitext-2-raw-v1"}
-"""Short names of Hugging Face datasets, as NAME:CONFIG."""
+_WIKITEXT2 = {"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1"}
+# One shard of a thousand, and of that the first documents: all of C4 is 300 GB.
+_C4 = {
+    "path": "allenai/c4",
+    "data_files": {
+        "train": "en/c4-train.00000-of-01024.json.gz",
+        "validation": "en/c4-validation.00000-of-00008.json.gz",
+    },
+    "split": "train[:5000]",
+}
+HUB_ALIASES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(("wikitext2", "wikitext-2", "wikitext-2-raw-v1"), _WIKITEXT2),
+    **dict.fromkeys(("c4", "allenai/c4"), _C4),
+}
+"""Usual names of Hugging Face datasets -> how they are loaded."""
 
 _TABLE_READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+_SHIPPED = "sampled"
 _SLICE = re.compile(r"(?P<name>\w*)(\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\])?")
 _DOCUMENT_END = "<|endoftext|>"
 
@@ -47,14 +63,19 @@ class Corpus:
 
 
 def load_corpus(source: str, split: str | None = None, text_column: str = "text") -> Corpus:
-    """Read a corpus: 'builtin', a file, or a Hugging Face dataset as NAME or NAME:CONFIG.
+    """Read a corpus: 'builtin', 'sampled', a file, or a Hugging Face dataset as NAME or NAME:CONFIG.
+
+    'builtin' is the standard library's text, 'sampled' the English text that comes with this package.
 
     `<|endoftext|>` between documents becomes a newline, since most tokenizers know no such token.
     Raises DataError when it cannot be read or is empty.
     """
     path = Path(source)
     if source == "builtin":
-        text = _sliced(_builtin_text(), split)
+        name = (split or "").partition("[")[0] or "train"
+        text = _sliced(standard_library_text(name), split)
+    elif source == _SHIPPED:
+        text = _sliced(_shipped_text(), split)
     elif path.is_file():
         text = _read_file(path, split, text_column)
     elif path.exists() or source.startswith((".", "/")) or path.suffix:
@@ -67,7 +88,15 @@ def load_corpus(source: str, split: str | None = None, text_column: str = "text"
     return Corpus(text, source, split)
 
 
-def _builtin_text() -> str:
+def corpus_in_memory(texts: Sequence[str]) -> Corpus:
+    """A corpus of strings; DataError when there is no text in them."""
+    text = "\n\n".join([texts] if isinstance(texts, str) else texts).replace(_DOCUMENT_END, "\n")
+    if not text.strip():
+        raise DataError("the texts given for calibration are empty")
+    return Corpus(text, "in memory", None)
+
+
+def _shipped_text() -> str:
     packed = resources.files("optimum_grasprune").joinpath("data", "corpus.txt.gz").read_bytes()
     return gzip.decompress(packed).decode()
 
@@ -76,7 +105,7 @@ def _read_file(path: Path, split: str | None, text_column: str) -> str:
     suffixes = [suffix for suffix in path.suffixes if suffix != ".gz"]
     reader = _TABLE_READERS.get(suffixes[-1].lower()) if suffixes else None
     if reader:
-        return _read_table(reader, {"data_files": str(path)}, split, text_column, str(path))
+        return _read_table({"path": reader, "data_files": str(path)}, split, text_column, str(path))
     try:
         data = path.read_bytes()
         text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
@@ -104,16 +133,16 @@ def _position(mark: str | None, length: int, default: int) -> int:
 
 
 def _read_hub(source: str, split: str | None, text_column: str) -> str:
-    name, _, config = HUB_ALIASES.get(source, source).partition(":")
-    where = {"path": name, "name": config or None}
-    return _read_table(name, where, split, text_column, source)
+    name, _, config = source.partition(":")
+    where = HUB_ALIASES.get(source, {"path": name, "name": config or None})
+    return _read_table(where, split, text_column, source)
 
 
-def _read_table(path: str, arguments: dict[str, Any], split: str | None, text_column: str, source: str) -> str:
+def _read_table(where: dict[str, Any], split: str | None, text_column: str, source: str) -> str:
     import datasets
 
     try:
-        rows = datasets.load_dataset(**{"path": path, **arguments}, split=split or "train")
+        rows = datasets.load_dataset(**{"split": "train", **where, **({"split": split} if split else {})})
     except Exception as error:  # datasets raises dozens of types for a missing, offline or malformed source
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"the dataset {source} cannot be loaded: {reason}") from None

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+import ast
 import gzip
+import importlib
+import inspect
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from optimum_grasprune.calibration import load_corpus, sample_sequences, tokenize
+from optimum_grasprune.calibration import corpus_in_memory, load_corpus, sample_sequences, tokenize
+from optimum_grasprune.calibration.standard_library import is_held_out
 from optimum_grasprune.config import CalibrationOptions
 from optimum_grasprune.errors import DataError, OptionError
 
@@ -90,8 +95,45 @@ def test_unusable_corpora(tmp_path: Path) -> None:
         load_corpus(str(tmp_path / "broken.gz"))
 
 
-def test_builtin_corpus_is_english(tokenizer: PreTrainedTokenizerFast) -> None:
-    corpus = load_corpus("builtin")
+def test_sampled_corpus_is_english(tokenizer: PreTrainedTokenizerFast) -> None:
+    corpus = load_corpus("sampled")
     assert len(corpus.text) > 500_000
     assert corpus.text.count(" the ") > 2000
     assert len(tokenize(corpus, tokenizer)) >= len(corpus.text)  # one token per byte, and no special ones
+
+
+def test_builtin_corpus_is_split_by_module() -> None:
+    train, test = load_corpus("builtin"), load_corpus("builtin", "test")
+    assert train.sha256 == load_corpus("builtin", "train").sha256 != test.sha256
+    assert len(train.text) > 4 * len(test.text) > 100_000
+    for name in ("json", "argparse", "statistics", "textwrap", "heapq", "dataclasses", "functools", "zipfile"):
+        docstring = ast.get_docstring(ast.parse(inspect.getsource(importlib.import_module(name))))
+        if docstring:
+            assert (docstring in test.text) == is_held_out(name)
+            assert (docstring in train.text) != is_held_out(name)
+    assert load_corpus("builtin", "train[:10%]").text == train.text[: len(train.text) // 10]
+    with pytest.raises(OptionError, match="dataset_split='valid': the builtin corpus has the splits train and test"):
+        load_corpus("builtin", "valid")
+
+
+def test_strings_in_memory() -> None:
+    corpus = corpus_in_memory(["one", "two<|endoftext|>three"])
+    assert (corpus.text, corpus.source) == ("one\n\ntwo\nthree", "in memory")
+    assert corpus_in_memory("one text").text == "one text"
+    with pytest.raises(DataError, match="are empty"):
+        corpus_in_memory([" "])
+
+
+@pytest.mark.parametrize("name", ["wikitext2", "wikitext-2", "c4", "allenai/c4"])
+def test_usual_names_reach_the_library_with_their_arguments(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    def load_dataset(**arguments: object) -> datasets.Dataset:
+        asked.append(arguments)
+        return datasets.Dataset.from_dict({"text": ["from", "the hub"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load_corpus(name).text == "from\n\nthe hub"
+    assert load_corpus(name, "validation").split == "validation"
+    assert [call["split"] for call in asked] == ["train[:5000]" if "c4" in name else "train", "validation"]
+    assert asked[0]["path"] == ("allenai/c4" if "c4" in name else "Salesforce/wikitext")

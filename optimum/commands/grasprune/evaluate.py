@@ -26,7 +26,9 @@ class EvaluateCommand(Subcommand):
         required.add_argument("-m", "--model", required=True, nargs="+", help="model folders or Hugging Face names")
         optional = parser.add_argument_group("Optional arguments")
         optional.add_argument("--dense", metavar="MODEL", help="the model to compare with")
-        optional.add_argument("--dataset", metavar="PATH|NAME", help="evaluation corpus; builtin by default")
+        optional.add_argument(
+            "--dataset", metavar="PATH|NAME", help="evaluation corpus; builtin's held-out part by default"
+        )
         optional.add_argument(
             "--dataset-split", metavar="SPLIT", help="split or slice of it: test, or [90%%:] of a file"
         )
@@ -43,6 +45,8 @@ class EvaluateCommand(Subcommand):
         from optimum_grasprune.report import print_table
 
         args = self.args
+        if args.dataset is None and args.dataset_split is None:
+            args.dataset_split = "test"  # the held-out part of the builtin corpus
         config = checked_config(
             dataset=args.dataset,
             dataset_split=args.dataset_split,

@@ -21,7 +21,7 @@ RECIPE_OPTIONS = (
     (
         "dataset",
         "PATH|NAME",
-        "calibration corpus: a text, jsonl, csv or parquet file, a Hugging Face dataset, or builtin",
+        "calibration corpus: a text, jsonl, csv or parquet file, a Hugging Face dataset, builtin or sampled",
     ),
     ("dataset_split", "SPLIT", "split or slice of it: train, train[:90%%], or [:90%%] of a file"),
     ("text_column", "NAME", "column that holds the text, where the corpus is a table"),
