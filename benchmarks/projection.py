@@ -64,12 +64,15 @@ def main() -> None:
     units = family.inventory(model)
     limit = Budget.resolve(config, units, count_parameters(model))
     tokens = torch.randint(model.config.vocab_size, (1, 512), generator=torch.Generator().manual_seed(0))
+    own_scores = torch.randn(units.num_units, generator=torch.Generator().manual_seed(0))
+    own = median_seconds(lambda: project(own_scores, units, limit), args.repeats)
     step = median_seconds(lambda: train_gates(model, family, units, limit, tokens, config), args.repeats)
     result = {
         "units": inventory.num_units,
         "projection_seconds": round(projection, 4),
         "model": args.model,
         "model_units": units.num_units,
+        "model_projection_seconds": round(own, 4),
         "gate_step_seconds": round(step, 4),
         "share": round(projection / step, 4),
         "threads": torch.get_num_threads(),

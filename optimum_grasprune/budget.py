@@ -124,12 +124,19 @@ def project(scores_U: Tensor, inventory: UnitInventory, budget: Budget) -> UnitM
     if torch.isnan(scores_U).any():
         layer, kind, unit = inventory.locate(int(torch.isnan(scores_U).nonzero()[0]))
         raise GraspruneError(f"the score of {KIND_LABELS[kind]} {unit} of layer {layer} is NaN")
+    budget.check_feasible(inventory)
     order_U = _descending(scores_U, inventory)
+    if all(step == 1 for step in budget.multiple_of.values()):
+        # The common case at half the cost, since this runs at every training step: where filling up without a thought
+        # to smallest widths happens to meet them, setting them aside first would have kept the same units.
+        kept_U = torch.zeros(inventory.num_units, dtype=torch.bool)
+        _fill(kept_U, order_U, inventory, budget)
+        if _meets_smallest_widths(kept_U, inventory, budget):
+            return UnitMask(inventory, kept_U)
     ranked_U = _rank_inside_groups(order_U, inventory)
     widths_G = _widths(scores_U, order_U, ranked_U, inventory, budget)
     kept_U = torch.zeros(inventory.num_units, dtype=torch.bool)
-    place_U = torch.arange(inventory.num_units) - inventory.per_unit(list(inventory.offsets[:-1]))
-    kept_U[ranked_U] = place_U < widths_G[inventory.group_U]
+    kept_U[ranked_U] = inventory.place_U < widths_G[inventory.group_U]
     return UnitMask(inventory, kept_U)
 
 
@@ -151,6 +158,11 @@ def _descending(scores_U: Tensor, inventory: UnitInventory) -> Tensor:
     return even_U[torch.sort(keys_U).values & _LOW_32_BITS]
 
 
+def _meets_smallest_widths(kept_U: Tensor, inventory: UnitInventory, budget: Budget) -> bool:
+    widths = torch.stack([kept_U[start:stop].sum() for start, stop in inventory.spans()]).tolist()
+    return all(width >= budget.smallest_width(group) for width, group in zip(widths, inventory.groups, strict=True))
+
+
 def _rank_inside_groups(order_U: Tensor, inventory: UnitInventory) -> Tensor:
     """The same units group after group, each group in the given order; shape (units,)."""
     keys_U = inventory.group_U[order_U] << 32 | torch.arange(inventory.num_units)
@@ -159,7 +171,6 @@ def _rank_inside_groups(order_U: Tensor, inventory: UnitInventory) -> Tensor:
 
 def _widths(scores_U: Tensor, order_U: Tensor, ranked_U: Tensor, inventory: UnitInventory, budget: Budget) -> Tensor:
     """How many units every group keeps, shape (groups,)."""
-    budget.check_feasible(inventory)
     steps = [budget.multiple_of[group.kind] for group in inventory.groups]
     if all(step == 1 for step in steps):
         blocks, order_B = inventory, torch.empty_like(order_U)
@@ -170,8 +181,7 @@ def _widths(scores_U: Tensor, order_U: Tensor, ranked_U: Tensor, inventory: Unit
         order_B = _descending(_block_scores(scores_U[ranked_U], inventory, blocks, steps), blocks)
     steps_G = torch.tensor(steps)
     least_G = torch.tensor([budget.smallest_width(group) for group in inventory.groups]) // steps_G
-    place_B = torch.arange(blocks.num_units) - blocks.per_unit(list(blocks.offsets[:-1]))
-    kept_B = place_B < least_G[blocks.group_U]
+    kept_B = blocks.place_U < least_G[blocks.group_U]
     _fill(kept_B, order_B, blocks, budget)
     return steps_G * torch.zeros_like(steps_G).index_add_(0, blocks.group_U, kept_B.long())
 

@@ -102,6 +102,11 @@ class UnitInventory:
         return self.per_unit(list(range(len(self.groups))))
 
     @cached_property
+    def place_U(self) -> Tensor:
+        """Position of each unit inside its group, shape (units,)."""
+        return torch.arange(self.num_units) - self.per_unit(list(self.offsets[:-1]))
+
+    @cached_property
     def cost_U(self) -> Tensor:
         """Parameters of each unit, shape (units,)."""
         return self.per_unit([group.cost for group in self.groups])
@@ -118,7 +123,6 @@ class UnitInventory:
         This is the order in which units with equal scores are kept. A plain sort would break ties by position and
         empty whole layers, which is what the published code does at its first step.
         """
-        within_U = torch.arange(self.num_units) - self.per_unit(list(self.offsets[:-1]))
         count_U = self.per_unit([group.count for group in self.groups])
-        fraction_U = (within_U.double() + 0.5) / count_U
+        fraction_U = (self.place_U.double() + 0.5) / count_U
         return torch.argsort(fraction_U, stable=True)

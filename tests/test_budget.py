@@ -165,6 +165,38 @@ def test_kept_units_meet_the_budget_and_no_other_would_fit(
             assert scores[span][mask.kept_U[span]].min() >= cut.max()
 
 
+def reference_projection(inventory: UnitInventory, scores: torch.Tensor, budget: Budget) -> list[int]:
+    """The definition, unit by unit: smallest widths first, then whatever still fits, in order of score."""
+    tie_rank = {unit: rank for rank, unit in enumerate(inventory.even_order_U.tolist())}
+    order = sorted(range(inventory.num_units), key=lambda unit: (-scores[unit].item(), tie_rank[unit]))
+    kept: list[int] = []
+    for group in inventory.groups:
+        span = inventory.slice_of(group.layer, group.kind)
+        kept += [unit for unit in order if span.start <= unit < span.stop][: budget.smallest_width(group)]
+    cost = int(inventory.cost_U[kept].sum())
+    kv = int(inventory.kv_width_U[kept].sum())
+    for unit in order:
+        unit_cost, unit_kv = int(inventory.cost_U[unit]), int(inventory.kv_width_U[unit])
+        fits = budget.kv_width is None or kv + unit_kv <= budget.kv_width
+        if unit not in kept and fits and cost + unit_cost <= budget.cost:
+            kept.append(unit)
+            cost, kv = cost + unit_cost, kv + unit_kv
+    return sorted(kept)
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems())
+def test_projection_equals_its_definition(problem: tuple[UnitInventory, BudgetOptions, torch.Tensor, int]) -> None:
+    inventory, options, scores, total = problem
+    try:
+        budget = Budget.resolve(
+            options.model_copy(update={"ffn_multiple_of": 1, "kv_multiple_of": 1}), inventory, total
+        )
+    except OptionError:
+        return
+    assert kept(project(scores, inventory, budget)) == reference_projection(inventory, scores, budget)
+
+
 @settings(max_examples=50, deadline=None)
 @given(problems(), st.floats(0.05, 0.9))
 def test_an_infeasible_ratio_becomes_feasible_at_the_value_it_names(
