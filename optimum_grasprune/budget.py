@@ -126,17 +126,19 @@ def project(scores_U: Tensor, inventory: UnitInventory, budget: Budget) -> UnitM
         raise GraspruneError(f"the score of {KIND_LABELS[kind]} {unit} of layer {layer} is NaN")
     budget.check_feasible(inventory)
     order_U = _descending(scores_U, inventory)
-    if all(step == 1 for step in budget.multiple_of.values()):
-        # The common case at half the cost, since this runs at every training step: where filling up without a thought
-        # to smallest widths happens to meet them, setting them aside first would have kept the same units.
-        kept_U = torch.zeros(inventory.num_units, dtype=torch.bool)
-        _fill(kept_U, order_U, inventory, budget)
-        if _meets_smallest_widths(kept_U, inventory, budget):
-            return UnitMask(inventory, kept_U)
-    ranked_U = _rank_inside_groups(order_U, inventory)
-    widths_G = _widths(scores_U, order_U, ranked_U, inventory, budget)
     kept_U = torch.zeros(inventory.num_units, dtype=torch.bool)
-    kept_U[ranked_U] = inventory.place_U < widths_G[inventory.group_U]
+    if all(step == 1 for step in budget.multiple_of.values()):
+        _fill(kept_U, order_U, inventory, budget)
+        # At half the cost, since this runs at every training step: where filling up without a thought to smallest
+        # widths happens to meet them, setting them aside first would have kept the same units.
+        if not _meets_smallest_widths(kept_U, inventory, budget):
+            least_G = torch.tensor([budget.smallest_width(group) for group in inventory.groups])
+            kept_U[_rank_inside_groups(order_U, inventory)] = inventory.place_U < least_G[inventory.group_U]
+            _fill(kept_U, order_U, inventory, budget)
+    else:
+        ranked_U = _rank_inside_groups(order_U, inventory)
+        widths_G = _aligned_widths(scores_U[ranked_U], inventory, budget)
+        kept_U[ranked_U] = inventory.place_U < widths_G[inventory.group_U]
     return UnitMask(inventory, kept_U)
 
 
@@ -169,16 +171,11 @@ def _rank_inside_groups(order_U: Tensor, inventory: UnitInventory) -> Tensor:
     return order_U[torch.sort(keys_U).values & _LOW_32_BITS]
 
 
-def _widths(scores_U: Tensor, order_U: Tensor, ranked_U: Tensor, inventory: UnitInventory, budget: Budget) -> Tensor:
-    """How many units every group keeps, shape (groups,)."""
+def _aligned_widths(ranked_scores_U: Tensor, inventory: UnitInventory, budget: Budget) -> Tensor:
+    """How many units every group keeps, shape (groups,), from the scores of each group in descending order."""
     steps = [budget.multiple_of[group.kind] for group in inventory.groups]
-    if all(step == 1 for step in steps):
-        blocks, order_B = inventory, torch.empty_like(order_U)
-        order_B[ranked_U] = torch.arange(inventory.num_units)  # rank of each unit inside its group, as a flat index
-        order_B = order_B[order_U]
-    else:
-        blocks = _block_inventory(inventory, steps)
-        order_B = _descending(_block_scores(scores_U[ranked_U], inventory, blocks, steps), blocks)
+    blocks = _block_inventory(inventory, steps)
+    order_B = _descending(_block_scores(ranked_scores_U, inventory, blocks, steps), blocks)
     steps_G = torch.tensor(steps)
     least_G = torch.tensor([budget.smallest_width(group) for group in inventory.groups]) // steps_G
     kept_B = blocks.place_U < least_G[blocks.group_U]

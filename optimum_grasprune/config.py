@@ -1,7 +1,7 @@
 """`GRASPConfig`: everything that decides what a pruned model looks like, validated and frozen.
 
 The options stand in groups, one class each, so that a function asks for the group it needs; `GRASPConfig` is all of
-them side by side. The field descriptions are also the command line's help texts.
+them side by side. Each field says what it means.
 """
 
 from __future__ import annotations

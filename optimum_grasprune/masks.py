@@ -35,5 +35,4 @@ class UnitMask:
 
     def share(self, kind: Kind) -> float:
         """Fraction of the units of one kind that stay, between 0 and 1."""
-        chosen_U = self.inventory.per_unit([int(group.kind == kind) for group in self.inventory.groups]).bool()
-        return float(self.kept_U[chosen_U].double().mean())
+        return float(self.kept_U[self.inventory.is_kind_U[kind]].double().mean())

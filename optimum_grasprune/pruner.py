@@ -74,8 +74,7 @@ class GRASPPruner:
         mask = self.method.select(Task(model, family, inventory, budget, tokens_NS, self.config))
         plan = PruningPlan.from_mask(mask)
         if self.config.scales:
-            sliced = build_pruned_model(model, plan, family)
-            plan = plan.with_scales(train_scales(sliced, family, family.inventory(sliced), tokens_NS, self.config))
+            plan = self._with_scales(model, family, plan, tokens_NS)
         return self._finish(model, tokenizer, family, plan, budget, calibration)
 
     def replay(
@@ -113,6 +112,11 @@ class GRASPPruner:
             overwrite=overwrite,
             max_shard_size=max_shard_size,
         )
+
+    def _with_scales(self, model: PreTrainedModel, family: Family, plan: PruningPlan, tokens_NS: Tensor) -> PruningPlan:
+        # The sliced model ends with this call: it and the final one never stand in memory together.
+        sliced = build_pruned_model(model, plan, family)
+        return plan.with_scales(train_scales(sliced, family, family.inventory(sliced), tokens_NS, self.config))
 
     def _calibration(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] | None

@@ -91,15 +91,20 @@ class UnitInventory:
         """(start, stop) of each group."""
         return zip(self.offsets[:-1], self.offsets[1:], strict=True)
 
-    def per_unit(self, values: list[int], device: torch.device | str = "cpu") -> Tensor:
+    def per_unit(self, values: list[int]) -> Tensor:
         """One value per group spread over its units, shape (units,), int64."""
-        counts = torch.tensor([group.count for group in self.groups], device=device)
-        return torch.repeat_interleave(torch.tensor(values, device=device), counts)
+        counts = torch.tensor([group.count for group in self.groups])
+        return torch.repeat_interleave(torch.tensor(values), counts)
 
     @cached_property
     def group_U(self) -> Tensor:
         """Position of each unit's group, shape (units,)."""
         return self.per_unit(list(range(len(self.groups))))
+
+    @cached_property
+    def is_kind_U(self) -> dict[Kind, Tensor]:
+        """For each kind, True where a unit is of it, shape (units,), bool."""
+        return {kind: self.per_unit([int(group.kind == kind) for group in self.groups]).bool() for kind in KINDS}
 
     @cached_property
     def place_U(self) -> Tensor:

@@ -82,18 +82,20 @@ def load_corpus(source: str, split: str | None = None, text_column: str = "text"
         raise OptionError("dataset", source, "no such file")
     else:
         text = _read_hub(source, split, text_column)
-    text = text.replace(_DOCUMENT_END, "\n")
-    if not text.strip():
-        raise DataError(f"the corpus {source} is empty" + (f" in split {split}" if split else ""))
-    return Corpus(text, source, split)
+    return _checked(text, source, split, f"the corpus {source} is empty" + (f" in split {split}" if split else ""))
 
 
 def corpus_in_memory(texts: Sequence[str]) -> Corpus:
     """A corpus of strings; DataError when there is no text in them."""
-    text = "\n\n".join([texts] if isinstance(texts, str) else texts).replace(_DOCUMENT_END, "\n")
+    text = "\n\n".join([texts] if isinstance(texts, str) else texts)
+    return _checked(text, "in memory", None, "the texts given for calibration are empty")
+
+
+def _checked(text: str, source: str, split: str | None, when_empty: str) -> Corpus:
+    text = text.replace(_DOCUMENT_END, "\n")
     if not text.strip():
-        raise DataError("the texts given for calibration are empty")
-    return Corpus(text, "in memory", None)
+        raise DataError(when_empty)
+    return Corpus(text, source, split)
 
 
 def _shipped_text() -> str:

@@ -45,18 +45,21 @@ class Family:
 
     def coupling(self, layer: nn.Module, kind: Kind) -> Coupling:
         """The linear maps that units of this kind run through in this layer."""
-        inputs = self.ffn_inputs if kind == "ffn" else self.attention_inputs
-        output = self.ffn_output if kind == "ffn" else self.attention_output
+        inputs, output = self._names(kind)
         return Coupling(tuple(layer.get_submodule(name) for name in inputs), layer.get_submodule(output))  # type: ignore[arg-type, misc]
 
     def input_paths(self, layer: int, kind: Kind) -> tuple[str, ...]:
         """Full module paths of the maps whose rows belong to units of this kind."""
-        names = self.ffn_inputs if kind == "ffn" else self.attention_inputs
-        return tuple(f"{self.layers}.{layer}.{name}" for name in names)
+        return tuple(f"{self.layers}.{layer}.{name}" for name in self._names(kind)[0])
 
     def output_path(self, layer: int, kind: Kind) -> str:
         """Full module path of the map whose columns belong to units of this kind."""
-        return f"{self.layers}.{layer}.{self.ffn_output if kind == 'ffn' else self.attention_output}"
+        return f"{self.layers}.{layer}.{self._names(kind)[1]}"
+
+    def _names(self, kind: Kind) -> tuple[tuple[str, ...], str]:
+        if kind == "ffn":
+            return self.ffn_inputs, self.ffn_output
+        return self.attention_inputs, self.attention_output
 
     def inventory(self, model: PreTrainedModel) -> UnitInventory:
         """All units of the model with their costs, read off the real shapes: GQA, biases and pruned layers included."""

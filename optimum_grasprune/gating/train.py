@@ -48,8 +48,11 @@ def batches(tokens_NS: Tensor, epochs: int, batch_size: int, seed: int) -> Itera
 
 
 def _learn(
-    parameter: Tensor,
-    step_loss: Callable[[Tensor], Tensor],
+    model: PreTrainedModel,
+    family: Family,
+    inventory: UnitInventory,
+    parameter_U: Tensor,
+    multipliers: Callable[[], Tensor],
     tokens_NS: Tensor,
     config: GRASPConfig,
     *,
@@ -58,17 +61,26 @@ def _learn(
     label: str,
     status: Callable[[], dict[str, str]] = dict,
 ) -> None:
-    """Fit one parameter in place with AdamW on shuffled batches, behind a progress bar that shows loss and status."""
+    """Fit one number per unit in place with AdamW on shuffled batches, behind a bar that shows loss and status.
+
+    multipliers: what the units are multiplied by at a step, shape (units,), as a function of `parameter_U`.
+    """
     steps = epochs * -(-len(tokens_NS) // config.batch_size)
-    optimizer = torch.optim.AdamW([parameter], lr=learning_rate, betas=BETAS, weight_decay=0.0)
+    optimizer = torch.optim.AdamW([parameter_U], lr=learning_rate, betas=BETAS, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(steps, config.schedule).factor)
     smooth = math.nan
-    with tqdm(total=steps, desc=label, unit="step") as bar:
+    with (
+        frozen(model, gradient_checkpointing=config.gradient_checkpointing),
+        gated(model, family, inventory) as gates,
+        tqdm(total=steps, desc=label, unit="step") as bar,
+    ):
         for step, tokens_BS in enumerate(batches(tokens_NS, epochs, config.batch_size, config.seed), start=1):
-            loss = step_loss(tokens_BS)
+            gates.values_U = multipliers()
+            tokens_BS = tokens_BS.to(model.device)
+            loss = next_token_loss(model(tokens_BS, use_cache=False).logits, tokens_BS)
             if not math.isfinite(value := loss.item()):
                 raise GraspruneError(f"{label}: the loss is {value} at step {step}; try --dtype float32")
-            (parameter.grad,) = torch.autograd.grad(loss, [parameter])
+            (parameter_U.grad,) = torch.autograd.grad(loss, [parameter_U])
             optimizer.step()
             schedule.step()
             smooth = value if math.isnan(smooth) else 0.95 * smooth + 0.05 * value
@@ -92,30 +104,26 @@ def train_gates(
     scores_U = torch.zeros(inventory.num_units, device=model.device, requires_grad=True)
     mask = project(scores_U, inventory, budget)
 
-    with frozen(model, gradient_checkpointing=config.gradient_checkpointing), gated(model, family, inventory) as gates:
+    def multipliers() -> Tensor:
+        nonlocal mask
+        probabilities_U = torch.sigmoid(scores_U / config.temperature)
+        # Projected by score, not by probability: the same order, but no ties where the sigmoid saturates.
+        mask = project(scores_U, inventory, budget)
+        return straight_through(mask.kept_U.to(model.device), probabilities_U)
 
-        def step_loss(tokens_BS: Tensor) -> Tensor:
-            nonlocal mask
-            probabilities_U = torch.sigmoid(scores_U / config.temperature)
-            # Projected by score, not by probability: the same order, but no ties where the sigmoid saturates.
-            mask = project(scores_U, inventory, budget)
-            gates.values_U = straight_through(mask.kept_U.to(model.device), probabilities_U)
-            tokens_BS = tokens_BS.to(model.device)
-            return next_token_loss(model(tokens_BS, use_cache=False).logits, tokens_BS)
-
-        def status() -> dict[str, str]:
-            return _shares(mask)
-
-        _learn(
-            scores_U,
-            step_loss,
-            tokens_NS,
-            config,
-            epochs=config.epochs,
-            learning_rate=config.learning_rate,
-            label="gates",
-            status=status,
-        )
+    _learn(
+        model,
+        family,
+        inventory,
+        scores_U,
+        multipliers,
+        tokens_NS,
+        config,
+        epochs=config.epochs,
+        learning_rate=config.learning_rate,
+        label="gates",
+        status=lambda: _shares(mask),
+    )
     return scores_U.detach().cpu()
 
 
@@ -128,23 +136,18 @@ def train_scales(
     Returns γ, shape (units,), fp32, on the CPU, each between ½ and 1½.
     """
     raw_U = torch.zeros(inventory.num_units, device=model.device, requires_grad=True)
-
-    with frozen(model, gradient_checkpointing=config.gradient_checkpointing), gated(model, family, inventory) as gates:
-
-        def step_loss(tokens_BS: Tensor) -> Tensor:
-            gates.values_U = bounded_scale(raw_U)
-            tokens_BS = tokens_BS.to(model.device)
-            return next_token_loss(model(tokens_BS, use_cache=False).logits, tokens_BS)
-
-        _learn(
-            raw_U,
-            step_loss,
-            tokens_NS,
-            config,
-            epochs=config.scale_epochs,
-            learning_rate=config.scale_learning_rate,
-            label="scales",
-        )
+    _learn(
+        model,
+        family,
+        inventory,
+        raw_U,
+        lambda: bounded_scale(raw_U),
+        tokens_NS,
+        config,
+        epochs=config.scale_epochs,
+        learning_rate=config.scale_learning_rate,
+        label="scales",
+    )
     return bounded_scale(raw_U.detach()).cpu()
 
 
