@@ -18,7 +18,7 @@ from tests.conftest import make_model, make_tokenizer
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint") / "pruned"
-    pruner = GRASPPruner(GRASPConfig(method="random", scales=False, dataset=str(corpus_file), num_samples=1, seq_len=8))
+    pruner = GRASPPruner(GRASPConfig(method="random", dataset=str(corpus_file), num_samples=1, seq_len=8))
     pruner.prune_model(make_model(), make_tokenizer())
     pruner.save(folder)
     return folder
@@ -43,6 +43,22 @@ def test_folder_is_complete_and_readable_by_others(checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     assert set(config["auto_map"]) == {"AutoConfig", "AutoModel", "AutoModelForCausalLM"}
     assert "quantization_config" not in config
+
+
+def test_checkpoint_without_the_output_bias_field_loads(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    config.pop("output_bias", None)
+    (copy / "config.json").write_text(json.dumps(config))
+    model = load_pruned_model(copy)
+    assert model.config.output_bias is False
+    assert not any(name.endswith(".bias") for name in model.state_dict())
+
+
+def test_missing_output_bias_is_an_error_that_names_it(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "output_bias": True}))
+    with pytest.raises(CheckpointError, match=r"missing keys: model.layers.0.mlp.down_proj.bias and 5 more"):
+        load_pruned_model(copy)
 
 
 def test_missing_tensor_is_an_error_that_names_it(copy: Path) -> None:
@@ -88,7 +104,7 @@ def test_interrupted_save_leaves_nothing(tmp_path: Path, error: BaseException) -
 def test_full_disk_during_a_real_save(
     monkeypatch: pytest.MonkeyPatch, tokenizer: PreTrainedTokenizerFast, corpus_file: Path, tmp_path: Path
 ) -> None:
-    config = GRASPConfig(method="random", scales=False, dataset=str(corpus_file), num_samples=1, seq_len=8)
+    config = GRASPConfig(method="random", dataset=str(corpus_file), num_samples=1, seq_len=8)
     pruner = GRASPPruner(config)
     pruner.prune_model(make_model(), tokenizer)
     full = Path("/dev/full")

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, load_pruned_model
 from optimum_grasprune.calibration import load_corpus, tokenize
+from optimum_grasprune.checkpoint import save_checkpoint
 from optimum_grasprune.evaluation import perplexity, windows_of
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import load_model, load_tokenizer
@@ -50,7 +51,7 @@ def windows() -> torch.Tensor:
 def test_trained_gates_beat_random_units_and_scales_improve_them(pruner: GRASPPruner, windows: torch.Tensor) -> None:
     dense = load_model(str(TINY_LLAMA), dtype="float32")
     assert pruner.model is not None and pruner.plan is not None
-    random = GRASPPruner(pruner.config.model_copy(update={"method": "random", "scales": False}))
+    random = GRASPPruner(pruner.config.model_copy(update={"method": "random", "compensation": "none"}))
     unscaled = build_pruned_model(dense, pruner.plan.without_scales(), family_of(dense.config))
     scores = {
         name: perplexity(model, windows).perplexity
@@ -76,22 +77,38 @@ import importlib.util, json, sys
 import torch
 assert importlib.util.find_spec("optimum_grasprune") is None
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
-folder = sys.argv[1]
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
-ids = tokenizer("The river", return_tensors="pt").input_ids
-output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
-assert AutoModel.from_pretrained(folder, trust_remote_code=True).config.model_type == "grasp_llama"
-print(json.dumps(tokenizer.decode(output[0])))
+texts = []
+for folder in sys.argv[1:]:
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+    ids = tokenizer("The river", return_tensors="pt").input_ids
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
+    assert AutoModel.from_pretrained(folder, trust_remote_code=True).config.model_type == "grasp_llama"
+    texts.append(tokenizer.decode(output[0]))
+print(json.dumps(texts))
 """
 
 
+def save_with_output_biases(pruner: GRASPPruner, folder: Path) -> None:
+    dense = load_model(str(TINY_LLAMA), dtype="float32")
+    assert pruner.plan is not None
+    biased = build_pruned_model(dense, pruner.plan, family_of(dense.config), output_bias=True)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in biased.named_parameters():
+            if name.endswith(".bias"):
+                parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    save_checkpoint(biased, pruner.tokenizer, pruner.record, folder)
+
+
 def test_same_text_with_our_package_and_without(pruner: GRASPPruner, tmp_path: Path) -> None:
-    folder = tmp_path / "pruned-llama"
-    pruner.save(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    with_package = greedy(load_pruned_model(folder), tokenizer)
-    assert with_package == greedy(AutoModelForCausalLM.from_pretrained(folder), tokenizer)
+    folders = [tmp_path / "pruned-llama", tmp_path / "biased-llama"]
+    pruner.save(folders[0])
+    save_with_output_biases(pruner, folders[1])
+    tokenizer = AutoTokenizer.from_pretrained(folders[0])
+    with_package = [greedy(load_pruned_model(folder), tokenizer) for folder in folders]
+    assert with_package[0] != with_package[1], "the biases made no difference"
+    assert with_package == [greedy(AutoModelForCausalLM.from_pretrained(folder), tokenizer) for folder in folders]
 
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=False)
@@ -102,7 +119,7 @@ def test_same_text_with_our_package_and_without(pruner: GRASPPruner, tmp_path: P
     script = tmp_path / "load.py"
     script.write_text(LOAD_WITHOUT_OUR_PACKAGE)
     done = subprocess.run(
-        [environment / "bin" / "python", script, folder],
+        [environment / "bin" / "python", script, *folders],
         capture_output=True,
         text=True,
         env={**os.environ, "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": ""},

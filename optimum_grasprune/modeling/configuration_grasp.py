@@ -16,7 +16,12 @@ class GRASPLlamaConfig(LlamaConfig):
 
     The plain fields hold the dense model's values; `per_layer_config` holds, for each layer that differs from them,
     `intermediate_size`, `num_attention_heads` and `num_key_value_heads`.
+
+    output_bias: whether `o_proj` and `down_proj` of every layer have a bias, whatever `attention_bias` and `mlp_bias`
+    say. Those two cannot ask for it alone: they also put one on the projections that lead in.
     """
+
+    output_bias: bool = False
 
     model_type = "grasp_llama"
     _widths = frozenset({"intermediate_size", "num_attention_heads", "num_key_value_heads"})

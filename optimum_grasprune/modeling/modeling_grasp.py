@@ -25,11 +25,20 @@ def _without_layers(config: GRASPLlamaConfig) -> Iterator[None]:
         config.num_hidden_layers = layers
 
 
+def _add_bias(linear: nn.Linear) -> None:
+    # Made from the weight, so that dtype and device (meta while a checkpoint is loaded) are the stock constructor's.
+    if getattr(linear, "bias", None) is None:  # torch's annotation says that there always is one
+        linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
+
+
 class GRASPLlamaDecoderLayer(LlamaDecoderLayer):
-    """A stock LLaMA layer with its own widths."""
+    """A stock LLaMA layer with its own widths and, where the configuration says so, output biases."""
 
     def __init__(self, config: GRASPLlamaConfig, layer_idx: int) -> None:
         super().__init__(config.per_layer_config[layer_idx], layer_idx)  # type: ignore[arg-type]
+        if config.output_bias:
+            _add_bias(self.self_attn.o_proj)
+            _add_bias(self.mlp.down_proj)
         # The widths are built in by now; what is read later (the attention implementation) may change on the model.
         self.self_attn.config = config
 

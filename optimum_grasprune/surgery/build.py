@@ -15,8 +15,11 @@ from .folding import fold_scales
 from .slicing import slice_state
 
 
-def pruned_config(config: PreTrainedConfig, plan: PruningPlan) -> Any:
-    """The configuration of the pruned model: the dense one, with `per_layer_config` holding each layer's widths."""
+def pruned_config(config: PreTrainedConfig, plan: PruningPlan, *, output_bias: bool = False) -> Any:
+    """The configuration of the pruned model: the dense one, with `per_layer_config` holding each layer's widths.
+
+    output_bias: whether all output projections get a bias. Those of a model that is already pruned stay either way.
+    """
     config_class, _, causal_class = PRUNED_CLASSES[config.model_type]
     values = config.to_dict()
     for key in ("model_type", "per_layer_config", "architectures", "auto_map", "transformers_version"):
@@ -27,6 +30,7 @@ def pruned_config(config: PreTrainedConfig, plan: PruningPlan) -> Any:
             "head_dim": head_dimension(config),
             "architectures": [causal_class.__name__],
             "per_layer_config": _layer_widths(config, plan),
+            "output_bias": output_bias or getattr(config, "output_bias", False),
         }
     )
     pruned._attn_implementation = config._attn_implementation
@@ -45,17 +49,34 @@ def _layer_widths(config: PreTrainedConfig, plan: PruningPlan) -> dict[int, dict
     return widths
 
 
-def build_pruned_model(model: PreTrainedModel, plan: PruningPlan, family: Family) -> PreTrainedModel:
+def build_pruned_model(
+    model: PreTrainedModel, plan: PruningPlan, family: Family, *, output_bias: bool = False
+) -> PreTrainedModel:
     """A new model with the plan's units, its scales folded in; the given model stays as it is.
 
-    Weights that no unit runs through (embeddings, head, norms) are shared with the given model.
+    Weights that no unit runs through (embeddings, head, norms) are shared with the given model; those of output
+    projections never are, so that they may be edited in place.
+    output_bias: give every output projection that has no bias one of zeros, to be filled by the caller.
     Raises PlanError when the plan was made for other shapes.
     """
     plan.check(family.inventory(model))
-    config = pruned_config(model.config, plan)
+    config = pruned_config(model.config, plan, output_bias=output_bias)
     state = slice_state(model.state_dict(), plan, family)
-    fold_scales(state, plan, family)
-    return _materialise(config, state, model)
+    _own_output_biases(state, plan, family, config.output_bias)
+    pruned = _materialise(config, state, model)
+    fold_scales(pruned, plan, family)
+    return pruned
+
+
+def _own_output_biases(state: dict[str, Tensor], plan: PruningPlan, family: Family, everywhere: bool) -> None:
+    # Slicing has already copied the weights, even of groups that keep all their units.
+    for group in plan.groups:
+        path = family.output_path(group.layer, group.kind)
+        weight_OI, bias_O = state[f"{path}.weight"], state.get(f"{path}.bias")
+        if bias_O is not None:
+            state[f"{path}.bias"] = bias_O.clone()
+        elif everywhere:
+            state[f"{path}.bias"] = weight_OI.new_zeros(weight_OI.shape[0])
 
 
 def _materialise(config: PreTrainedConfig, state: dict[str, Tensor], like: PreTrainedModel) -> PreTrainedModel:

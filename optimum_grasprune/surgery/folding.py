@@ -9,7 +9,9 @@ Shape suffixes: O output features, I input features, K units.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..families import Family
 from ..plan import PruningPlan
@@ -24,9 +26,11 @@ def scale_columns(weight_OI: Tensor, scales_K: Tensor) -> Tensor:
     return (weight_OI.float() * per_column_I).to(weight_OI.dtype)
 
 
-def fold_scales(state: dict[str, Tensor], plan: PruningPlan, family: Family) -> None:
-    """Multiply the plan's scales into the output projections of an already sliced state, in place."""
+@torch.no_grad()
+def fold_scales(pruned: PreTrainedModel, plan: PruningPlan, family: Family) -> None:
+    """Multiply the plan's scales into the output projections of an already sliced model, in place."""
+    layers = list(family.decoder_layers(pruned))
     for group in plan.groups:
         if group.scales is not None:
-            name = f"{family.output_path(group.layer, group.kind)}.weight"
-            state[name] = scale_columns(state[name], Tensor(group.scales))
+            weight_OI = family.coupling(layers[group.layer], group.kind).output.weight
+            weight_OI.copy_(scale_columns(weight_OI, torch.tensor(group.scales)))

@@ -7,11 +7,22 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from optimum_grasprune import GRASPConfig, GRASPPruner, load_pruned_model
+from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask, load_pruned_model
+from optimum_grasprune.checkpoint import save_checkpoint
 from optimum_grasprune.errors import UnsupportedFamilyError
 from optimum_grasprune.families import FAMILIES, family_of
+from optimum_grasprune.loading import empty_model
+from optimum_grasprune.surgery import build_pruned_model
+from optimum_grasprune.units import KINDS
 from tests.conftest import logits_of, make_model
 
 ROPE_LLAMA3 = {
@@ -100,6 +111,73 @@ class TestLlama:
             own = config.per_layer_config[layer]
             assert own.intermediate_size == len(pruner.plan.group(layer, "ffn").kept)
             assert own.num_key_value_heads == len(pruner.plan.group(layer, "kv").kept)
+
+
+class TestOutputBias:
+    @staticmethod
+    def build(variant: LlamaForCausalLM, output_bias: bool) -> PreTrainedModel:
+        family = family_of(variant.config)
+        inventory = family.inventory(variant)
+        kept = torch.arange(inventory.num_units) % 3 != 2
+        for start, _ in inventory.spans():
+            kept[start] = True
+        return build_pruned_model(
+            variant, PruningPlan.from_mask(UnitMask(inventory, kept)), family, output_bias=output_bias
+        )
+
+    @staticmethod
+    def fill(model: PreTrainedModel) -> None:
+        generator = torch.Generator().manual_seed(5)
+        with torch.no_grad():
+            for linear in output_projections(model):
+                linear.bias.add_(0.3 * torch.randn(linear.bias.shape, generator=generator))
+
+    def test_zeros_change_nothing_and_other_values_do(self, variant: LlamaForCausalLM) -> None:
+        plain, biased = self.build(variant, False), self.build(variant, True)
+        expected = logits_of(plain, TOKENS)
+        assert torch.equal(logits_of(biased, TOKENS), expected)
+        self.fill(biased)
+        assert (logits_of(biased, TOKENS) - expected).norm() > 0.1 * expected.norm()
+        assert torch.equal(logits_of(plain, TOKENS), expected), "the two models share a bias"
+
+    def test_only_what_was_asked_for_is_added(self, variant: LlamaForCausalLM) -> None:
+        plain, biased = self.build(variant, False).state_dict(), self.build(variant, True).state_dict()
+        layers = range(variant.config.num_hidden_layers)
+        outputs = {f"model.layers.{i}.{name}.bias" for i in layers for name in ("self_attn.o_proj", "mlp.down_proj")}
+        assert set(plain) == set(variant.state_dict())
+        assert set(biased) == set(variant.state_dict()) | outputs
+        assert all(biased[name].shape == (variant.config.hidden_size,) for name in outputs)
+
+    def test_saved_and_loaded_it_computes_the_same(self, variant: LlamaForCausalLM, tmp_path: Path) -> None:
+        model = self.build(variant, True)
+        self.fill(model)
+        expected = logits_of(model, TOKENS)
+        save_checkpoint(model, None, {}, tmp_path / "pruned")
+        loaded = load_pruned_model(tmp_path / "pruned")
+        assert loaded.config.output_bias is True
+        assert torch.equal(logits_of(loaded, TOKENS), expected)
+        half = load_pruned_model(tmp_path / "pruned", dtype="bfloat16")
+        assert {tensor.dtype for tensor in half.parameters()} == {torch.bfloat16}
+
+    def test_pruned_again_it_keeps_its_biases(self, variant: LlamaForCausalLM) -> None:
+        once = self.build(variant, True)
+        self.fill(once)
+        before = [linear.bias.clone() for linear in output_projections(once)]
+        twice = self.build(once, False)  # type: ignore[arg-type]
+        assert twice.config.output_bias is True
+        for linear, bias in zip(output_projections(twice), before, strict=True):
+            assert torch.equal(linear.bias, bias)
+
+    def test_a_new_model_starts_with_zeros_and_an_empty_one_takes_no_memory(self, variant: LlamaForCausalLM) -> None:
+        config = self.build(variant, True).config
+        for linear in output_projections(AutoModelForCausalLM.from_config(config)):
+            assert not linear.bias.any() and linear.bias.requires_grad
+        assert {parameter.device.type for parameter in empty_model(config).parameters()} == {"meta"}
+
+
+def output_projections(model: PreTrainedModel) -> list[torch.nn.Linear]:
+    family = family_of(model.config)
+    return [family.coupling(layer, kind).output for layer in family.decoder_layers(model) for kind in KINDS]
 
 
 def test_unsupported_family_names_those_that_are() -> None:

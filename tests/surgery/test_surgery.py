@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from optimum_grasprune import PruningPlan, UnitMask
 from optimum_grasprune.families import family_of
 from optimum_grasprune.gating import gated
 from optimum_grasprune.surgery import build_pruned_model, feature_indices, keep_columns, keep_rows, scale_columns
+from optimum_grasprune.units import KINDS
 from tests.conftest import logits_of, make_model
 
 
@@ -73,6 +75,29 @@ def test_building_leaves_the_dense_model_alone_and_shares_what_is_not_cut(model:
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert pruned.get_input_embeddings().weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
     assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("output_bias", [False, True])
+@pytest.mark.parametrize("overrides", [{}, {"attention_bias": True, "mlp_bias": True}])
+def test_output_projections_are_never_shared(overrides: dict[str, bool], output_bias: bool) -> None:
+    model = make_model(**overrides)
+    family = family_of(model.config)
+    inventory = family.inventory(model)
+    everything = UnitMask(inventory, torch.ones(inventory.num_units, dtype=torch.bool))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    pruned = build_pruned_model(model, PruningPlan.from_mask(everything), family, output_bias=output_bias)
+    with torch.no_grad():
+        for layer in family.decoder_layers(pruned):
+            for kind in KINDS:
+                for parameter in family.coupling(layer, kind).output.parameters():
+                    parameter += 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_new_output_biases_have_the_dtype_of_their_weights() -> None:
+    model = make_model().to(torch.bfloat16)
+    pruned = build_pruned_model(model, random_plan(model, scaled=True), family_of(model.config), output_bias=True)
+    assert {tensor.dtype for tensor in pruned.state_dict().values()} == {torch.bfloat16}
 
 
 def test_pruning_a_pruned_model_again(model: LlamaForCausalLM) -> None:

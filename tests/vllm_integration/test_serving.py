@@ -14,8 +14,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask
 from optimum_grasprune.benchmark import Server, ServerError, served
+from optimum_grasprune.checkpoint import save_checkpoint
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import load_model, load_tokenizer
+from optimum_grasprune.surgery import build_pruned_model
+from optimum_grasprune.units import KINDS
 from tests.conftest import TINY_LLAMA
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -59,6 +62,23 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def biased_checkpoint(checkpoint: Path) -> Path:
+    """The same cuts, with biases on the output projections that are large enough to change what is said."""
+    model = load_model(str(TINY_LLAMA), dtype="float32")
+    family = family_of(model.config)
+    pruned = build_pruned_model(model, make_plan(model), family, output_bias=True)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for layer in family.decoder_layers(pruned):
+            for kind in KINDS:
+                bias = family.coupling(layer, kind).output.bias
+                bias.copy_(0.1 * torch.randn(bias.shape, generator=generator))
+    folder = checkpoint.with_name("biased-llama")
+    save_checkpoint(pruned, load_tokenizer(str(TINY_LLAMA)), {}, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def plain_server(checkpoint: Path) -> Iterator[Server]:
     """`vllm serve CHECKPOINT`, no flags but the address. vLLM then compiles, and computes fp32 models in bf16."""
     with served(checkpoint, checkpoint.with_name("plain.log"), environment=MEMORY) as server:
@@ -66,10 +86,11 @@ def plain_server(checkpoint: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def exact_server(checkpoint: Path) -> Iterator[Server]:
-    """The same in fp32, so that tokens compare."""
+def exact_server(biased_checkpoint: Path) -> Iterator[Server]:
+    """In fp32, so that tokens compare; with output biases, so that these are compared too."""
     flags = ["--dtype", "float32", "--enforce-eager"]
-    with served(checkpoint, checkpoint.with_name("exact.log"), flags=flags, environment=MEMORY) as server:
+    log = biased_checkpoint.with_name("exact.log")
+    with served(biased_checkpoint, log, flags=flags, environment=MEMORY) as server:
         yield server
 
 
@@ -78,14 +99,23 @@ def test_every_layer_differs(checkpoint: Path) -> None:
     assert not any(one == other for one, other in itertools.combinations(layers.values(), 2))
 
 
-def test_greedy_tokens_equal_those_of_transformers(checkpoint: Path, exact_server: Server) -> None:
-    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+def greedy(model: PreTrainedModel, ids: torch.Tensor) -> list[int]:
+    output = model.generate(ids, max_new_tokens=32, do_sample=False, attention_mask=torch.ones_like(ids))  # type: ignore[operator]
+    return output[0, ids.shape[1] :].tolist()
+
+
+def test_greedy_tokens_equal_those_of_transformers(
+    checkpoint: Path, biased_checkpoint: Path, exact_server: Server
+) -> None:
+    unbiased, model = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32) for folder in (checkpoint, biased_checkpoint)
+    )
+    tokenizer = AutoTokenizer.from_pretrained(biased_checkpoint)
     for prompt in PROMPTS:
         ids = tokenizer(prompt, return_tensors="pt").input_ids
-        expected = model.generate(ids, max_new_tokens=32, do_sample=False, attention_mask=torch.ones_like(ids))
         completion = exact_server.complete(ids[0].tolist(), max_tokens=32)
-        assert completion.tokens == expected[0, ids.shape[1] :].tolist(), prompt
+        assert completion.tokens == greedy(model, ids), prompt
+        assert completion.tokens != greedy(unbiased, ids), f"the biases made no difference to {prompt!r}"
 
 
 def test_kv_cache_grows_by_exactly_the_heads_removed(plain_server: Server, tmp_path: Path) -> None:
