@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -65,11 +66,15 @@ class Corpus:
 def load_corpus(source: str, split: str | None = None, text_column: str = "text") -> Corpus:
     """Read a corpus: 'builtin', 'sampled', a file, or a Hugging Face dataset as NAME or NAME:CONFIG.
 
-    'builtin' is the standard library's text, 'sampled' the English text that comes with this package.
+    'builtin' is the standard library's text, 'sampled' the English text that comes with this package. Several, with
+    commas between them, are mixed in equal parts; split and column then hold for all.
 
     `<|endoftext|>` between documents becomes a newline, since most tokenizers know no such token.
     Raises DataError when it cannot be read or is empty.
     """
+    if "," in source and not Path(source).exists():
+        parts = [load_corpus(part.strip(), split, text_column).text for part in source.split(",")]
+        return Corpus(mixed(parts), source, split)
     path = Path(source)
     if source == "builtin":
         name = (split or "").partition("[")[0] or "train"
@@ -83,6 +88,13 @@ def load_corpus(source: str, split: str | None = None, text_column: str = "text"
     else:
         text = _read_hub(source, split, text_column)
     return _checked(text, source, split, f"the corpus {source} is empty" + (f" in split {split}" if split else ""))
+
+
+def mixed(texts: Sequence[str], pieces: int = 64) -> str:
+    """As much of each text as the shortest one has, in turns of a `pieces`-th, so that any long stretch holds all."""
+    size = min(len(text) for text in texts)
+    bounds = [size * piece // pieces for piece in range(pieces + 1)]
+    return "\n\n".join(text[start:stop] for start, stop in itertools.pairwise(bounds) for text in texts)
 
 
 def corpus_in_memory(texts: Sequence[str]) -> Corpus:
@@ -179,3 +191,14 @@ def sample_sequences(tokens_T: Tensor, options: CalibrationOptions, seed: int) -
         blocks_NS = tokens_T[offset : offset + (len(tokens_T) - offset) // length * length].view(-1, length)
         drawn.append(blocks_NS[torch.randperm(len(blocks_NS), generator=generator)])
     return torch.cat(drawn)[:count]
+
+
+def hold_out(tokens_T: Tensor, count: int, length: int) -> tuple[Tensor, Tensor]:
+    """(what stays for calibration, what is held out of it): the corpus without its end, and its end in sequences.
+
+    Returns shapes (T',) and (count, length). At most an eighth of the corpus is held out, so that from a short corpus
+    there are fewer sequences than asked, or none.
+    """
+    count = min(count, len(tokens_T) // (8 * length))
+    rest = len(tokens_T) - count * length
+    return tokens_T[:rest], tokens_T[rest:].view(count, length)

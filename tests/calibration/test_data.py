@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from optimum_grasprune.calibration import corpus_in_memory, load_corpus, sample_sequences, tokenize
+from optimum_grasprune.calibration import corpus_in_memory, hold_out, load_corpus, sample_sequences, tokenize
+from optimum_grasprune.calibration.data import mixed
 from optimum_grasprune.calibration.standard_library import is_held_out
 from optimum_grasprune.config import CalibrationOptions
 from optimum_grasprune.errors import DataError, OptionError
@@ -137,3 +138,26 @@ def test_usual_names_reach_the_library_with_their_arguments(name: str, monkeypat
     assert load_corpus(name, "validation").split == "validation"
     assert [call["split"] for call in asked] == ["train[:5000]" if "c4" in name else "train", "validation"]
     assert asked[0]["path"] == ("allenai/c4" if "c4" in name else "Salesforce/wikitext")
+
+
+def test_several_corpora_are_mixed_in_equal_parts(tmp_path: Path) -> None:
+    for name, letter, length in (("a.txt", "a", 6400), ("b.txt", "b", 90_000)):
+        (tmp_path / name).write_text(letter * length)
+    corpus = load_corpus(f"{tmp_path / 'a.txt'},{tmp_path / 'b.txt'}")
+    assert corpus.text.count("a") == corpus.text.count("b") == 6400
+    tail = corpus.text[-400:]  # what would be held out
+    assert "a" in tail and "b" in tail
+
+
+def test_mixing_by_hand() -> None:
+    assert mixed(["abcd", "123456"], pieces=2) == "ab\n\n12\n\ncd\n\n34"
+
+
+def test_held_out_sequences_are_the_end_and_at_most_an_eighth() -> None:
+    tokens = torch.arange(100)
+    rest, held_out = hold_out(tokens, 2, 5)
+    assert rest.tolist() == list(range(90)) and held_out.tolist() == [list(range(90, 95)), list(range(95, 100))]
+    rest, held_out = hold_out(tokens, 16, 5)
+    assert held_out.shape == (2, 5)
+    rest, held_out = hold_out(tokens, 16, 20)
+    assert torch.equal(rest, tokens) and held_out.shape == (0, 20)

@@ -1,0 +1,58 @@
+"""Streaming first-order statistics of activations. Pure: an update returns a new value and changes nothing.
+
+Shape suffixes: T tokens, I features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and spread of every feature over the tokens seen so far, in fp64.
+
+    count: tokens.  mean_I: shape (I,).  spread_I: Σ (x − mean)², shape (I,).
+    """
+
+    count: int
+    mean_I: Tensor
+    spread_I: Tensor
+
+    @classmethod
+    def empty(cls, features: int) -> Moments:
+        """Moments before the first token."""
+        zeros = torch.zeros(features, dtype=torch.float64)
+        return cls(0, zeros, zeros)
+
+    def update(self, x_TI: Tensor) -> Moments:
+        """Moments with these tokens added; x_TI: shape (T, I), any float dtype.
+
+        The merge of two samples is that of Chan, Golub and LeVeque (1979): no sum of squares, so no cancellation where
+        a mean is large beside its deviation.
+        """
+        x_TI = x_TI.double()
+        added, total = len(x_TI), self.count + len(x_TI)
+        if not added:
+            return self
+        mean_I = x_TI.mean(0)
+        shift_I = mean_I - self.mean_I.to(mean_I.device)
+        spread_I = (x_TI - mean_I).square().sum(0) + shift_I.square() * (self.count * added / total)
+        return Moments(
+            total,
+            self.mean_I.to(mean_I.device) + shift_I * (added / total),
+            self.spread_I.to(mean_I.device) + spread_I,
+        )
+
+    @property
+    def variance_I(self) -> Tensor:
+        """Unbiased variance, shape (I,); 0 with fewer than two tokens."""
+        return self.spread_I / max(self.count - 1, 1)
+
+    @property
+    def norm_I(self) -> Tensor:
+        """‖x‖₂ of every feature over all tokens, shape (I,)."""
+        return (self.spread_I + self.count * self.mean_I.square()).sqrt()

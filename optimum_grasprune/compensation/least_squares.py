@@ -1,0 +1,126 @@
+"""Least-squares restoration of pruned models, layer by layer.  (FASP, arXiv 2501.09412, section 3.3)
+
+The target of every output projection is what it puts out in the dense model. Its inputs are either those that the
+layers already restored give it, as in the paper (`restore_in_sequence`), or what stays of the dense model's
+(`restored_on_dense_inputs`): then one forward pass serves any number of plans.
+
+Tokens with massive activations are left out, and one layer's matrices are in memory at a time.
+
+Shape suffixes: T tokens, I dense input features of an output projection, K those that stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..calibration.layerwise import LayerStream
+from ..errors import GraspruneError
+from ..families import Family
+from ..gating.gates import frozen
+from ..plan import GroupPlan, PruningPlan
+from ..surgery import feature_indices
+from ..surgery.restoration import restored_weight, usual_tokens
+from ..units import KINDS, Kind
+
+Weights = dict[tuple[int, Kind], Tensor]
+"""Refitted output projections by layer and kind, each of shape (O, K), in the model's dtype, on the CPU."""
+
+
+@torch.no_grad()
+def restored_on_dense_inputs(
+    dense: PreTrainedModel, trials: Sequence[tuple[PruningPlan, float]], family: Family, tokens_NS: Tensor
+) -> list[Weights]:
+    """Output projections refitted to the kept part of the dense inputs, for each trial of a plan with a damping.
+
+    One forward pass of the dense model serves all trials. damping: see `restored_weight`.
+    """
+    results: list[Weights] = [{} for _ in trials]
+    with frozen(dense):
+        stream = LayerStream.start(dense, family, tokens_NS)
+        for index, layer in enumerate(tqdm(list(family.decoder_layers(dense)), desc="least squares", unit="layer")):
+            outputs = {kind: family.coupling(layer, kind).output for kind in KINDS}
+            grams = _advance_with_grams(stream, layer, outputs, index, family)
+            for (plan, damping), weights in zip(trials, results, strict=True):
+                for kind, before in outputs.items():
+                    columns_K = _columns(plan.group(index, kind), before)
+                    cross_IK = grams[kind][:, columns_K]
+                    weight_OK = restored_weight(before.weight, columns_K, cross_IK[columns_K], cross_IK, damping)
+                    weights[index, kind] = weight_OK.to(before.weight.dtype).cpu()
+    return results
+
+
+def _advance_with_grams(
+    stream: LayerStream, layer: nn.Module, outputs: dict[Kind, nn.Linear], index: int, family: Family
+) -> dict[Kind, Tensor]:
+    """Take the stream through a layer; X Xᵀ of each output projection's input, shape (I, I), usual tokens only."""
+    grams = {
+        kind: torch.zeros(linear.in_features, linear.in_features, device=linear.weight.device)
+        for kind, linear in outputs.items()
+    }
+
+    def add(kind: Kind, x_TI: Tensor) -> None:
+        x_TI = _finite(x_TI, family.output_path(index, kind))
+        x_TI = x_TI[usual_tokens(x_TI)].float()
+        grams[kind].addmm_(x_TI.T, x_TI)
+
+    stream.advance(layer, outputs, add)
+    return grams
+
+
+@torch.no_grad()
+def take_weights(pruned: PreTrainedModel, weights: Weights, family: Family) -> None:
+    """Put refitted output projections into a sliced model, in place."""
+    layers = list(family.decoder_layers(pruned))
+    for (index, kind), weight_OK in weights.items():
+        family.coupling(layers[index], kind).output.weight.copy_(weight_OK)
+
+
+@torch.no_grad()
+def restore_in_sequence(
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    plan: PruningPlan,
+    family: Family,
+    tokens_NS: Tensor,
+    damping: float,
+) -> None:
+    """Refit the output projections of a sliced model, in place, to the inputs that they have in that model.
+
+    damping: see `restored_weight`.
+    """
+    layers = list(zip(family.decoder_layers(dense), family.decoder_layers(pruned), strict=True))
+    with frozen(dense), frozen(pruned):
+        reference = LayerStream.start(dense, family, tokens_NS)
+        current = LayerStream.start(pruned, family, tokens_NS)
+        for index, (old, new) in enumerate(tqdm(layers, desc="least squares", unit="layer")):
+            for kind in KINDS:  # attention first: the FFN's inputs depend on it
+                before, after = (family.coupling(layer, kind).output for layer in (old, new))
+                gram_KK = torch.zeros(after.in_features, after.in_features, device=after.weight.device)
+                cross_IK = torch.zeros(before.in_features, after.in_features, device=after.weight.device)
+                path = family.output_path(index, kind)
+                for position in range(len(tokens_NS)):
+                    x_TI = _finite(reference.input_of(before, old, position), path)
+                    z_TK = _finite(current.input_of(after, new, position), path)
+                    usual_T = usual_tokens(x_TI) & usual_tokens(z_TK)
+                    x_TI, z_TK = x_TI[usual_T].float(), z_TK[usual_T].float()
+                    gram_KK.addmm_(z_TK.T, z_TK)
+                    cross_IK.addmm_(x_TI.T, z_TK)
+                columns_K = _columns(plan.group(index, kind), before)
+                after.weight.copy_(restored_weight(before.weight, columns_K, gram_KK, cross_IK, damping))
+            reference.advance(old)
+            current.advance(new)
+
+
+def _columns(group: GroupPlan, before: nn.Linear) -> Tensor:
+    return feature_indices(group.kept, before.in_features, group.count).to(before.weight.device)
+
+
+def _finite(x_TI: Tensor, path: str) -> Tensor:
+    if not torch.isfinite(x_TI).all():
+        raise GraspruneError(f"the input of {path} is not finite; try --dtype float32")
+    return x_TI

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from optimum_grasprune import PruningPlan, UnitMask
+from optimum_grasprune.calibration import collect_moments, output_projections
+from optimum_grasprune.calibration.layerwise import LayerStream
+from optimum_grasprune.compensation import refit
+from optimum_grasprune.errors import GraspruneError
+from optimum_grasprune.families import family_of
+from optimum_grasprune.surgery import build_pruned_model, feature_indices
+from tests.conftest import logits_of, make_model
+
+TOKENS = torch.randint(258, (6, 24), generator=torch.Generator().manual_seed(0))
+
+
+def half(model: LlamaForCausalLM) -> PruningPlan:
+    """Every other channel and the first KV group of each layer."""
+    inventory = family_of(model.config).inventory(model)
+    kept = inventory.place_U % 2 == 0
+    return PruningPlan.from_mask(UnitMask(inventory, kept))
+
+
+def refitted(model: LlamaForCausalLM, step: str, **options: object) -> LlamaForCausalLM:
+    family, plan = family_of(model.config), half(model)
+    pruned = build_pruned_model(model, plan, family, output_bias=step == "bias")
+    values = {"damping": 0.1, "in_sequence": False, **options}
+    refit(step, model, pruned, plan, family, TOKENS, **values)  # type: ignore[arg-type]
+    return pruned  # type: ignore[return-value]
+
+
+def distance(model: LlamaForCausalLM, pruned: LlamaForCausalLM) -> float:
+    return float((logits_of(model, TOKENS) - logits_of(pruned, TOKENS)).square().mean())
+
+
+def test_layers_one_by_one_give_what_the_model_gives(model: LlamaForCausalLM) -> None:
+    family = family_of(model.config)
+    stream = LayerStream.start(model, family, TOKENS)
+    for layer in family.decoder_layers(model):
+        stream.advance(layer)
+    with torch.no_grad():
+        logits = model.lm_head(model.model.norm(torch.cat(stream.hidden)))
+    torch.testing.assert_close(logits, logits_of(model, TOKENS), rtol=1e-4, atol=1e-5)
+
+
+def test_input_of_a_module_is_what_a_hook_sees(model: LlamaForCausalLM) -> None:
+    family = family_of(model.config)
+    stream = LayerStream.start(model, family, TOKENS)
+    layer = next(family.decoder_layers(model))
+    seen: list[torch.Tensor] = []
+    handle = layer.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, -2)))
+    logits_of(model, TOKENS[2:3])
+    handle.remove()
+    torch.testing.assert_close(stream.input_of(layer.mlp.down_proj, layer, 2), seen[0])
+    assert not layer.mlp.down_proj._forward_pre_hooks
+
+
+@pytest.mark.parametrize("in_sequence", [False, True])
+def test_least_squares_come_closer_to_the_dense_model(model: LlamaForCausalLM, in_sequence: bool) -> None:
+    plain = build_pruned_model(model, half(model), family_of(model.config))
+    restored = refitted(model, "least_squares", in_sequence=in_sequence)
+    assert distance(model, restored) < 0.9 * distance(model, plain)  # type: ignore[arg-type]
+
+
+def test_duplicated_channels_are_made_up_for_exactly() -> None:
+    # Channel 2k + 1 computes what channel 2k does, so that half the FFN can carry all of it. Attention stays whole.
+    model = make_model(num_hidden_layers=2)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            for linear in (layer.mlp.gate_proj, layer.mlp.up_proj):
+                linear.weight[1::2] = linear.weight[::2]
+    family = family_of(model.config)
+    inventory = family.inventory(model)
+    kept = inventory.is_kind_U["kv"] | (inventory.place_U % 2 == 0)
+    plan = PruningPlan.from_mask(UnitMask(inventory, kept))
+    for in_sequence in (False, True):
+        pruned = build_pruned_model(model, plan, family)
+        assert distance(model, pruned) > 1e-3  # type: ignore[arg-type]
+        refit("least_squares", model, pruned, plan, family, TOKENS, damping=1e-7, in_sequence=in_sequence)
+        assert distance(model, pruned) < 1e-8  # type: ignore[arg-type]
+
+
+def test_bias_is_the_mean_of_what_is_missing(model: LlamaForCausalLM) -> None:
+    pruned = refitted(model, "bias")
+    family = family_of(model.config)
+    dense, plan = output_projections(model, family), half(model)
+    moments = collect_moments(model, dense, TOKENS)
+    for (index, kind), linear in output_projections(pruned, family).items():
+        group = plan.group(index, kind)
+        mean = moments[index, kind].mean_I.clone()
+        mean[feature_indices(group.kept, len(mean), group.count)] = 0
+        torch.testing.assert_close(linear.bias.detach(), (dense[index, kind].weight.double() @ mean).float())
+
+
+def test_energy_scales_rows_only(model: LlamaForCausalLM) -> None:
+    plain = build_pruned_model(model, half(model), family_of(model.config))
+    scaled = refitted(model, "energy")
+    for name, tensor in plain.state_dict().items():
+        ratio = scaled.state_dict()[name] / tensor
+        if name.endswith(("o_proj.weight", "down_proj.weight")):
+            torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+            assert ratio.min() >= 0.5 and ratio.max() <= 2
+        else:
+            torch.testing.assert_close(scaled.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(("step", "in_sequence"), [("least_squares", False), ("least_squares", True), ("bias", False)])
+def test_activations_that_are_not_finite_name_the_layer(model: LlamaForCausalLM, step: str, in_sequence: bool) -> None:
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    with pytest.raises(GraspruneError, match=r"the input of model.layers.1.mlp.down_proj is not finite"):
+        refitted(model, step, in_sequence=in_sequence)
+
+
+def test_a_dead_channel_changes_nothing_else(model: LlamaForCausalLM) -> None:
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[4] = 0
+    pruned = refitted(model, "least_squares", damping=1e-6)
+    assert all(torch.isfinite(tensor).all() for tensor in pruned.state_dict().values())
+    dense_column = model.model.layers[0].mlp.down_proj.weight[:, 4]
+    torch.testing.assert_close(pruned.model.layers[0].mlp.down_proj.weight[:, 2], dense_column)
