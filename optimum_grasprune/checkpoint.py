@@ -2,7 +2,8 @@
 
 A checkpoint is a folder that transformers and vLLM load: config.json (with `per_layer_config` and `auto_map`), the two
 modelling files, sharded safetensors, tokenizer, generation config, a model card, and `grasp_config.json`, which says
-how it was made and holds the plan.
+how it was made and holds the plan. Where single weights were cut it is a stock checkpoint: its config.json is the dense
+model's, there are no modelling files and there is no plan.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import CheckpointError, PlanError
 from .loading import load_model
-from .modeling import CODE_FILES, auto_map
+from .modeling import CODE_FILES, PRUNED_CLASSES, auto_map
 from .plan import PruningPlan
 
 RECORD_NAME = "grasp_config.json"
@@ -87,12 +88,18 @@ def save_checkpoint(
             raise
         except Exception as error:  # safetensors reports a full disk as an error type of its own
             raise CheckpointError(f"the output folder {output} cannot be written: {error}") from None
-        for file in CODE_FILES:
-            shutil.copyfile(file, folder / file.name)
-        _add_auto_map(folder / "config.json", auto_map(model.config))
+        if needs_code(model.config.model_type):
+            for file in CODE_FILES:
+                shutil.copyfile(file, folder / file.name)
+            _add_auto_map(folder / "config.json", auto_map(model.config))
         write_json(folder / RECORD_NAME, record)
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def needs_code(model_type: str) -> bool:
+    """Whether models of this type are classes of ours; a stock model, with zeros in it or not, needs no code."""
+    return any(config_class.model_type == model_type for config_class, _, _ in PRUNED_CLASSES.values())
 
 
 def load_pruned_model(
@@ -120,6 +127,8 @@ def read_plan(path: str | os.PathLike[str]) -> tuple[PruningPlan, dict[str, Any]
         record = json.loads(file.read_text(encoding="utf-8"))
         if absent := {"recipe", "calibration", "budget"} - set(record):
             raise KeyError(*sorted(absent))
+        if record.get("plan", {}) is None:
+            raise PlanError(f"{file} holds no pruning plan: single weights were set to zero, no units were cut")
         return PruningPlan.from_dict(record["plan"]), record
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PlanError(f"{file} holds no pruning plan: {error!r}") from None

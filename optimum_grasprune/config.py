@@ -65,7 +65,8 @@ class CalibrationOptions(_Options):
     dataset: str = Field(
         default="builtin",
         description="calibration corpus: a text, jsonl, csv or parquet file (also .gz), a Hugging Face dataset as "
-        "NAME or NAME:CONFIG, 'wikitext2', 'c4', 'builtin' (the standard library's text) or 'sampled' (English)",
+        "NAME or NAME:CONFIG, 'wikitext2', 'c4', 'builtin' (the standard library's text) or 'sampled' (English); "
+        "several with commas between them are mixed in equal parts",
     )
     dataset_split: str | None = Field(
         default=None, description="split or slice of it, as in 'train', 'train[:90%]' or, for a file, '[:90%]'"
@@ -74,32 +75,90 @@ class CalibrationOptions(_Options):
         default="text", description="column that holds the text, for everything but plain text files"
     )
     num_samples: int = Field(
-        default=512, ge=1, description="number of calibration sequences, drawn at random with the seed"
+        default=256, ge=1, description="number of calibration sequences, drawn at random with the seed"
     )
     seq_len: int = Field(default=512, ge=2, description="tokens in each of them")
+    held_out: int | None = Field(
+        default=None,
+        ge=0,
+        description="further sequences, from the end of the corpus, on whose loss candidates and compensations are "
+        "chosen; 0 takes them unseen, None is the method's own number",
+    )
 
 
 class GateOptions(_Options):
     """How the gate scores are trained."""
 
-    epochs: int = Field(default=4, ge=1, description="passes over the calibration sequences while gates are trained")
+    epochs: int = Field(default=1, ge=1, description="passes over the calibration sequences while gates are trained")
     batch_size: int = Field(default=1, ge=1, description="sequences in one training step")
     learning_rate: float = Field(default=1e-2, gt=0, description="AdamW's learning rate for the gate scores")
     schedule: Literal["cosine", "constant"] = Field(
         default="cosine", description="course of the learning rates of gates and scales; cosine falls to zero"
     )
     temperature: float = Field(default=1.5, gt=0, description="τ in p = sigmoid(s / τ)")
+    start: Literal["zero", "fisher"] = Field(
+        default="fisher", description="gate scores at the start: all equal, or by Fisher information per parameter"
+    )
+    budget_warmup: float = Field(
+        default=0.5, ge=0, lt=1, description="share of the training over which the budget shrinks from the whole model"
+    )
+    snapshots: int = Field(
+        default=4, ge=1, description="moments of the training, the end among them, whose masks are candidates"
+    )
+
+
+class SearchOptions(_Options):
+    """The search of per-layer widths on the true loss."""
+
+    search_trials: int = Field(default=48, ge=0, description="widths that are tried; 0 leaves out the search")
+    search_samples: int = Field(default=8, ge=1, description="calibration sequences that each of them is measured on")
+    search_seconds: float | None = Field(
+        default=None, gt=0, description="time limit of the search; the result then depends on the machine's speed"
+    )
+
+
+class MethodOptions(_Options):
+    """What is cut, and what makes up for it."""
+
+    method: str = Field(default="grasprune", description="how the units to keep are chosen")
+    pattern: Literal["units", "unstructured", "2:4", "4:8"] = Field(
+        default="units",
+        description="what is cut: whole units, which makes a smaller dense model, or single weights, anywhere or so "
+        "that 2 of 4 (4 of 8) neighbours stay, which makes a model of the same size with zeros in it",
+    )
+    allocation: Literal["auto", "uniform", "global"] = Field(
+        default="auto",
+        description="whether every layer keeps the same share or units compete over the whole model; "
+        "auto is the method's own",
+    )
+    compensation: Literal["auto", "none", "scales", "least_squares", "both", "bias", "energy"] = Field(
+        default="auto",
+        description="what makes up for the units that were cut: trained scales, least squares on the output "
+        "projections, both, the mean of what is missing as a bias, or row energies; auto is the method's own",
+    )
+    statistic_samples: int = Field(
+        default=64, ge=1, description="calibration sequences, at most, that statistics and least squares look at"
+    )
+    restoration: Literal["auto", "dense", "sequential"] = Field(
+        default="auto",
+        description="inputs that the least squares fit: what stays of the dense model's, or those that the layers "
+        "already restored give; auto is the method's own",
+    )
+    damping: float | None = Field(
+        default=None,
+        gt=0,
+        description="ridge of the least squares towards the weights as they are, in units of the Gram matrix's median "
+        "diagonal; None tries several on held-out data",
+    )
 
 
 class ScaleOptions(_Options):
     """How the scales of the kept units are calibrated."""
 
-    scales: bool = Field(
-        default=True, description="calibrate one multiplier per kept unit and fold it into the weights"
+    scale_samples: int = Field(
+        default=128, ge=1, description="calibration sequences, at most, that scales are trained on"
     )
-    scale_epochs: int = Field(
-        default=1, ge=1, description="passes over the calibration sequences while scales are trained"
-    )
+    scale_epochs: int = Field(default=1, ge=1, description="passes over them while scales are trained")
     scale_learning_rate: float = Field(default=1e-2, gt=0, description="AdamW's learning rate for the scales")
 
 
@@ -117,13 +176,13 @@ class RunOptions(_Options):
     )
 
 
-class GRASPConfig(BudgetOptions, CalibrationOptions, GateOptions, ScaleOptions, RunOptions):
+class GRASPConfig(
+    MethodOptions, BudgetOptions, CalibrationOptions, GateOptions, SearchOptions, ScaleOptions, RunOptions
+):
     """The whole recipe of a pruned model. Immutable; unknown names and values out of range raise `OptionError`.
 
     >>> GRASPConfig(keep_ratio=0.8, dataset="wikitext2", epochs=1)
     """
-
-    method: str = Field(default="grasprune", description="how the units to keep are chosen")
 
     @classmethod
     def paper(cls, **overrides: Any) -> GRASPConfig:
@@ -140,18 +199,58 @@ class GRASPConfig(BudgetOptions, CalibrationOptions, GateOptions, ScaleOptions, 
             "dataset_split": "train",
             "num_samples": 512,
             "seq_len": 512,
+            "held_out": 0,
             "epochs": 4,
             "batch_size": 1,
             "learning_rate": 1e-2,
             "schedule": "constant",
             "temperature": 1.5,
-            "scales": True,
+            "start": "zero",
+            "budget_warmup": 0.0,
+            "snapshots": 1,
+            "search_trials": 0,
+            "compensation": "scales",
+            "scale_samples": 512,
             "scale_epochs": 1,
             "scale_learning_rate": 1e-2,
             "dtype": "bfloat16",
         }
         return cls(**{**published, **overrides})
 
+    @classmethod
+    def quick(cls, **overrides: Any) -> GRASPConfig:
+        """Fewer sequences and no search of widths: for a first look."""
+        return cls(
+            **{
+                "num_samples": 96,
+                "statistic_samples": 32,
+                "scale_samples": 64,
+                "snapshots": 2,
+                "search_trials": 0,
+                **overrides,
+            }
+        )
 
-RECIPES: dict[str, Callable[..., GRASPConfig]] = {"default": GRASPConfig, "paper": GRASPConfig.paper}
+    @classmethod
+    def thorough(cls, **overrides: Any) -> GRASPConfig:
+        """Four passes of gates, a long search of widths, scales on all sequences: for a model that will be served."""
+        return cls(
+            **{
+                "num_samples": 512,
+                "statistic_samples": 128,
+                "epochs": 4,
+                "search_trials": 256,
+                "search_samples": 16,
+                "scale_samples": 512,
+                **overrides,
+            }
+        )
+
+
+RECIPES: dict[str, Callable[..., GRASPConfig]] = {
+    "quick": GRASPConfig.quick,
+    "default": GRASPConfig,
+    "thorough": GRASPConfig.thorough,
+    "paper": GRASPConfig.paper,
+}
 """Named recipes that `--recipe` offers: each takes overrides by keyword and returns a `GRASPConfig`."""

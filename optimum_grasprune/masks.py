@@ -1,10 +1,11 @@
-"""What a method returns: which units stay.
+"""What a method returns: which units stay, or which single weights.
 
-Shape suffixes: U units of the whole model, in inventory order.
+Shape suffixes: U units of the whole model, in inventory order; O, I rows and columns of a weight.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -36,3 +37,20 @@ class UnitMask:
     def share(self, kind: Kind) -> float:
         """Fraction of the units of one kind that stay, between 0 and 1."""
         return float(self.kept_U[self.inventory.is_kind_U[kind]].double().mean())
+
+
+@dataclass(frozen=True)
+class ElementMask:
+    """A choice of single weights. kept: True where the weight stays, (O, I), bool, by the module's path."""
+
+    kept: Mapping[str, Tensor]
+
+    @property
+    def total(self) -> int:
+        """Weights that could have been cut."""
+        return sum(mask_OI.numel() for mask_OI in self.kept.values())
+
+    @property
+    def kept_count(self) -> int:
+        """Weights that stay."""
+        return sum(int(mask_OI.sum()) for mask_OI in self.kept.values())

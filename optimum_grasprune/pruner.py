@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from importlib.metadata import version
 from typing import Any
 
@@ -13,18 +15,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .allocation import Means, Outcome, choose
 from .budget import Budget
-from .calibration import Corpus, corpus_in_memory, load_corpus, sample_sequences, tokenize
+from .calibration import Corpus, corpus_in_memory, hold_out, load_corpus, sample_sequences, tokenize
 from .checkpoint import save_checkpoint
+from .compensation import DAMPINGS, STEPS, WEIGHT_STEPS, refit
+from .compensation.elements import restore_element_energy
 from .config import GRASPConfig
-from .errors import GraspruneError, OptionError
+from .errors import GraspruneError, OptionError, PlanError
 from .families import Family, family_of, head_dimension
-from .gating import train_scales
 from .loading import count_parameters
+from .masks import ElementMask
 from .methods import Task, get_method
 from .plan import PruningPlan
 from .report import model_card
-from .surgery import build_pruned_model
+from .surgery import build_pruned_model, fold_scales
+from .surgery.elements import build_sparse_model
 from .units import UnitInventory
 
 RECORD_VERSION = 1
@@ -33,10 +39,23 @@ _RECORDED_PACKAGES = ("optimum-grasprune", "torch", "transformers")
 
 @dataclass(frozen=True)
 class Calibration:
-    """The corpus and the sequences drawn from it, shape (N, S)."""
+    """The corpus and the sequences drawn from it.
+
+    tokens_NS: what methods and compensations learn from, shape (N, S).  held_out_NS: what choices are judged on; none
+    where nothing is to be chosen.
+    """
 
     corpus: Corpus
     tokens_NS: Tensor
+    held_out_NS: Tensor
+
+    def describe(self) -> dict[str, Any]:
+        """What a checkpoint records of it."""
+        return {
+            **self.corpus.describe(),
+            "sequences": list(self.tokens_NS.shape),
+            "held_out_sequences": len(self.held_out_NS),
+        }
 
 
 class GRASPPruner:
@@ -46,36 +65,56 @@ class GRASPPruner:
     >>> smaller = pruner.prune_model(model, tokenizer)
     >>> pruner.save("pruned-llama")
 
-    After `prune_model`: `model`, the pruned model; `plan`, what was kept; `record`, the content of `grasp_config.json`.
+    After `prune_model`: `model`, the pruned model; `plan`, what was kept (None where single weights were cut);
+    `record`, the content of `grasp_config.json`; `scores`, what the method scored units with, if it did.
     """
 
     def __init__(self, config: GRASPConfig | None = None) -> None:
         self.config = config or GRASPConfig()
         self.method = get_method(self.config.method)
+        self.method.check(self.config)
         self.model: PreTrainedModel | None = None
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.plan: PruningPlan | None = None
+        self.scores: Tensor | None = None
         self.record: dict[str, Any] = {}
 
     def prune_model(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] | None = None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        texts: Sequence[str] | None = None,
+        scores: Tensor | None = None,
     ) -> PreTrainedModel:
         """A smaller dense model; the given one stays as it was, and shares its embeddings, head and norms with it.
 
+        With another `pattern` than "units" it is a model of the same class and size, with zeros in it.
+
         texts: calibration texts, in place of the corpus that the configuration names.
+        scores: `scores` of an earlier run of the same method on the same model and corpus, which need not be computed
+            again where the method's scores fit any budget.
         Raises UnsupportedFamilyError, BudgetError, OptionError or DataError before any training starts.
         """
         family = family_of(model.config)
         inventory = family.inventory(model)
-        budget = Budget.resolve(self.config, inventory, count_parameters(model))
-        calibration = self._calibration(model, tokenizer, texts)
-        tokens_NS = torch.empty(0, 0, dtype=torch.int64) if calibration is None else calibration.tokens_NS
+        whole_units = self.config.pattern == "units"
+        # Where single weights are cut, every unit stays.
+        budget = Budget(inventory.total_cost)
+        if whole_units:
+            budget = Budget.resolve(self.config, inventory, count_parameters(model))
+        calibration = self._calibration(model, tokenizer, texts, self.config)
+        tokens_NS, held_out_NS = (torch.empty(0, 0, dtype=torch.int64),) * 2
+        if calibration is not None:
+            tokens_NS, held_out_NS = calibration.tokens_NS, calibration.held_out_NS
+        task = Task(model, family, inventory, budget, tokens_NS, held_out_NS, self.config)
 
-        mask = self.method.select(Task(model, family, inventory, budget, tokens_NS, self.config))
-        plan = PruningPlan.from_mask(mask)
-        if self.config.scales:
-            plan = self._with_scales(model, family, plan, tokens_NS)
-        return self._finish(model, tokenizer, family, plan, budget, calibration)
+        if not whole_units:
+            return self._finish_elements(task, tokenizer, calibration)
+        self.scores = self.method.score(task) if scores is None else scores
+        candidates = self.method.candidates(task, self.scores)
+        steps = STEPS[self.method.compensation_for(self.config)]
+        outcome = choose(candidates, Means(steps, self.method.restoration_for(self.config)), task)
+        return self._finish(model, tokenizer, family, outcome, budget, calibration)
 
     def replay(
         self,
@@ -84,19 +123,35 @@ class GRASPPruner:
         plan: PruningPlan,
         origin: Mapping[str, Any] | None = None,
     ) -> PreTrainedModel:
-        """The pruned model that a saved plan describes, without calibration; same base model, same bytes.
+        """The pruned model that a saved plan describes; same base model, same bytes.
 
-        origin: the record that the plan was read from; what it says of recipe, calibration and budget is carried over.
-        With `scales=False` in the configuration the plan's scales are left out. Raises PlanError when the plan is for
-        a model of other shapes.
+        origin: the record that the plan was read from. What it says of recipe, calibration and budget is carried over;
+        weights that were refitted to calibration data are refitted to the same data, which must still be there.
+        With another `compensation` than "auto" in the configuration, that one is applied instead. Raises PlanError when
+        the plan is for a model of other shapes, or its corpus has changed.
         """
         family = family_of(model.config)
-        plan = plan if self.config.scales else plan.without_scales()
-        pruned = self._finish(model, tokenizer, family, plan, None, None)
+        steps = self._replayed_steps(plan, origin)
+        plan = plan if "scales" in steps else plan.without_scales()
+        pruned = build_pruned_model(model, plan.without_scales(), family, output_bias="bias" in steps)
+        damping = None if origin is None else origin["damping"]
+        if self.config.pattern != "units":
+            raise OptionError("pattern", self.config.pattern, "a plan holds whole units")
+        if refits := [step for step in steps if step in WEIGHT_STEPS]:
+            recipe = self.config if origin is None else GRASPConfig.from_dict(origin["recipe"])
+            tokens_NS = self._recorded_tokens(model, tokenizer, recipe, origin)
+            damping = damping or recipe.damping or DAMPINGS[0]
+            in_sequence = get_method(recipe.method).restoration_for(recipe) == "sequential"
+            for step in refits:
+                refit(step, model, pruned, plan, family, tokens_NS, damping=damping, in_sequence=in_sequence)
+        fold_scales(pruned, plan, family)
+        self._finish(model, tokenizer, family, Outcome(plan, pruned, steps, damping, ()), None, None)
         if origin is not None:
-            self.record["recipe"] = {**origin["recipe"], "scales": origin["recipe"]["scales"] and self.config.scales}
+            applied = {} if self.config.compensation == "auto" else {"compensation": self.config.compensation}
+            self.record["recipe"] = {**origin["recipe"], **applied}
             self.record["calibration"] = origin["calibration"]
             self.record["budget"]["asked"] = origin["budget"]["asked"]
+            self.record["choice"] = origin["choice"]
         return pruned
 
     def save(self, output: str | os.PathLike[str], *, overwrite: bool = False, max_shard_size: str = "5GB") -> None:
@@ -113,47 +168,100 @@ class GRASPPruner:
             max_shard_size=max_shard_size,
         )
 
-    def _with_scales(self, model: PreTrainedModel, family: Family, plan: PruningPlan, tokens_NS: Tensor) -> PruningPlan:
-        # The sliced model ends with this call: it and the final one never stand in memory together.
-        sliced = build_pruned_model(model, plan, family)
-        return plan.with_scales(train_scales(sliced, family, family.inventory(sliced), tokens_NS, self.config))
+    def _replayed_steps(self, plan: PruningPlan, origin: Mapping[str, Any] | None) -> tuple[str, ...]:
+        asked = self.config.compensation
+        if asked != "auto":
+            steps = STEPS[asked]
+        elif origin is not None:
+            steps = tuple(origin["compensation"])
+        else:
+            steps = ("scales",)
+        return tuple(step for step in steps if step != "scales" or plan.groups[0].scales is not None)
+
+    def _recorded_tokens(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        recipe: GRASPConfig,
+        origin: Mapping[str, Any] | None,
+    ) -> Tensor:
+        """The sequences that weights were refitted to, drawn again by a recorded recipe, shape (N, S)."""
+        calibration = self._calibration(model, tokenizer, None, recipe)
+        if calibration is None:
+            raise PlanError("the plan's recipe has no calibration data to refit weights to")
+        if origin is not None and (origin["calibration"] or {}).get("sha256") != calibration.corpus.sha256:
+            raise PlanError(f"the corpus {recipe.dataset} is not the one that the plan was calibrated on")
+        return calibration.tokens_NS[: recipe.statistic_samples]
 
     def _calibration(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str] | None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase | None,
+        texts: Sequence[str] | None,
+        config: GRASPConfig,
     ) -> Calibration | None:
-        if not (self.method.needs_calibration or self.config.scales):
+        method = get_method(config.method)
+        if not (method.needs_calibration or STEPS[method.compensation_for(config)]):
             return None
         longest = getattr(model.config, "max_position_embeddings", None)
-        if longest is not None and self.config.seq_len > longest:
-            raise OptionError("seq_len", self.config.seq_len, f"the model reads at most {longest} tokens")
+        if longest is not None and config.seq_len > longest:
+            raise OptionError("seq_len", config.seq_len, f"the model reads at most {longest} tokens")
         if texts is None:
-            corpus = load_corpus(self.config.dataset, self.config.dataset_split, self.config.text_column)
+            corpus = load_corpus(config.dataset, config.dataset_split, config.text_column)
         else:
             corpus = corpus_in_memory(texts)
-        return Calibration(corpus, sample_sequences(tokenize(corpus, tokenizer), self.config, self.config.seed))
+        if tokenizer is None:
+            raise GraspruneError("a tokenizer is needed to calibrate")
+        held_out = method.held_out_for(config)
+        tokens_T, held_out_NS = hold_out(tokenize(corpus, tokenizer), held_out, config.seq_len)
+        return Calibration(corpus, sample_sequences(tokens_T, config, config.seed), held_out_NS)
 
     def _finish(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
         family: Family,
-        plan: PruningPlan,
+        outcome: Outcome,
         budget: Budget | None,
         calibration: Calibration | None,
     ) -> PreTrainedModel:
-        self.model, self.tokenizer, self.plan = build_pruned_model(model, plan, family), tokenizer, plan
+        self.model, self.tokenizer, self.plan = outcome.model, tokenizer, outcome.plan
         self.record = {
+            **self._provenance(model, calibration),
+            "budget": _budget_record(family, model, self.model, budget),
+            "compensation": list(outcome.steps),
+            "damping": outcome.damping,
+            "choice": [vars(judgement) for judgement in outcome.judgements],
+            "plan": outcome.plan.to_dict(),
+        }
+        return self.model
+
+    def _finish_elements(
+        self, task: Task, tokenizer: PreTrainedTokenizerBase | None, calibration: Calibration | None
+    ) -> PreTrainedModel:
+        mask = self.method.select_elements(task)
+        sparse = build_sparse_model(task.model, mask)
+        steps = STEPS[self.method.compensation_for(self.config)]
+        if "energy" in steps:
+            restore_element_energy(task.model, sparse, mask, task.statistic_tokens_NS)
+        self.model, self.tokenizer, self.plan, self.scores = sparse, tokenizer, None, None
+        self.record = {
+            **self._provenance(task.model, calibration),
+            "budget": _element_budget_record(task, mask),
+            "compensation": list(steps),
+            "choice": [],
+            "plan": None,
+        }
+        return sparse
+
+    def _provenance(self, model: PreTrainedModel, calibration: Calibration | None) -> dict[str, Any]:
+        return {
             "format": RECORD_VERSION,
             "recipe": self.config.to_dict(),
             "base_model": describe_model(model),
-            "calibration": None
-            if calibration is None
-            else {**calibration.corpus.describe(), "sequences": list(calibration.tokens_NS.shape)},
-            "budget": _budget_record(family, model, self.model, budget),
+            "calibration": None if calibration is None else calibration.describe(),
             "versions": {name: version(name) for name in _RECORDED_PACKAGES} | {"python": platform.python_version()},
-            "plan": plan.to_dict(),
         }
-        return self.model
 
 
 def describe_model(model: PreTrainedModel) -> dict[str, Any]:
@@ -183,6 +291,18 @@ def _budget_record(
             "parameters": count_parameters(pruned) / count_parameters(dense),
             "kv_cache": after.total_kv_width / before.total_kv_width,
         },
+    }
+
+
+def _element_budget_record(task: Task, mask: ElementMask) -> dict[str, Any]:
+    """Parameters of the pruned model are those that were not cut; it stores the others as zeros."""
+    parameters, kv_width = count_parameters(task.model), task.inventory.total_kv_width
+    left = parameters - (mask.total - mask.kept_count)
+    return {
+        "asked": {"cost": math.floor(Fraction(repr(task.config.keep_ratio)) * mask.total), "kv_width": None},
+        "dense": {"parameters": parameters, "prunable": mask.total, "kv_elements_per_token": kv_width},
+        "pruned": {"parameters": left, "prunable": mask.kept_count, "kv_elements_per_token": kv_width},
+        "kept": {"prunable": mask.kept_count / mask.total, "parameters": left / parameters, "kv_cache": 1.0},
     }
 
 

@@ -9,6 +9,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from rich.console import Console
 from rich.table import Table
 
+from .checkpoint import needs_code
+from .methods import get_method
+
 GITHUB_NAME = "optimum-grasprune"
 
 
@@ -23,7 +26,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def budget_rows(record: dict[str, Any]) -> list[tuple[str, str, str, str]]:
-    """Rows (quantity, dense, pruned, share kept) of a record's budget."""
+    """Rows (quantity, dense, pruned, share kept) of a record's budget; single weights that were cut are not counted."""
     budget = record["budget"]
     dense, pruned, kept = budget["dense"], budget["pruned"], budget["kept"]
     names = (
@@ -40,6 +43,8 @@ def print_summary(record: dict[str, Any], title: str) -> None:
     footer = "" if asked is None else f"asked: at most {asked['cost']:,} prunable parameters"
     if asked is not None and asked["kv_width"] is not None:
         footer += f", at most {asked['kv_width']:,} KV elements per token"
+    if record.get("plan", {}) is None:
+        footer += "; the weights that were cut are stored as zeros, the model has its dense size"
     print_table(title, ("", "dense", "pruned", "kept"), budget_rows(record), footer)
 
 
@@ -52,30 +57,84 @@ def model_card(record: dict[str, Any]) -> str:
         tags=[GITHUB_NAME, "pruned", recipe["method"]],
     )
     rows = "\n".join(f"| {' | '.join(row)} |" for row in budget_rows(record))
-    widths = _width_rows(record)
+    in_units = record["plan"] is not None
+    what = _what_units(recipe, record["compensation"]) if in_units else _what_elements(recipe)
+    contents = ", the calibration corpus's hash and the plan" if in_units else " and the calibration corpus's hash"
+    stock = not in_units and not needs_code(base["model_type"])
     return str(
         ModelCard(
             f"---\n{data.to_yaml()}\n---\n\n"
             f"# {base['name'] or base['model_type']}, pruned\n\n"
-            f"A smaller dense model, made by {GITHUB_NAME} with the method `{recipe['method']}` "
-            f"(GRASPrune, arXiv 2604.19398). FFN channels and KV head groups were cut under one budget, so every layer "
-            f"has its own widths; no weight was retrained.\n\n"
+            f"{what}\n\n"
             f"| | dense | pruned | kept |\n|---|---:|---:|---:|\n{rows}\n\n"
             f"{_calibration_line(record)}\n\n"
-            "## Use\n\n"
-            "```python\n"
-            "import optimum_grasprune  # or trust_remote_code=True below\n"
-            "from transformers import AutoModelForCausalLM\n\n"
-            'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")\n'
-            "```\n\n"
-            "```bash\n"
-            "vllm serve path/to/this/folder   # with optimum-grasprune installed\n"
-            "```\n\n"
-            "## Widths\n\n"
-            f"| layer | FFN channels | KV heads |\n|---:|---:|---:|\n{widths}\n\n"
-            "The whole recipe, the calibration corpus's hash and the plan are in `grasp_config.json`.\n"
+            f"{_USE_STOCK if stock else _USE}\n"
+            f"{_widths(record) if in_units else ''}"
+            f"The whole recipe{contents} are in `grasp_config.json`.\n"
         )
     )
+
+
+_USE = """## Use
+
+```python
+import optimum_grasprune  # or trust_remote_code=True below
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+```
+
+```bash
+vllm serve path/to/this/folder   # with optimum-grasprune installed
+```
+"""
+_USE_STOCK = """## Use
+
+It is an ordinary checkpoint of the dense model's class; nothing but transformers is needed.
+
+```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+```
+
+```bash
+vllm serve path/to/this/folder
+```
+"""
+
+
+_COMPENSATED: dict[tuple[str, ...], str] = {
+    (): "No weight was changed.",
+    ("scales",): "One trained scale per kept unit is folded into the output projections; no weight was fine-tuned.",
+    ("least_squares",): "The output projections were refitted by least squares; no weight was fine-tuned.",
+    ("least_squares", "scales"): "The output projections were refitted by least squares and hold one trained scale per "
+    "kept unit; no weight was fine-tuned.",
+    ("bias",): "The output projections have a bias in place of the mean of what was cut; no weight was changed.",
+    ("energy",): "The rows of the output projections were scaled to the energy they had; no weight was fine-tuned.",
+}
+
+
+def _what_units(recipe: dict[str, Any], steps: list[str]) -> str:
+    source = get_method(recipe["method"]).source
+    return (
+        f"A smaller dense model, made by {GITHUB_NAME} with the method `{recipe['method']}`"
+        f"{f' ({source})' if source else ''}. FFN channels and KV head groups were cut under one budget, so every "
+        f"layer has its own widths. {_COMPENSATED[tuple(steps)]}"
+    )
+
+
+def _what_elements(recipe: dict[str, Any]) -> str:
+    return (
+        f"A model of the dense model's size with zeros in it, made by {GITHUB_NAME} with the method "
+        f"`{recipe['method']}`, pattern `{recipe['pattern']}`: single weights of the linear maps in the decoder layers "
+        "were set to zero. Below, a zero put for a weight is not counted, but it is stored: the files are no smaller, "
+        "and only an engine that knows sparse matrices runs it faster. No weight was retrained."
+    )
+
+
+def _widths(record: dict[str, Any]) -> str:
+    return f"## Widths\n\n| layer | FFN channels | KV heads |\n|---:|---:|---:|\n{_width_rows(record)}\n\n"
 
 
 def _calibration_line(record: dict[str, Any]) -> str:

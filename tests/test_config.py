@@ -4,6 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from optimum_grasprune import GRASPConfig
+from optimum_grasprune.compensation import DAMPINGS
+from optimum_grasprune.config import RECIPES
 from optimum_grasprune.errors import OptionError
 
 
@@ -16,8 +18,31 @@ def test_paper_recipe_is_the_published_one() -> None:
     paper = GRASPConfig.paper(keep_ratio=0.8)
     assert (paper.keep_ratio, paper.epochs, paper.num_samples, paper.seq_len) == (0.8, 4, 512, 512)
     assert (paper.learning_rate, paper.schedule, paper.temperature) == (1e-2, "constant", 1.5)
-    assert (paper.scales, paper.scale_epochs, paper.scale_learning_rate) == (True, 1, 1e-2)
+    assert (paper.compensation, paper.scale_epochs, paper.scale_learning_rate) == ("scales", 1, 1e-2)
+    assert paper.scale_samples == paper.num_samples
+    assert (paper.start, paper.budget_warmup, paper.snapshots, paper.search_trials) == ("zero", 0, 1, 0)
+    assert paper.held_out == 0  # nothing is chosen, all of the corpus is calibrated on
     assert (paper.dataset, paper.dataset_split, paper.dtype) == ("wikitext2", "train", "bfloat16")
+
+
+def passes(config: GRASPConfig) -> float:
+    """Cost in sequences run forward and backward; a forward pass alone counts half, weights being fixed."""
+    statistics = config.statistic_samples * (config.start == "fisher")
+    search = config.search_trials * config.search_samples / 2
+    judged = (config.held_out or 16) * (2 * len(DAMPINGS) + config.snapshots + 3) / 2
+    return statistics + config.num_samples * config.epochs + search + judged + config.scale_samples
+
+
+def test_default_costs_less_than_the_paper_and_efforts_are_in_order() -> None:
+    paper = passes(GRASPConfig.paper())
+    assert passes(GRASPConfig.quick()) < passes(GRASPConfig()) < paper < passes(GRASPConfig.thorough())
+    assert passes(GRASPConfig()) < 0.5 * paper
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_overrides_go_on_top_of_every_recipe(name: str) -> None:
+    config = RECIPES[name](keep_ratio=0.3, num_samples=7)
+    assert (config.keep_ratio, config.num_samples) == (0.3, 7)
 
 
 @pytest.mark.parametrize("ratio", [0, 1.2, -1, float("nan"), float("inf"), "half", None])

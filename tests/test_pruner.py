@@ -47,14 +47,36 @@ def test_replaying_the_saved_plan_gives_the_same_bytes(
     assert hashes(tmp_path / "replayed") == first
 
 
+@pytest.mark.parametrize("method", ["fasp", "flap", "statistical"])
+def test_replaying_refits_weights_to_the_recorded_data(
+    method: str, config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    first = saved(config.model_copy(update={"method": method}), tokenizer, tmp_path / "calibrated")
+    again = GRASPPruner(GRASPConfig())
+    again.replay(make_model(), tokenizer, *read_plan(tmp_path / "calibrated"))
+    again.save(tmp_path / "replayed", max_shard_size="20KB")
+    assert hashes(tmp_path / "replayed") == first
+
+
+def test_replaying_with_a_changed_corpus_is_refused(
+    config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("A text that will be another one. " * 20)
+    saved(config.model_copy(update={"method": "fasp", "dataset": str(corpus)}), tokenizer, tmp_path / "calibrated")
+    corpus.write_text("Another text than the plan was made with. " * 20)
+    with pytest.raises(PlanError, match="is not the one that the plan was calibrated on"):
+        GRASPPruner(config).replay(make_model(), tokenizer, *read_plan(tmp_path / "calibrated"))
+
+
 def test_replaying_without_scales_says_so(
     config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     saved(config, tokenizer, tmp_path / "calibrated")
-    again = GRASPPruner(config.model_copy(update={"scales": False}))
+    again = GRASPPruner(config.model_copy(update={"compensation": "none"}))
     again.replay(make_model(), tokenizer, *read_plan(tmp_path / "calibrated"))
     assert again.plan is not None and again.plan.groups[0].scales is None
-    assert again.record["recipe"]["scales"] is False
+    assert again.record["recipe"]["compensation"] == "none" and again.record["compensation"] == []
 
 
 def test_a_plan_of_another_model_is_refused(
@@ -79,7 +101,7 @@ def test_record_tells_how_it_was_made(config: GRASPConfig, tokenizer: PreTrained
 def test_scales_can_be_left_out(
     config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    pruner = GRASPPruner(config.model_copy(update={"scales": False}))
+    pruner = GRASPPruner(config.model_copy(update={"compensation": "none"}))
     pruner.prune_model(model, tokenizer)
     assert pruner.plan is not None and all(group.scales is None for group in pruner.plan.groups)
 
@@ -87,7 +109,7 @@ def test_scales_can_be_left_out(
 def test_keeping_everything_changes_nothing(
     config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    pruner = GRASPPruner(config.model_copy(update={"scales": False, "keep_ratio": 1.0}))
+    pruner = GRASPPruner(config.model_copy(update={"compensation": "none", "keep_ratio": 1.0}))
     pruned = pruner.prune_model(model, tokenizer)
     state = model.state_dict()
     assert all((tensor == state[name]).all() for name, tensor in pruned.state_dict().items())
@@ -103,7 +125,7 @@ def test_sequences_longer_than_the_model_reads(
 def test_a_method_that_needs_no_calibration_reads_no_corpus(
     config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    options = {"method": "random", "scales": False, "dataset": "/nowhere/corpus.txt"}
+    options = {"method": "random", "compensation": "none", "dataset": "/nowhere/corpus.txt"}
     pruner = GRASPPruner(config.model_copy(update=options))
     pruner.prune_model(model, tokenizer)
     assert pruner.record["calibration"] is None

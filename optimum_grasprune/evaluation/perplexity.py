@@ -43,13 +43,13 @@ def windows_of(tokens_T: Tensor, window: int, limit: int | None = None) -> Tenso
 
 
 @torch.no_grad()
-def perplexity(model: PreTrainedModel, windows_WS: Tensor, batch_size: int = 1) -> Perplexity:
-    """Perplexity of a model on token windows, each scored on its own: S - 1 predictions a window.
+def mean_loss(model: PreTrainedModel, windows_WS: Tensor, batch_size: int = 1) -> float:
+    """Mean next-token loss over token windows, each scored on its own, in nats.
 
     windows_WS: shape (W, S), int64.  Raises GraspruneError on a non-finite loss instead of leaving it out.
     """
     total = 0.0
-    with frozen(model), tqdm(total=len(windows_WS), desc="perplexity", unit="window") as bar:
+    with frozen(model), tqdm(total=len(windows_WS), desc="loss", unit="window") as bar:
         for batch, tokens_BS in enumerate(windows_WS.split(batch_size)):
             tokens_BS = tokens_BS.to(model.device)
             logits = model(tokens_BS, use_cache=False).logits
@@ -59,6 +59,13 @@ def perplexity(model: PreTrainedModel, windows_WS: Tensor, batch_size: int = 1) 
                     f"the loss is not finite in the batch from window {batch * batch_size + 1} of {len(windows_WS)}"
                 )
             bar.update(len(tokens_BS))
+    return total / (windows_WS.shape[0] * (windows_WS.shape[1] - 1))
+
+
+def perplexity(model: PreTrainedModel, windows_WS: Tensor, batch_size: int = 1) -> Perplexity:
+    """Perplexity of a model on token windows, each scored on its own: S - 1 predictions a window.
+
+    windows_WS: shape (W, S), int64.  Raises GraspruneError on a non-finite loss instead of leaving it out.
+    """
     count, window = windows_WS.shape
-    tokens = count * (window - 1)
-    return Perplexity(math.exp(total / tokens), tokens, count, window)
+    return Perplexity(math.exp(mean_loss(model, windows_WS, batch_size)), count * (window - 1), count, window)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -47,12 +47,29 @@ def batches(tokens_NS: Tensor, epochs: int, batch_size: int, seed: int) -> Itera
             yield tokens_NS[indices]
 
 
+def training_steps(sequences: int, epochs: int, batch_size: int) -> int:
+    """Optimiser steps in all."""
+    return epochs * -(-sequences // batch_size)
+
+
+def budget_at(budget: Budget, whole: int, warmup: float, progress: float) -> Budget:
+    """The budget in force during training: it shrinks from the whole model to what was asked.
+
+    whole: parameters of all units.  warmup: share of the training after which the full cut is reached.  progress:
+    share of the training that is done. The cost falls geometrically, so that early masks are close to the dense model
+    and gradients are taken where they still mean something. A cap on the KV cache holds from the start.
+    """
+    if progress >= warmup or budget.cost >= whole:
+        return budget
+    return replace(budget, cost=int(whole * (budget.cost / whole) ** (progress / warmup)))
+
+
 def _learn(
     model: PreTrainedModel,
     family: Family,
     inventory: UnitInventory,
     parameter_U: Tensor,
-    multipliers: Callable[[], Tensor],
+    multipliers: Callable[[float], Tensor],
     tokens_NS: Tensor,
     config: GRASPConfig,
     *,
@@ -63,9 +80,10 @@ def _learn(
 ) -> None:
     """Fit one number per unit in place with AdamW on shuffled batches, behind a bar that shows loss and status.
 
-    multipliers: what the units are multiplied by at a step, shape (units,), as a function of `parameter_U`.
+    multipliers: what the units are multiplied by, shape (units,), as a function of the progress through the training
+    (0 at the first step, 1 after the last) and of `parameter_U`.
     """
-    steps = epochs * -(-len(tokens_NS) // config.batch_size)
+    steps = training_steps(len(tokens_NS), epochs, config.batch_size)
     optimizer = torch.optim.AdamW([parameter_U], lr=learning_rate, betas=BETAS, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(steps, config.schedule).factor)
     smooth = math.nan
@@ -75,7 +93,7 @@ def _learn(
         tqdm(total=steps, desc=label, unit="step") as bar,
     ):
         for step, tokens_BS in enumerate(batches(tokens_NS, epochs, config.batch_size, config.seed), start=1):
-            gates.values_U = multipliers()
+            gates.values_U = multipliers((step - 1) / steps)
             tokens_BS = tokens_BS.to(model.device)
             loss = next_token_loss(model(tokens_BS, use_cache=False).logits, tokens_BS)
             if not math.isfinite(value := loss.item()):
@@ -95,20 +113,26 @@ def train_gates(
     budget: Budget,
     tokens_NS: Tensor,
     config: GRASPConfig,
-) -> Tensor:
+    start_U: Tensor | None = None,
+) -> list[Tensor]:
     """Gate scores trained through the hard, budget-feasible mask of every step.  (Section 3.2)
 
-    tokens_NS: calibration sequences, shape (N, S), int64.  Returns the scores, shape (units,), fp32, on the CPU; their
-    projection is the mask. All start at 0, and equal scores are kept evenly over layers and kinds.
+    tokens_NS: calibration sequences, shape (N, S), int64.  start_U: scores at the start, shape (units,); zeros if None,
+    and equal scores are kept evenly over layers and kinds. Returns the scores of `config.snapshots` moments of the
+    training, evenly spaced, the final ones last; each of shape (units,), fp32, on the CPU; their projection is a mask.
     """
-    scores_U = torch.zeros(inventory.num_units, device=model.device, requires_grad=True)
+    start_U = torch.zeros(inventory.num_units) if start_U is None else start_U
+    scores_U = start_U.to(model.device, torch.float32).clone().requires_grad_()
     mask = project(scores_U, inventory, budget)
+    snapshots: list[Tensor] = []
 
-    def multipliers() -> Tensor:
+    def multipliers(progress: float) -> Tensor:
         nonlocal mask
+        if progress >= (len(snapshots) + 1) / config.snapshots:
+            snapshots.append(scores_U.detach().cpu().clone())
         probabilities_U = torch.sigmoid(scores_U / config.temperature)
         # Projected by score, not by probability: the same order, but no ties where the sigmoid saturates.
-        mask = project(scores_U, inventory, budget)
+        mask = project(scores_U, inventory, budget_at(budget, inventory.total_cost, config.budget_warmup, progress))
         return straight_through(mask.kept_U.to(model.device), probabilities_U)
 
     _learn(
@@ -124,7 +148,7 @@ def train_gates(
         label="gates",
         status=lambda: _shares(mask),
     )
-    return scores_U.detach().cpu()
+    return [*snapshots, scores_U.detach().cpu()]
 
 
 def train_scales(
@@ -141,7 +165,7 @@ def train_scales(
         family,
         inventory,
         raw_U,
-        lambda: bounded_scale(raw_U),
+        lambda _: bounded_scale(raw_U),
         tokens_NS,
         config,
         epochs=config.scale_epochs,

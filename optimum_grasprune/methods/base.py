@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..budget import Budget, project
 from ..config import GRASPConfig
+from ..errors import OptionError
 from ..families import Family
-from ..masks import UnitMask
+from ..masks import ElementMask, UnitMask
 from ..units import UnitInventory
+
+Compensation = Literal["none", "scales", "least_squares", "both", "bias", "energy"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,7 @@ class Task:
     """All that a method may look at.
 
     tokens_NS: calibration sequences, shape (N, S), int64; none for a method that needs none.
+    held_out_NS: more of them that nothing is trained on, for choosing; none where nothing is to be chosen.
     """
 
     model: PreTrainedModel
@@ -27,19 +33,97 @@ class Task:
     inventory: UnitInventory
     budget: Budget
     tokens_NS: Tensor
+    held_out_NS: Tensor
     config: GRASPConfig
+
+    @property
+    def statistic_tokens_NS(self) -> Tensor:
+        """The sequences that statistics look at: the first ones, as many as the configuration says."""
+        return self.tokens_NS[: self.config.statistic_samples]
 
 
 class Method(ABC):
-    """Scores units; what scores best within the budget stays."""
+    """Scores units; what scores best within the budget stays.
+
+    The class attributes are what `auto` and the checks of `GRASPConfig` mean for the method.
+    """
+
+    source: str = ""
+    """The paper, for model cards."""
 
     needs_calibration: bool = True
     """Whether the method looks at the calibration sequences."""
 
+    allocation: Literal["uniform", "global"] = "global"
+    """What `allocation="auto"` is: every layer keeps the same share, or units compete over the whole model."""
+
+    allocations: tuple[str, ...] = ("uniform", "global")
+    """The allocations that make sense for the method."""
+
+    compensation: Compensation = "none"
+    """What `compensation="auto"` is."""
+
+    restoration: Literal["dense", "sequential"] = "dense"
+    """What `restoration="auto"` is: the inputs that least squares fit."""
+
+    held_out: int = 0
+    """What `held_out=None` is: calibration sequences that choices are judged on; 0 where nothing is left to choose."""
+
+    patterns: tuple[str, ...] = ("units",)
+    """What the method can cut."""
+
     @abstractmethod
     def score(self, task: Task) -> Tensor:
-        """One score per unit, shape (units,); higher is kept first."""
+        """One score per unit, shape (units,); higher is kept first. The same for every budget of a model and corpus."""
 
-    def select(self, task: Task) -> UnitMask:
-        """The units to keep."""
-        return project(self.score(task), task.inventory, task.budget)
+    def select(self, task: Task, scores_U: Tensor) -> UnitMask:
+        """The units to keep. scores_U: what `score` returned, maybe for another budget of the same model."""
+        if self.allocation_for(task.config) == "uniform":
+            scores_U = shares_within_groups(scores_U, task.inventory)
+        return project(scores_U, task.inventory, task.budget)
+
+    def candidates(self, task: Task, scores_U: Tensor) -> dict[str, UnitMask]:
+        """Choices of units by name, the method's own last; the best on held-out data wins, if there are any."""
+        return {task.config.method: self.select(task, scores_U)}
+
+    def select_elements(self, task: Task) -> ElementMask:
+        """The single weights to keep, for a method that lists a pattern other than "units"."""
+        raise NotImplementedError
+
+    def compensation_for(self, config: GRASPConfig) -> str:
+        """The compensation that the configuration asks for."""
+        return self.compensation if config.compensation == "auto" else config.compensation
+
+    def restoration_for(self, config: GRASPConfig) -> str:
+        """The inputs of the least squares that the configuration asks for."""
+        return self.restoration if config.restoration == "auto" else config.restoration
+
+    def held_out_for(self, config: GRASPConfig) -> int:
+        """The number of held-out sequences that the configuration asks for."""
+        return self.held_out if config.held_out is None else config.held_out
+
+    def allocation_for(self, config: GRASPConfig) -> str:
+        """The allocation that the configuration asks for."""
+        return self.allocation if config.allocation == "auto" else config.allocation
+
+    def check(self, config: GRASPConfig) -> None:
+        """Raise OptionError when the method does not support what the configuration asks for."""
+        if config.pattern not in self.patterns:
+            raise OptionError("pattern", config.pattern, f"{config.method} supports only {', '.join(self.patterns)}")
+        if self.allocation_for(config) not in self.allocations:
+            raise OptionError(
+                "allocation", config.allocation, f"{config.method} supports only {', '.join(self.allocations)}"
+            )
+
+
+def shares_within_groups(scores_U: Tensor, inventory: UnitInventory) -> Tensor:
+    """Scores by which every group keeps the same share of its units, its best ones first.
+
+    Returns minus each unit's place in the descending order of its group, as a fraction of the group, shape (units,).
+    """
+    parts = []
+    for start, stop in inventory.spans():
+        rank = torch.empty(stop - start)
+        rank[scores_U[start:stop].argsort(descending=True, stable=True)] = torch.arange(stop - start) + 0.5
+        parts.append(-rank / (stop - start))
+    return torch.cat(parts)

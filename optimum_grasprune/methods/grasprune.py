@@ -1,8 +1,13 @@
 """GRASPrune: gate scores trained through the projected straight-through estimator.  (arXiv 2604.19398, section 3.2)"""
 
+import torch
 from torch import Tensor
 
+from ..allocation.widths import SearchLimits, WidthLoss, searched, widths_of
+from ..budget import project
+from ..calibration import sensitivity, squared_per_token
 from ..gating import train_gates
+from ..masks import UnitMask
 from .base import Method, Task
 from .registry import register
 
@@ -11,6 +16,48 @@ from .registry import register
 class GRASPrune(Method):
     """Learnt gates: each training step runs the model with the units of the current mask really gone."""
 
+    source = "GRASPrune, arXiv 2604.19398"
+    allocations = ("global",)
+    compensation = "both"
+    held_out = 16
+
     def score(self, task: Task) -> Tensor:
-        """Gate scores after training."""
-        return train_gates(task.model, task.family, task.inventory, task.budget, task.tokens_NS, task.config)
+        """Gate scores at the start, shape (units,): zeros, or standardised log Fisher information per parameter.
+
+        Fisher information spans ten orders of magnitude, but only its order counts for a mask; its logarithm puts the
+        start on the scale on which training moves scores.
+        """
+        if task.config.start == "zero":
+            return torch.zeros(task.inventory.num_units)
+        fisher_U = sensitivity(task.model, task.family, task.inventory, task.statistic_tokens_NS, squared_per_token)
+        return standardised_log(fisher_U / task.inventory.cost_U)
+
+    def candidates(self, task: Task, scores_U: Tensor) -> dict[str, UnitMask]:
+        """The masks of the start, unless it is blind, of each snapshot of the gate training, and of searched widths."""
+        scores = {} if task.config.start == "zero" else {"start": scores_U}
+        trained = train_gates(
+            task.model, task.family, task.inventory, task.budget, task.tokens_NS, task.config, scores_U
+        )
+        for number, snapshot_U in enumerate(trained, start=1):
+            scores[f"gates {number}/{len(trained)}"] = snapshot_U
+        masks = {name: project(score_U, task.inventory, task.budget) for name, score_U in scores.items()}
+        if task.config.search_trials:
+            masks["searched"] = self._searched(task, masks, scores)
+        return masks
+
+    def _searched(self, task: Task, masks: dict[str, UnitMask], scores: dict[str, Tensor]) -> UnitMask:
+        config = task.config
+        loss = WidthLoss(task.model, task.family, task.inventory, task.tokens_NS[: config.search_samples])
+        best = min(masks, key=lambda name: loss(masks[name]))
+        limits = SearchLimits(config.search_trials, config.search_seconds)
+        return searched(widths_of(masks[best]), scores[best], loss, task.budget, limits, config.seed)
+
+
+def standardised_log(values_U: Tensor) -> Tensor:
+    """Log v with mean 0 and standard deviation 1 over the units; zeros take the smallest logarithm. Shape (units,)."""
+    positive_U = values_U > 0
+    if not positive_U.any():
+        return torch.zeros_like(values_U)
+    logarithms_U = values_U.clamp_min(values_U[positive_U].min()).log()
+    deviation = logarithms_U.std(correction=0)
+    return (logarithms_U - logarithms_U.mean()) / deviation.clamp_min(torch.finfo(torch.float32).tiny)

@@ -9,12 +9,11 @@ from .registry import register
 
 @register("random")
 class Random(Method):
-    """A uniform random cut."""
+    """A random cut."""
 
     needs_calibration = False
+    allocation = "uniform"
 
     def score(self, task: Task) -> Tensor:
-        """Minus each unit's place in a random order of its group, as a fraction of the group."""
-        generator = torch.Generator().manual_seed(task.config.seed)
-        groups = task.inventory.groups
-        return torch.cat([-(torch.randperm(group.count, generator=generator) + 0.5) / group.count for group in groups])
+        """A random number per unit."""
+        return torch.rand(task.inventory.num_units, generator=torch.Generator().manual_seed(task.config.seed))

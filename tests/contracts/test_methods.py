@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from optimum_grasprune import Budget, GRASPConfig
+from optimum_grasprune import Budget, GRASPConfig, UnitMask
 from optimum_grasprune.errors import OptionError
 from optimum_grasprune.families import family_of
 from optimum_grasprune.methods import Method, Task, get_method, method_names, register
@@ -19,41 +19,75 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def task_of(model: LlamaForCausalLM, config: GRASPConfig) -> Task:
+    family = family_of(model.config)
+    inventory = family.inventory(model)
+    tokens = torch.randint(258, (4, 20), generator=torch.Generator().manual_seed(config.seed))
+    return Task(model, family, inventory, Budget.resolve(config, inventory, 0), tokens[:3], tokens[3:], config)
+
+
+def choices(task: Task) -> dict[str, UnitMask]:
+    method = get_method(task.config.method)
+    return method.candidates(task, method.score(task))
+
+
 @pytest.fixture
 def make_task(model: LlamaForCausalLM, name: str) -> Callable[..., Task]:
     def make(**options: object) -> Task:
-        config = GRASPConfig(method=name, keep_ratio=0.5, epochs=1, learning_rate=0.3, **options)
-        family = family_of(model.config)
-        inventory = family.inventory(model)
-        return Task(
-            model, family, inventory, Budget.resolve(config, inventory, 0), torch.arange(60).view(3, 20), config
-        )
+        return task_of(model, GRASPConfig(method=name, epochs=1, learning_rate=0.3, **{"keep_ratio": 0.5, **options}))
 
     return make
 
 
-def test_meets_the_budget(name: str, make_task: Callable[..., Task]) -> None:
+def test_every_candidate_meets_the_budget(name: str, make_task: Callable[..., Task]) -> None:
     task = make_task(kv_keep_ratio=0.67)
-    mask = get_method(name).select(task)
-    assert 0 < mask.kept_cost <= task.budget.cost
-    assert mask.kept_kv_width <= (task.budget.kv_width or 0)
+    for mask in choices(task).values():
+        assert 0 < mask.kept_cost <= task.budget.cost
+        assert mask.kept_kv_width <= (task.budget.kv_width or 0)
 
 
 def test_same_seed_same_units(name: str, make_task: Callable[..., Task]) -> None:
-    first, second, other = (get_method(name).select(make_task(seed=seed)).kept_U for seed in (1, 1, 2))
+    first, second, other = (choices(make_task(seed=seed)) for seed in (1, 1, 2))
+    assert list(first) == list(second)
+    assert all(torch.equal(first[key].kept_U, second[key].kept_U) for key in first)
+    if get_method(name).needs_calibration or name == "random":
+        assert any(not torch.equal(first[key].kept_U, other[key].kept_U) for key in first)
+
+
+def test_scores_do_not_depend_on_the_budget(name: str, make_task: Callable[..., Task]) -> None:
+    first, second = (get_method(name).score(make_task(keep_ratio=ratio)) for ratio in (0.8, 0.4))
     assert torch.equal(first, second)
-    assert not torch.equal(first, other)
 
 
 def test_leaves_the_model_alone(name: str, make_task: Callable[..., Task]) -> None:
     task = make_task()
     before = {key: tensor.clone() for key, tensor in task.model.state_dict().items()}
-    get_method(name).select(task)
+    choices(task)
     assert all(torch.equal(tensor, before[key]) for key, tensor in task.model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in task.model.modules())
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_allocations(name: str, allocation: str, model: LlamaForCausalLM) -> None:
+    method = get_method(name)
+    config = GRASPConfig(method=name, allocation=allocation, keep_ratio=0.5, epochs=1)
+    if allocation not in method.allocations:
+        with pytest.raises(OptionError, match=f"allocation='{allocation}': {name} supports only global"):
+            method.check(config)
+        return
+    (mask,) = list(choices(task_of(model, config)).values())[-1:]
+    if allocation == "uniform":
+        widths = [len(mask.kept(layer, "ffn")) for layer in range(3)]
+        assert max(widths) - min(widths) <= 1
+
+
+def test_a_method_that_cannot_cut_single_weights_says_so() -> None:
+    with pytest.raises(OptionError, match="pattern='2:4': magnitude supports only units"):
+        get_method("magnitude").check(GRASPConfig(method="magnitude", pattern="2:4"))
 
 
 def test_unknown_method_names_those_that_exist() -> None:
-    with pytest.raises(OptionError, match="method='magic': no such method; there are grasprune, random"):
+    with pytest.raises(OptionError, match="method='magic': no such method; there are .*grasprune.*random"):
         get_method("magic")
 
 
@@ -63,13 +97,3 @@ def test_a_name_is_taken_once() -> None:
         @register("random")
         class Another(Method):
             pass
-
-
-def test_random_cuts_every_layer_alike(model: LlamaForCausalLM) -> None:
-    family = family_of(model.config)
-    inventory = family.inventory(model)
-    config = GRASPConfig(method="random", keep_ratio=0.5)
-    task = Task(model, family, inventory, Budget.resolve(config, inventory, 0), torch.zeros(1, 2).long(), config)
-    mask = get_method("random").select(task)
-    widths = [len(mask.kept(layer, "ffn")) for layer in range(3)]
-    assert max(widths) - min(widths) <= 1

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from optimum_grasprune.config import BudgetOptions
 from optimum_grasprune.families import family_of
 from optimum_grasprune.gating import bounded_scale, frozen, gated, straight_through, train_gates, train_scales
 from optimum_grasprune.gating import train as training
-from optimum_grasprune.gating.train import Schedule, batches
+from optimum_grasprune.gating.train import Schedule, batches, budget_at
 from optimum_grasprune.surgery import build_pruned_model
 from tests.conftest import logits_of
 
@@ -96,7 +98,7 @@ def test_training_leaves_the_model_as_it_was(model: LlamaForCausalLM) -> None:
 def test_every_step_runs_under_the_budget(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     family = family_of(model.config)
     inventory = family.inventory(model)
-    config = GRASPConfig(keep_ratio=0.6, epochs=4, learning_rate=0.3)
+    config = GRASPConfig(keep_ratio=0.6, epochs=4, learning_rate=0.3, budget_warmup=0)
     budget = Budget.resolve(config, inventory, 0)
     costs: list[int] = []
 
@@ -122,7 +124,7 @@ def test_gradient_checkpointing_recomputes_and_gives_the_same_scores(model: Llam
         calls.clear()
         config = GRASPConfig(keep_ratio=0.5, epochs=2, gradient_checkpointing=checkpointing)
         budget = Budget.resolve(config, inventory, 0)
-        scores.append(train_gates(model, family, inventory, budget, TOKENS, config))
+        scores.append(train_gates(model, family, inventory, budget, TOKENS, config)[-1])
         forwards.append(len(calls))
     assert forwards == [4, 8]  # two epochs of two steps; every layer runs again in the backward pass
     torch.testing.assert_close(scores[0], scores[1], rtol=1e-4, atol=1e-5)
@@ -135,6 +137,44 @@ def test_scales_stay_between_a_half_and_three_halves(model: LlamaForCausalLM) ->
     scales = train_scales(model, family, inventory, TOKENS, GRASPConfig(scale_epochs=3))
     assert scales.shape == (inventory.num_units,)
     assert 0.5 <= scales.min() < 1 < scales.max() <= 1.5
+
+
+def test_snapshots_are_moments_of_one_training(model: LlamaForCausalLM) -> None:
+    family = family_of(model.config)
+    inventory = family.inventory(model)
+    config = GRASPConfig(keep_ratio=0.5, epochs=4, snapshots=4, start="zero")
+    budget = Budget.resolve(config, inventory, 0)
+    snapshots = train_gates(model, family, inventory, budget, TOKENS, config)
+    once = train_gates(model, family, inventory, budget, TOKENS, config.model_copy(update={"snapshots": 1}))
+    assert len(snapshots) == 4 and len(once) == 1
+    assert torch.equal(snapshots[-1], once[0])
+    moved = [float((later - earlier).abs().sum()) for earlier, later in itertools.pairwise(snapshots)]
+    assert all(distance > 0 for distance in moved)
+
+
+def test_training_starts_where_it_is_told(model: LlamaForCausalLM) -> None:
+    family = family_of(model.config)
+    inventory = family.inventory(model)
+    config = GRASPConfig(keep_ratio=0.5, epochs=1, learning_rate=1e-9)
+    start = torch.randn(inventory.num_units, generator=torch.Generator().manual_seed(0))
+    (scores,) = train_gates(
+        model,
+        family,
+        inventory,
+        Budget.resolve(config, inventory, 0),
+        TOKENS,
+        config.model_copy(update={"snapshots": 1}),
+        start,
+    )
+    torch.testing.assert_close(scores, start)
+
+
+def test_the_budget_shrinks_geometrically_to_what_was_asked() -> None:
+    budget = Budget(cost=100, kv_width=7)
+    costs = [budget_at(budget, 400, 0.5, progress).cost for progress in (0.0, 0.25, 0.5, 0.75)]
+    assert costs == [400, 200, 100, 100]
+    assert budget_at(budget, 400, 0.5, 0.0).kv_width == 7
+    assert budget_at(budget, 400, 0.0, 0.0) is budget and budget_at(budget, 100, 0.5, 0.0) is budget
 
 
 def test_schedules() -> None:

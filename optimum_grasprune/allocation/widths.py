@@ -1,0 +1,169 @@
+"""Searching the widths of all layers on the true loss, with the order of units inside each layer fixed.
+
+Forward passes only. (The idea of EvoPress, arXiv 2410.14649: propose a transfer between layers, keep it if the loss
+falls; here under the exact budget of `budget.py`, alignment and minimum widths included.)
+
+Shape suffixes: U units of the whole model, N sequences, S sequence.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from ..budget import Budget
+from ..evaluation import mean_loss
+from ..families import Family
+from ..gating import gated
+from ..masks import UnitMask
+from ..units import UnitInventory
+
+Widths = tuple[int, ...]
+"""Units that stay in each group, in inventory order."""
+
+
+def widths_of(mask: UnitMask) -> Widths:
+    """How many units of each group a mask keeps."""
+    return tuple(int(mask.kept_U[start:stop].sum()) for start, stop in mask.inventory.spans())
+
+
+def mask_of(widths: Widths, scores_U: Tensor, inventory: UnitInventory) -> UnitMask:
+    """The mask that keeps the highest-scoring units of each group, as many as its width says."""
+    kept_U = torch.zeros(inventory.num_units, dtype=torch.bool)
+    for width, (start, stop) in zip(widths, inventory.spans(), strict=True):
+        kept_U[start + scores_U[start:stop].argsort(descending=True, stable=True)[:width]] = True
+    return UnitMask(inventory, kept_U)
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What widths cost, and what the budget leaves."""
+
+    inventory: UnitInventory
+    budget: Budget
+
+    def room(self, widths: Widths) -> tuple[int, int | None]:
+        """Parameters and KV-cache elements per token that are left; None without a cap on the KV cache."""
+        groups = self.inventory.groups
+        cost = self.budget.cost - sum(width * group.cost for width, group in zip(widths, groups, strict=True))
+        if self.budget.kv_width is None:
+            return cost, None
+        kv = sum(width * group.kv_width for width, group in zip(widths, groups, strict=True))
+        return cost, self.budget.kv_width - kv
+
+    def fits(self, widths: Widths) -> bool:
+        """Whether the widths meet the budget."""
+        cost, kv = self.room(widths)
+        return cost >= 0 and (kv is None or kv >= 0)
+
+    def step(self, group: int) -> int:
+        """Units that a group is widened or narrowed by at once."""
+        return self.budget.multiple_of[self.inventory.groups[group].kind]
+
+    def widened(self, widths: Widths, group: int, steps: int) -> Widths:
+        """The group wider by as many of `steps` as there are units and budget for."""
+        step, count = self.step(group), self.inventory.groups[group].count
+        cost, kv = self.room(widths)
+        unit = self.inventory.groups[group]
+        affordable = [steps, (count - widths[group]) // step, cost // (step * unit.cost)]
+        if kv is not None and unit.kv_width:
+            affordable.append(kv // (step * unit.kv_width))
+        return _changed(widths, group, step * max(0, min(affordable)))
+
+    def narrowed(self, widths: Widths, group: int, steps: int) -> Widths:
+        """The group narrower by as many of `steps` as its smallest width allows."""
+        step, least = self.step(group), self.budget.smallest_width(self.inventory.groups[group])
+        return _changed(widths, group, -step * max(0, min(steps, (widths[group] - least) // step)))
+
+    def filled(self, widths: Widths, first: int) -> Widths:
+        """The widths with whatever still fits, tried in the group `first` and then in the ones after it."""
+        groups = len(widths)
+        for offset in range(groups):
+            widths = self.widened(widths, (first + offset) % groups, self.budget.cost)
+        return widths
+
+
+def _changed(widths: Widths, group: int, by: int) -> Widths:
+    return (*widths[:group], widths[group] + by, *widths[group + 1 :])
+
+
+def transfer(widths: Widths, ledger: Ledger, largest: float, generator: random.Random) -> Widths:
+    """Widths after a random transfer of parameters from one group to another; unchanged where none is possible.
+
+    largest: the share of a group that moves at most. The budget is met as before: what the transfer leaves is filled.
+    """
+    taker, giver = generator.sample(range(len(widths)), 2)
+    inventory = ledger.inventory
+    count = inventory.groups[taker].count // ledger.step(taker)
+    steps = max(1, round(count * largest * generator.random() ** 2))
+    needed = steps * ledger.step(taker) * inventory.groups[taker].cost - ledger.room(widths)[0]
+    given = -(-needed // (ledger.step(giver) * inventory.groups[giver].cost))
+    moved = ledger.widened(ledger.narrowed(widths, giver, max(given, 0)), taker, steps)
+    return ledger.filled(moved, taker)
+
+
+@dataclass(frozen=True)
+class SearchLimits:
+    """trials: proposals that are measured.  seconds: time after which no new one is; None for no limit."""
+
+    trials: int
+    seconds: float | None = None
+
+
+def search_widths(
+    start: Widths, ledger: Ledger, loss_of: Callable[[Widths], float], limits: SearchLimits, seed: int
+) -> tuple[Widths, float]:
+    """The best widths found and their loss: each trial moves parameters at random and stays where the loss falls.
+
+    The largest transfer shrinks from a quarter of a group to one step over the trials. Deterministic by seed, as long
+    as the time limit is not reached.
+    """
+    generator = random.Random(seed)
+    best, lowest = start, loss_of(start)
+    seen, begun = {start}, time.monotonic()
+    with tqdm(total=limits.trials, desc="widths", unit="trial") as bar:
+        for trial in range(limits.trials):
+            if limits.seconds is not None and time.monotonic() - begun > limits.seconds:
+                break
+            proposal = transfer(best, ledger, 0.25 * (1 - trial / limits.trials), generator)
+            if proposal not in seen:
+                seen.add(proposal)
+                loss = loss_of(proposal)
+                if loss < lowest:
+                    best, lowest = proposal, loss
+            bar.set_postfix(loss=f"{lowest:.4f}", refresh=False)
+            bar.update()
+    return best, lowest
+
+
+class WidthLoss:
+    """The loss of a masked model on some sequences: mean next-token loss, in nats.
+
+    tokens_NS: shape (N, S), int64. The units that are out are multiplied by zero; no model is built.
+    """
+
+    def __init__(self, model: PreTrainedModel, family: Family, inventory: UnitInventory, tokens_NS: Tensor) -> None:
+        self.model, self.family, self.inventory, self.tokens_NS = model, family, inventory, tokens_NS
+
+    def __call__(self, mask: UnitMask) -> float:
+        """Measure a mask."""
+        with gated(self.model, self.family, self.inventory) as gates:
+            gates.values_U = mask.kept_U.to(self.model.device, torch.float32)
+            return mean_loss(self.model, self.tokens_NS)
+
+
+def searched(
+    start: Widths, scores_U: Tensor, loss: WidthLoss, budget: Budget, limits: SearchLimits, seed: int
+) -> UnitMask:
+    """The mask of the best widths found from `start`; scores_U: order of units inside each group, shape (units,)."""
+    inventory = loss.inventory
+    ledger = Ledger(inventory, budget)
+    best, _ = search_widths(start, ledger, lambda widths: loss(mask_of(widths, scores_U, inventory)), limits, seed)
+    return mask_of(best, scores_U, inventory)

@@ -1,0 +1,25 @@
+"""FASP: Wanda's metric over coupled columns, then closed-form restoration, layer by layer.  (arXiv 2501.09412)
+
+The paper cuts single neurons of `v_proj` and leaves queries and keys alone, which frees no KV cache and which no engine
+serves; here the attention unit is the KV head group.
+"""
+
+from torch import Tensor
+
+from .base import Method, Task
+from .registry import register
+from .wanda_sp import wanda_scores
+
+
+@register("fasp")
+class FASP(Method):
+    """The same share of every layer, cheapest by the metric, output projections restored by least squares."""
+
+    source = "FASP, arXiv 2501.09412"
+    allocation = "uniform"
+    compensation = "least_squares"
+    restoration = "sequential"
+
+    def score(self, task: Task) -> Tensor:
+        """Σ over the unit's columns j of ‖X_j‖₂ · Σ_i |W_ij|, shape (units,).  (Section 3.1)"""
+        return wanda_scores(task)

@@ -1,0 +1,21 @@
+"""Fisher: the squared gradient of a gate, token by token: the diagonal of the empirical Fisher matrix."""
+
+from torch import Tensor
+
+from ..calibration import sensitivity, squared_per_token
+from .base import Method, Task
+from .registry import register
+
+
+@register("fisher")
+class Fisher(Method):
+    """Like `taylor`, but gradients of different tokens of a sequence cannot cancel."""
+
+    source = "LLM-Pruner, arXiv 2305.11627"
+
+    def score(self, task: Task) -> Tensor:
+        """Mean over tokens of (∂S/∂z)² / cost, shape (units,)."""
+        return (
+            sensitivity(task.model, task.family, task.inventory, task.statistic_tokens_NS, squared_per_token)
+            / task.inventory.cost_U
+        )

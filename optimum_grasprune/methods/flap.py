@@ -1,0 +1,42 @@
+"""FLAP: what hardly fluctuates can be replaced by its mean.  (An et al., arXiv 2312.11983)"""
+
+import torch
+from torch import Tensor
+
+from ..calibration import collect_moments, output_projections
+from .base import Method, Task
+from .registry import register
+
+
+@register("flap")
+class FLAP(Method):
+    """Fluctuation scores, standardised per layer and kind, one global threshold; the mean becomes a bias."""
+
+    source = "FLAP, arXiv 2312.11983"
+    compensation = "bias"
+
+    def score(self, task: Task) -> Tensor:
+        """Standardised fluctuation of every unit, shape (units,).  (Section 3.3)"""
+        modules = output_projections(task.model, task.family)
+        moments = collect_moments(task.model, modules, task.statistic_tokens_NS)
+        return torch.cat(
+            [
+                unit_fluctuation(modules[g.layer, g.kind].weight.detach(), moments[g.layer, g.kind].variance_I, g.count)
+                for g in task.inventory.groups
+            ]
+        )
+
+
+def unit_fluctuation(weight_OI: Tensor, variance_I: Tensor, count: int) -> Tensor:
+    """S_j = Var(X_j) · ‖W_:j‖², standardised over the columns j, then averaged over each of `count` units' columns.
+
+    Returns shape (count,), fp32, on the CPU; zeros where all columns fluctuate alike.
+    """
+    per_column_I = variance_I.float() * weight_OI.float().square().sum(0)
+    return standardised(per_column_I).view(count, -1).mean(1).cpu()
+
+
+def standardised(scores_I: Tensor) -> Tensor:
+    """(S − mean) / standard deviation; zeros where all scores are equal."""
+    deviation = scores_I.std()
+    return (scores_I - scores_I.mean()) / deviation if deviation > 0 else torch.zeros_like(scores_I)

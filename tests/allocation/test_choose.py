@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from optimum_grasprune import GRASPConfig, GRASPPruner, UnitMask
+from optimum_grasprune.allocation import Means, choose
+from optimum_grasprune.compensation import DAMPINGS
+from optimum_grasprune.evaluation import mean_loss
+from optimum_grasprune.methods import Task
+from tests.conftest import TINY_LLAMA
+from tests.contracts.test_methods import choices, task_of
+
+
+@pytest.fixture
+def task(model: LlamaForCausalLM) -> Task:
+    return task_of(model, GRASPConfig(method="random", keep_ratio=0.5, scale_samples=2))
+
+
+def masks(task: Task) -> dict[str, UnitMask]:
+    return {
+        str(seed): choices(task_of(task.model, task.config.model_copy(update={"seed": seed})))["random"]
+        for seed in range(3)
+    }
+
+
+def test_without_held_out_data_the_last_candidate_wins_with_every_compensation(task: Task) -> None:
+    blind = Task(**{**vars(task), "held_out_NS": torch.empty(0, 20, dtype=torch.int64)})
+    candidates = masks(task)
+    outcome = choose(candidates, Means(("least_squares", "scales")), blind)
+    assert outcome.plan.group(0, "ffn").kept == tuple(candidates["2"].kept(0, "ffn"))
+    assert outcome.steps == ("least_squares", "scales") and outcome.damping == DAMPINGS[0]
+    assert outcome.judgements == ()
+
+
+def test_the_outcome_is_the_best_of_all_that_was_measured(task: Task) -> None:
+    outcome = choose(masks(task), Means(("least_squares", "scales")), task)
+    losses = [judgement.loss for judgement in outcome.judgements]
+    assert len(losses) == 3 + 2 * len(DAMPINGS) + 1
+    assert mean_loss(outcome.model, task.held_out_NS) == pytest.approx(min(losses), abs=1e-5)
+    winner = min(outcome.judgements, key=lambda judgement: judgement.loss)
+    assert winner.compensation == (" ".join(outcome.steps) or "none")
+    assert ("scales" in outcome.steps) == (outcome.plan.groups[0].scales is not None)
+
+
+@pytest.mark.parametrize("restoration", ["dense", "sequential"])
+def test_each_compensation_alone(task: Task, restoration: str) -> None:
+    for steps in ((), ("scales",), ("least_squares",), ("bias",), ("energy",)):
+        outcome = choose({"0": masks(task)["0"]}, Means(steps, restoration), task)
+        assert set(outcome.steps) <= set(steps)
+        assert outcome.judgements[0].compensation == "none"
+
+
+def test_a_real_model_gets_better_by_each_part(tmp_path: Path) -> None:
+    from optimum_grasprune.loading import load_model, load_tokenizer
+
+    model, tokenizer = load_model(str(TINY_LLAMA), dtype="float32"), load_tokenizer(str(TINY_LLAMA))
+    config = GRASPConfig(
+        method="wanda_sp",
+        compensation="both",
+        keep_ratio=0.6,
+        held_out=8,
+        num_samples=32,
+        seq_len=128,
+        dataset="sampled",
+    )
+    pruner = GRASPPruner(config)
+    pruner.prune_model(model, tokenizer)
+    lowest = {
+        name: min(judgement["loss"] for judgement in pruner.record["choice"] if judgement["compensation"] == name)
+        for name in ("none", "least_squares", "least_squares scales")
+    }
+    assert lowest["none"] > lowest["least_squares"] > lowest["least_squares scales"]
+
+
+def test_a_short_corpus_holds_nothing_out(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    config = GRASPConfig(num_samples=4, seq_len=24, epochs=1, search_trials=0, held_out=16)
+    pruner = GRASPPruner(config)
+    pruner.prune_model(model, tokenizer, texts=["Too short to spare a sequence. " * 4])
+    assert pruner.record["calibration"]["held_out_sequences"] == 0
+    assert pruner.record["choice"] == []
