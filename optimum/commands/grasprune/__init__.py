@@ -6,11 +6,12 @@ package loads torch, and these files are imported at every start of `optimum-cli
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
+from .compare import CompareCommand
 from .evaluate import EvaluateCommand
 from .export import ExportCommand
 from .inspect import InspectCommand
 
-__all__ = ["EvaluateCommand", "ExportCommand", "GraspruneCommand", "InspectCommand"]
+__all__ = ["CompareCommand", "EvaluateCommand", "ExportCommand", "GraspruneCommand", "InspectCommand"]
 
 
 class GraspruneCommand(BaseOptimumCLICommand):
@@ -19,7 +20,7 @@ class GraspruneCommand(BaseOptimumCLICommand):
     COMMAND = CommandInfo(name="grasprune", help="Prune LLaMA-family models into smaller dense checkpoints.")
     SUBCOMMANDS = tuple(
         CommandInfo(command.COMMAND.name, command.COMMAND.help, command)
-        for command in (ExportCommand, EvaluateCommand, InspectCommand)
+        for command in (ExportCommand, CompareCommand, EvaluateCommand, InspectCommand)
     )
 
     def run(self) -> None:

@@ -71,6 +71,12 @@ def add_model_options(group: argparse._ArgumentGroup, *, dtype: bool = True) -> 
     group.add_argument("--json", metavar="FILE", help="also write the result to this file as JSON")
 
 
+def add_field_options(group: argparse._ArgumentGroup, options: tuple[tuple[str, str, str], ...]) -> None:
+    """Options that set fields of GRASPConfig. options: name of the field, metavar and help of each."""
+    for name, metavar, text in options:
+        group.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=text)
+
+
 def add_example(parser: argparse.ArgumentParser, example: str) -> None:
     """Show an example under the options of `--help`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from optimum.commands.base import CommandInfo
 
-from .base import Subcommand, add_example, add_model_options, chosen_options
+from .base import Subcommand, add_example, add_field_options, add_model_options, chosen_options
 
 if TYPE_CHECKING:
     from optimum_grasprune.config import GRASPConfig
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 # the class would load pydantic at every start of optimum-cli; a test holds the two lists against each other. Values
 # stay strings: GRASPConfig converts and checks them, so a bad one gives the same line as in Python.
 RECIPE_OPTIONS = (
-    ("method", "NAME", "how units are chosen: grasprune or random"),
+    ("method", "NAME", "how units are chosen: grasprune, fasp, flap, …; an unknown name lists all"),
+    ("pattern", "NAME", "what is cut: units, or single weights as unstructured, 2:4 or 4:8"),
+    ("allocation", "NAME", "uniform (the same share of every layer), global, or auto: the method's own"),
+    ("compensation", "NAME", "none, scales, least_squares, both, bias, energy, or auto: the method's own"),
     (
         "dataset",
         "PATH|NAME",
@@ -27,12 +30,23 @@ RECIPE_OPTIONS = (
     ("text_column", "NAME", "column that holds the text, where the corpus is a table"),
     ("num_samples", "N", "calibration sequences"),
     ("seq_len", "N", "tokens in each"),
+    ("held_out", "N", "further ones on which candidates and compensations are judged"),
+    ("statistic_samples", "N", "sequences that statistics and least squares look at"),
     ("epochs", "N", "passes over them while gates are trained"),
     ("batch_size", "N", "sequences in one step"),
     ("learning_rate", "RATE", "of the gate scores"),
     ("schedule", "NAME", "course of the learning rates: cosine or constant"),
     ("temperature", "TAU", "of the gates' sigmoid"),
-    ("scale_epochs", "N", "passes while scales are trained"),
+    ("start", "NAME", "gate scores at the start: zero or fisher"),
+    ("budget_warmup", "SHARE", "of the training over which the budget shrinks from the whole model"),
+    ("snapshots", "N", "moments of the training whose masks are candidates"),
+    ("search_trials", "N", "per-layer widths that are tried on the true loss"),
+    ("search_samples", "N", "sequences that each of them is measured on"),
+    ("search_seconds", "SECONDS", "time limit of that search"),
+    ("damping", "FACTOR", "ridge of the least squares, in median diagonals of the Gram matrix"),
+    ("scale_samples", "N", "sequences that scales are trained on"),
+    ("scale_epochs", "N", "passes over them"),
+    ("restoration", "NAME", "inputs of the least squares: dense, sequential, or auto: the method's own"),
     ("scale_learning_rate", "RATE", "of the scales"),
     ("seed", "N", "seed of every random choice; the same seed gives the same checkpoint"),
 )
@@ -64,13 +78,15 @@ class ExportCommand(Subcommand):
         required = parser.add_argument_group("Required arguments")
         required.add_argument("-m", "--model", required=True, help="model folder or Hugging Face name")
         required.add_argument("output", metavar="OUTPUT", help="folder for the pruned checkpoint")
-        _add(parser.add_argument_group("Budget"), BUDGET_OPTIONS)
+        add_field_options(parser.add_argument_group("Budget"), BUDGET_OPTIONS)
         recipe = parser.add_argument_group("Recipe")
         recipe.add_argument(
-            "--recipe", metavar="NAME", default="default", help="what options default to: default or paper"
+            "--recipe",
+            metavar="NAME",
+            default="default",
+            help="what options default to: quick, default, thorough or paper",
         )
-        _add(recipe, RECIPE_OPTIONS)
-        recipe.add_argument("--no-scales", action="store_true", help="leave out the calibration of scales")
+        add_field_options(recipe, RECIPE_OPTIONS)
         recipe.add_argument(
             "--plan", metavar="PATH", help="replay a saved plan (a checkpoint or its grasp_config.json)"
         )
@@ -103,8 +119,6 @@ class ExportCommand(Subcommand):
             raise OptionError("recipe", self.args.recipe, f"no such recipe; there are {', '.join(RECIPES)}")
         options: dict[str, Any] = chosen_options(self.args, FIELDS)
         options.update({name: True for name in SWITCHES if getattr(self.args, name)})
-        if self.args.no_scales:
-            options["scales"] = False
         return RECIPES[self.args.recipe](**options)
 
     def _prune(self, pruner: GRASPPruner) -> None:
@@ -127,8 +141,3 @@ class ExportCommand(Subcommand):
 
         if Path(self.args.output).resolve() == Path(self.args.model).resolve():
             raise CheckpointError(f"the output folder {self.args.output} is the model that is to be pruned")
-
-
-def _add(group: argparse._ArgumentGroup, options: tuple[tuple[str, str, str], ...]) -> None:
-    for name, metavar, text in options:
-        group.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=text)

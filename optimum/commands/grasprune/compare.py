@@ -1,0 +1,190 @@
+"""`optimum-cli grasprune compare`: one model, several methods and ratios, one table and plot."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from optimum.commands.base import CommandInfo
+
+from .base import Subcommand, add_example, add_field_options, add_model_options, checked_config, chosen_options
+from .export import BUDGET_OPTIONS, FIELDS, RECIPE_OPTIONS, SWITCHES
+
+if TYPE_CHECKING:
+    from optimum_grasprune.comparison import Comparison
+
+OF_A_CELL = ("method", "keep_ratio")
+"""Fields that `--methods` and `--keep-ratios` set, cell by cell."""
+
+
+class CompareCommand(Subcommand):
+    """Prune one model by several methods at several ratios on the same data and seed, and measure perplexity."""
+
+    COMMAND = CommandInfo(name="compare", help="Compare pruning methods at several ratios: tables and a plot.")
+
+    @staticmethod
+    def parse_args(parser: argparse.ArgumentParser) -> None:
+        """Declare the options."""
+        add_example(
+            parser,
+            "optimum-cli grasprune compare -m ./llama --methods default flap fasp+none statistical:unstructured \\\n"
+            "      --keep-ratios 0.8 0.5 --dataset corpus.txt --evaluate 'held out=held-out.txt' ./comparison",
+        )
+        required = parser.add_argument_group("Required arguments")
+        required.add_argument("-m", "--model", required=True, help="model folder or Hugging Face name")
+        required.add_argument(
+            "--methods",
+            metavar="M",
+            nargs="+",
+            required=True,
+            action=_Extend,
+            help="recipes (default, paper, …) or methods (flap, fasp, …: the default recipe with that method), each "
+            "also as NAME+COMPENSATION or NAME:PATTERN; an unknown name lists all",
+        )
+        required.add_argument(
+            "--keep-ratios", metavar="R", nargs="+", required=True, action=_Extend, help="keep ratios of every method"
+        )
+        required.add_argument(
+            "output", metavar="OUTPUT", nargs="?", help="folder for the results; cells that it has are not run again"
+        )
+        evaluation = parser.add_argument_group("Evaluation")
+        evaluation.add_argument(
+            "--evaluate",
+            metavar="NAME=PATH[SLICE]",
+            nargs="+",
+            action=_Extend,
+            help="corpora to measure perplexity on, as in 'stories=stories.txt[90%%:]' or wikitext=wikitext2[test]; "
+            "builtin's held-out part by default",
+        )
+        evaluation.add_argument("--eval-seq-len", metavar="N", help="tokens in a window; 512 by default")
+        evaluation.add_argument(
+            "--eval-samples",
+            metavar="N[,N…]",
+            help="windows from the start of each corpus, one number for all or one for each; all by default",
+        )
+        add_field_options(parser.add_argument_group("Budget"), _common(BUDGET_OPTIONS))
+        add_field_options(parser.add_argument_group("Recipe, of all methods"), _common(RECIPE_OPTIONS))
+        run = parser.add_argument_group("Optional arguments")
+        run.add_argument("--gradient-checkpointing", action="store_true", help="save memory, about a third slower")
+        run.add_argument("--no-plot", action="store_true", help="write tables only; needs no matplotlib")
+        add_model_options(run)
+
+    def execute(self) -> None:
+        """Check everything, run what is not finished, write tables and plots."""
+        from optimum_grasprune.comparison import failed, short_table, write_tables
+        from optimum_grasprune.errors import GraspruneError
+        from optimum_grasprune.report import print_table
+
+        output = Path(self._output())
+        plots = None if self.args.no_plot else _plots()
+        result = self._comparison(output).run(announce=lambda line: print(line, flush=True))
+        write_tables(result, output)
+        if plots is not None:
+            plots.write_plots(result, output)
+        print_table("Comparison", *short_table(result), f"perplexity in fp32; tables and cells are in {output}")
+        self.write_result(result)
+        if names := failed(result):
+            reason = next(cell["error"] for cell in result["cells"] if "error" in cell)
+            raise GraspruneError(f"{len(names)} of {len(result['cells'])} cells failed: {', '.join(names)} ({reason})")
+
+    def _comparison(self, output: Path) -> Comparison:
+        from optimum_grasprune.comparison import Comparison, cells_of, read_corpora
+
+        args = self.args
+        options: dict[str, Any] = chosen_options(args, tuple(name for name in FIELDS if name not in OF_A_CELL))
+        options.update({name: True for name in SWITCHES if getattr(args, name)})
+        cells = cells_of(args.methods, args.keep_ratios, options)
+        config = cells[0].config
+        corpora = read_corpora(args.evaluate or ["builtin=builtin[test]"], config.text_column)
+        window, limits = self._windows(len(corpora))
+        return Comparison(
+            args.model,
+            cells,
+            corpora,
+            output,
+            window=window,
+            limits=limits,
+            device=config.device,
+            trust_remote_code=args.trust_remote_code,
+        )
+
+    def _windows(self, corpora: int) -> tuple[int, list[int] | None]:
+        """Tokens in a window, and the number of windows of each corpus."""
+        from optimum_grasprune.errors import OptionError
+
+        args = self.args
+        counts = [None] if args.eval_samples is None else args.eval_samples.split(",")
+        try:
+            configs = [checked_config(seq_len=args.eval_seq_len, num_samples=count) for count in counts]
+        except OptionError as error:
+            option = {"seq_len": "eval_seq_len", "num_samples": "eval_samples"}[error.option]
+            raise OptionError(option, error.value, error.reason) from None
+        if len(configs) not in (1, corpora):
+            raise OptionError("eval_samples", args.eval_samples, f"should be one number, or {corpora}: one a corpus")
+        limits = [config.num_samples for config in configs] * (corpora // len(configs))
+        return configs[0].seq_len, None if args.eval_samples is None else limits
+
+    def _output(self) -> str:
+        """OUTPUT, which argparse takes for one more value where it follows an option that takes many."""
+        args = self.args
+        values = getattr(args, args.last_list)
+        if args.output is None and len(values) > 1 and not _is_value(args.last_list, values[-1]):
+            args.output = values.pop()
+        if args.output is None:
+            self.fail("the following arguments are required: OUTPUT")
+        return args.output
+
+
+class _Extend(argparse.Action):
+    """Adds values to a list, and remembers which list was given last."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), *values])
+        namespace.last_list = self.dest
+
+
+def _is_value(option: str, text: str) -> bool:
+    """Whether a text can only be a value of the list option, and not the folder OUTPUT."""
+    if option == "evaluate":
+        return "=" in text
+    if option == "keep_ratios":
+        return _is_number(text)
+    from optimum_grasprune.config import RECIPES
+    from optimum_grasprune.methods import method_names
+
+    return text.partition(":")[0].partition("+")[0] in {*RECIPES, *method_names()}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _common(options: Sequence[tuple[str, str, str]]) -> tuple[tuple[str, str, str], ...]:
+    return tuple(option for option in options if option[0] not in OF_A_CELL)
+
+
+def _plots() -> ModuleType:
+    from optimum_grasprune.errors import GraspruneError
+
+    try:
+        from optimum_grasprune import plots
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        raise GraspruneError(
+            'plots need matplotlib: pip install "optimum-grasprune[plot]", or give --no-plot'
+        ) from None
+    return plots
