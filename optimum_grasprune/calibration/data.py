@@ -176,18 +176,29 @@ def sample_sequences(tokens_T: Tensor, options: CalibrationOptions, seed: int) -
 
     The corpus is cut into blocks from a random offset and the blocks are shuffled; once they are used up it is cut anew
     from another offset. So every part of the corpus is seen about equally often, and no sequence twice.
-    Raises DataError when the corpus is shorter than one sequence.
+    Raises DataError when the corpus is shorter than one sequence, OptionError when it holds fewer different ones.
     """
     count, length = options.num_samples, options.seq_len
     if len(tokens_T) < length:
         raise DataError(
             f"the calibration corpus {options.dataset} has {len(tokens_T)} tokens, less than one sequence of {length}"
         )
+    if (different := len(tokens_T) - length + 1) < count:
+        raise OptionError(
+            "num_samples",
+            count,
+            f"the calibration corpus {options.dataset} has {len(tokens_T)} tokens, "
+            f"which hold only {different} different sequences of {length}",
+        )
     generator = torch.Generator().manual_seed(seed)
     drawn: list[Tensor] = []
+    used: set[int] = set()
     while sum(len(blocks) for blocks in drawn) < count:
         slack = min(length, len(tokens_T) - length + 1)
         offset = int(torch.randint(slack, (1,), generator=generator))
+        if offset in used:
+            continue
+        used.add(offset)
         blocks_NS = tokens_T[offset : offset + (len(tokens_T) - offset) // length * length].view(-1, length)
         drawn.append(blocks_NS[torch.randperm(len(blocks_NS), generator=generator)])
     return torch.cat(drawn)[:count]

@@ -45,7 +45,7 @@ def test_more_sequences_than_blocks_are_cut_anew() -> None:
 
 
 def test_corpus_of_exactly_one_sequence() -> None:
-    assert sequences(10, num_samples=3, seq_len=10).tolist() == [list(range(10))] * 3
+    assert sequences(10, num_samples=1, seq_len=10).tolist() == [list(range(10))]
 
 
 def test_too_short_corpus_is_an_error() -> None:
@@ -161,3 +161,13 @@ def test_held_out_sequences_are_the_end_and_at_most_an_eighth() -> None:
     assert held_out.shape == (2, 5)
     rest, held_out = hold_out(tokens, 16, 20)
     assert torch.equal(rest, tokens) and held_out.shape == (0, 20)
+
+
+def test_no_sequence_twice_even_where_the_corpus_holds_just_enough() -> None:
+    options = CalibrationOptions(num_samples=16, seq_len=5)
+    drawn = sample_sequences(torch.arange(20), options, seed=0)
+    assert len({tuple(row) for row in drawn.tolist()}) == 16
+    with pytest.raises(
+        OptionError, match="has 20 tokens, which hold only 16 different sequences of 5"
+    ):
+        sample_sequences(torch.arange(20), CalibrationOptions(num_samples=17, seq_len=5), seed=0)

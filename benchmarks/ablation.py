@@ -1,0 +1,101 @@
+"""What each part of the default recipe is worth: one change at a time, several seeds, perplexity in and out of domain.
+
+    python benchmarks/ablation.py MODEL --output FOLDER --keep-ratios 0.8 0.5 --seeds 0 1 2 -- COMPARE-OPTIONS
+
+Every variant is a run of `optimum-cli grasprune compare` with one option changed, in a folder of its own, so that a run
+that was stopped is taken up where it was. The table is written to FOLDER/ablation.md and FOLDER/ablation.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+VARIANTS: dict[str, list[str]] = {
+    "default": [],
+    "zero start": ["--start", "zero"],
+    "full cut from the first step": ["--budget-warmup", "0"],
+    "constant learning rate": ["--schedule", "constant"],
+    "no snapshots": ["--snapshots", "1"],
+    "no width search": ["--search-trials", "0"],
+    "nothing held out": ["--held-out", "0"],
+    "batch of 4": ["--batch-size", "4"],
+    "no compensation": ["--compensation", "none"],
+    "scales only": ["--compensation", "scales"],
+    "least squares only": ["--compensation", "least_squares"],
+}
+"""What is changed in the default recipe."""
+
+
+def compare(args: argparse.Namespace, variant: str, seed: int, options: list[str]) -> dict[str, Any]:
+    """One variant with one seed at all ratios; the content of its comparison.json."""
+    folder = args.output / f"{variant.replace(' ', '-')}-{seed}"
+    command = [sys.executable, "-m", "optimum.commands.optimum_cli", "grasprune", "compare", "-m", args.model]
+    command += ["--methods", "default", "--keep-ratios", *args.keep_ratios, "--seed", str(seed), "--no-plot"]
+    subprocess.run([*command, *options, *args.compare_options, str(folder)], check=True)
+    return json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+
+
+def excess_losses(comparison: dict[str, Any]) -> dict[tuple[float, str], float]:
+    """ln(perplexity ÷ dense) for each keep ratio and corpus, in nats."""
+    dense = comparison["dense"]["perplexity"]
+    return {
+        (cell["keep_ratio"], corpus): math.log(perplexity_of(value) / perplexity_of(dense[corpus]))
+        for cell in comparison["cells"]
+        for corpus, value in cell["perplexity"].items()
+    }
+
+
+def perplexity_of(value: Any) -> float:
+    """The number in a measured perplexity."""
+    return value["perplexity"] if isinstance(value, dict) else value
+
+
+def main() -> None:
+    """Run what is not finished, write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--keep-ratios", nargs="+", default=["0.8", "0.5"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument("compare_options", nargs=argparse.REMAINDER, metavar="-- COMPARE-OPTIONS")
+    args = parser.parse_args()
+    args.compare_options = args.compare_options[1:]
+    args.output.mkdir(parents=True, exist_ok=True)
+
+    table: dict[str, dict[str, list[float]]] = {}
+    for variant in args.variants:
+        for seed in args.seeds:
+            comparison = compare(args, variant, seed, VARIANTS[variant])
+            for (ratio, corpus), loss in excess_losses(comparison).items():
+                table.setdefault(variant, {}).setdefault(f"{corpus}, ρ = {ratio:g}", []).append(loss)
+    (args.output / "ablation.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+    (args.output / "ablation.md").write_text(markdown(table), encoding="utf-8")
+    print(markdown(table))
+
+
+def markdown(table: dict[str, dict[str, list[float]]]) -> str:
+    """Excess loss in nats, mean over seeds ± standard deviation where there are several."""
+    columns = list(next(iter(table.values())))
+    lines = [f"| change | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    lines += [
+        f"| {variant} | {' | '.join(shown(row[column]) for column in columns)} |" for variant, row in table.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def shown(values: list[float]) -> str:
+    """A mean with its spread."""
+    mean = f"{statistics.mean(values):.3f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.3f}"
+
+
+if __name__ == "__main__":
+    main()
