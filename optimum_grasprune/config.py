@@ -110,8 +110,8 @@ class GateOptions(_Options):
 class SearchOptions(_Options):
     """The search of per-layer widths on the true loss."""
 
-    search_trials: int = Field(default=48, ge=0, description="widths that are tried; 0 leaves out the search")
-    search_samples: int = Field(default=8, ge=1, description="calibration sequences that each of them is measured on")
+    search_trials: int = Field(default=0, ge=0, description="widths that are tried; 0 leaves out the search")
+    search_samples: int = Field(default=16, ge=1, description="calibration sequences that each of them is measured on")
     search_seconds: float | None = Field(
         default=None, gt=0, description="time limit of the search; the result then depends on the machine's speed"
     )
@@ -219,14 +219,13 @@ class GRASPConfig(
 
     @classmethod
     def quick(cls, **overrides: Any) -> GRASPConfig:
-        """Fewer sequences and no search of widths: for a first look."""
+        """Fewer sequences: for a first look."""
         return cls(
             **{
                 "num_samples": 96,
                 "statistic_samples": 32,
                 "scale_samples": 64,
                 "snapshots": 2,
-                "search_trials": 0,
                 **overrides,
             }
         )

@@ -7,8 +7,9 @@ serves; here the attention unit is the KV head group.
 from torch import Tensor
 
 from .base import Method, Task
+from .columns import column_scores
 from .registry import register
-from .wanda_sp import wanda_scores
+from .wanda_sp import unit_metric
 
 
 @register("fasp")
@@ -22,4 +23,4 @@ class FASP(Method):
 
     def score(self, task: Task) -> Tensor:
         """Σ over the unit's columns j of ‖X_j‖₂ · Σ_i |W_ij|, shape (units,).  (Section 3.1)"""
-        return wanda_scores(task)
+        return column_scores(task, lambda weight_OI, moments, count: unit_metric(weight_OI, moments.norm_I, count))

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..calibration import collect_moments, output_projections
 from .base import Method, Task
+from .columns import column_scores
 from .registry import register
 
 
@@ -17,13 +17,8 @@ class FLAP(Method):
 
     def score(self, task: Task) -> Tensor:
         """Standardised fluctuation of every unit, shape (units,).  (Section 3.3)"""
-        modules = output_projections(task.model, task.family)
-        moments = collect_moments(task.model, modules, task.statistic_tokens_NS)
-        return torch.cat(
-            [
-                unit_fluctuation(modules[g.layer, g.kind].weight.detach(), moments[g.layer, g.kind].variance_I, g.count)
-                for g in task.inventory.groups
-            ]
+        return column_scores(
+            task, lambda weight_OI, moments, count: unit_fluctuation(weight_OI, moments.variance_I, count)
         )
 
 

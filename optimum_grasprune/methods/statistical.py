@@ -14,12 +14,13 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from ..calibration import collect_moments, output_projections
+from ..calibration import collect_moments
 from ..config import BudgetOptions, GRASPConfig
 from ..errors import OptionError
 from ..masks import ElementMask
 from ..surgery.elements import keep_n_of_m, keep_per_row, layer_linears
 from .base import Method, Task
+from .columns import column_scores
 from .registry import register
 
 KAPPA = 1.0
@@ -45,14 +46,7 @@ class Statistical(Method):
 
     def score(self, task: Task) -> Tensor:
         """Σ of the scores of the unit's columns in its output projection, shape (units,)."""
-        modules = output_projections(task.model, task.family)
-        moments = collect_moments(task.model, modules, task.statistic_tokens_NS)
-        return torch.cat(
-            [
-                unit_scores(modules[g.layer, g.kind].weight.detach(), moments[g.layer, g.kind].variance_I, g.count)
-                for g in task.inventory.groups
-            ]
-        )
+        return column_scores(task, lambda weight_OI, moments, count: unit_scores(weight_OI, moments.variance_I, count))
 
     def select_elements(self, task: Task) -> ElementMask:
         """The best weights of every output row, or of every few neighbours in it."""

@@ -3,11 +3,10 @@
 (Sun et al., arXiv 2306.11695; An et al., arXiv 2312.11983)
 """
 
-import torch
 from torch import Tensor
 
-from ..calibration import collect_moments, output_projections
 from .base import Method, Task
+from .columns import column_scores
 from .registry import register
 
 
@@ -20,19 +19,7 @@ class WandaSP(Method):
 
     def score(self, task: Task) -> Tensor:
         """Σ over the unit's columns j of ‖X_j‖₂ · Σ_i |W_ij|, shape (units,)."""
-        return wanda_scores(task)
-
-
-def wanda_scores(task: Task) -> Tensor:
-    """The metric of every unit, from one forward pass; X is the input of `down_proj` or `o_proj`."""
-    modules = output_projections(task.model, task.family)
-    moments = collect_moments(task.model, modules, task.statistic_tokens_NS)
-    return torch.cat(
-        [
-            unit_metric(modules[g.layer, g.kind].weight.detach(), moments[g.layer, g.kind].norm_I, g.count)
-            for g in task.inventory.groups
-        ]
-    )
+        return column_scores(task, lambda weight_OI, moments, count: unit_metric(weight_OI, moments.norm_I, count))
 
 
 def unit_metric(weight_OI: Tensor, norm_I: Tensor, count: int) -> Tensor:

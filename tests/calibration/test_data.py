@@ -167,7 +167,5 @@ def test_no_sequence_twice_even_where_the_corpus_holds_just_enough() -> None:
     options = CalibrationOptions(num_samples=16, seq_len=5)
     drawn = sample_sequences(torch.arange(20), options, seed=0)
     assert len({tuple(row) for row in drawn.tolist()}) == 16
-    with pytest.raises(
-        OptionError, match="has 20 tokens, which hold only 16 different sequences of 5"
-    ):
+    with pytest.raises(OptionError, match="has 20 tokens, which hold only 16 different sequences of 5"):
         sample_sequences(torch.arange(20), CalibrationOptions(num_samples=17, seq_len=5), seed=0)

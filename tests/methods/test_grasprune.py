@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from optimum_grasprune import GRASPConfig
+from optimum_grasprune.allocation.widths import WidthLoss
+from optimum_grasprune.methods import get_method
+from optimum_grasprune.methods.grasprune import standardised_log
+from tests.contracts.test_methods import choices, task_of
+
+
+def test_standardised_logarithm_by_hand() -> None:
+    scores = standardised_log(
+        torch.tensor([1.0, 100.0, 10.0, 0.0])
+    )  # log10: 0, 2, 1 and, for the zero, the smallest: 0
+    expected = torch.tensor([0.0, 2, 1, 0]) - 0.75
+    torch.testing.assert_close(scores, expected / expected.std(correction=0))
+    assert standardised_log(torch.zeros(3)).tolist() == [0, 0, 0]
+    assert standardised_log(torch.ones(3)).tolist() == [0, 0, 0]
+
+
+def test_candidates_are_start_snapshots_and_searched_widths(model: LlamaForCausalLM) -> None:
+    options = {"keep_ratio": 0.5, "epochs": 2, "learning_rate": 0.3, "snapshots": 2}
+    searched = task_of(model, GRASPConfig(**options, search_trials=20))
+    masks = choices(searched)
+    assert list(masks) == ["start", "gates 1/2", "gates 2/2", "searched"]
+    loss = WidthLoss(model, searched.family, searched.inventory, searched.tokens_NS)
+    assert loss(masks["searched"]) <= min(loss(mask) for mask in masks.values())
+    assert list(choices(task_of(model, GRASPConfig(**options)))) == ["start", "gates 1/2", "gates 2/2"]
+    assert list(choices(task_of(model, GRASPConfig(**options, start="zero")))) == ["gates 1/2", "gates 2/2"]
+
+
+def test_the_fisher_start_is_better_than_none(model: LlamaForCausalLM) -> None:
+    task = task_of(model, GRASPConfig(keep_ratio=0.7, epochs=1, learning_rate=1e-9, snapshots=1))
+    loss = WidthLoss(model, task.family, task.inventory, task.held_out_NS)
+    blind = task_of(model, task.config.model_copy(update={"start": "zero"}))
+    random = get_method("random").select(task, get_method("random").score(task))
+    assert get_method("grasprune").score(blind).eq(0).all()
+    assert loss(choices(task)["start"]) < loss(random)
+
+
+@pytest.mark.parametrize("recipe", ["quick", "default", "thorough"])
+def test_recipes_use_what_is_learnt_in_order(recipe: str) -> None:
+    from optimum_grasprune.config import RECIPES
+
+    config = RECIPES[recipe]()
+    assert config.start == "fisher" and config.budget_warmup > 0 and config.snapshots > 1
+    get_method(config.method).check(config)
