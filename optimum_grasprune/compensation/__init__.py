@@ -26,7 +26,7 @@ STEPS: dict[str, tuple[str, ...]] = {
 WEIGHT_STEPS = ("least_squares", "bias", "energy")
 """The steps that change weights and so need the calibration sequences again when a plan is replayed."""
 
-DAMPINGS = (4.0, 0.5, 0.05)
+DAMPINGS = (4.0, 0.5, 0.05, 0.005)
 """Ridges that are tried where held-out data can choose; the first is taken where they cannot."""
 
 __all__ = ["DAMPINGS", "STEPS", "WEIGHT_STEPS", "refit", "restored_on_dense_inputs", "take_weights"]
