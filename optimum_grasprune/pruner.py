@@ -92,7 +92,7 @@ class GRASPPruner:
 
         texts: calibration texts, in place of the corpus that the configuration names.
         scores: `scores` of an earlier run of the same method on the same model and corpus, which need not be computed
-            again where the method's scores fit any budget.
+            again: they fit any budget.
         Raises UnsupportedFamilyError, BudgetError, OptionError or DataError before any training starts.
         """
         family = family_of(model.config)
@@ -130,20 +130,21 @@ class GRASPPruner:
         With another `compensation` than "auto" in the configuration, that one is applied instead. Raises PlanError when
         the plan is for a model of other shapes, or its corpus has changed.
         """
+        if self.config.pattern != "units":
+            raise OptionError("pattern", self.config.pattern, "a plan holds whole units")
         family = family_of(model.config)
         steps = self._replayed_steps(plan, origin)
         plan = plan if "scales" in steps else plan.without_scales()
         pruned = build_pruned_model(model, plan.without_scales(), family, output_bias="bias" in steps)
         damping = None if origin is None else origin["damping"]
-        if self.config.pattern != "units":
-            raise OptionError("pattern", self.config.pattern, "a plan holds whole units")
         if refits := [step for step in steps if step in WEIGHT_STEPS]:
             recipe = self.config if origin is None else GRASPConfig.from_dict(origin["recipe"])
             tokens_NS = self._recorded_tokens(model, tokenizer, recipe, origin)
-            damping = damping or recipe.damping or DAMPINGS[0]
+            ridge = damping or recipe.damping or DAMPINGS[0]
+            damping = ridge if "least_squares" in refits else None
             in_sequence = get_method(recipe.method).restoration_for(recipe) == "sequential"
             for step in refits:
-                refit(step, model, pruned, plan, family, tokens_NS, damping=damping, in_sequence=in_sequence)
+                refit(step, model, pruned, plan, family, tokens_NS, damping=ridge, in_sequence=in_sequence)
         fold_scales(pruned, plan, family)
         self._finish(model, tokenizer, family, Outcome(plan, pruned, steps, damping, ()), None, None)
         if origin is not None:
@@ -249,6 +250,7 @@ class GRASPPruner:
             **self._provenance(task.model, calibration),
             "budget": _element_budget_record(task, mask),
             "compensation": list(steps),
+            "damping": None,
             "choice": [],
             "plan": None,
         }

@@ -71,7 +71,18 @@ def test_record(corpus_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     record = pruner.record
     assert json.loads(json.dumps(record)) == record
     assert set(record) == {
-        *("format", "recipe", "base_model", "calibration", "budget", "compensation", "choice", "versions", "plan")
+        *(
+            "format",
+            "recipe",
+            "base_model",
+            "calibration",
+            "budget",
+            "compensation",
+            "damping",
+            "choice",
+            "versions",
+            "plan",
+        )
     }
     assert record["plan"] is None and record["choice"] == [] and record["compensation"] == ["energy"]
     kept = sum(int((linear.weight != 0).sum()) for linear in layer_linears(sparse, family_of(sparse.config)).values())

@@ -81,7 +81,8 @@ def choose(candidates: Mapping[str, UnitMask], means: Means, task: Task) -> Outc
     else:
         *_, plan = plans.values()
         damping = task.config.damping or DAMPINGS[0]
-        best = Outcome(plan, built(plan, means, task, damping), means.weight_steps, damping, ())
+        used = damping if "least_squares" in means.steps else None
+        best = Outcome(plan, built(plan, means, task, damping), means.weight_steps, used, ())
     return _scaled(best, task) if "scales" in means.steps else best
 
 
