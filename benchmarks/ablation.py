@@ -65,9 +65,10 @@ def main() -> None:
     parser.add_argument("--keep-ratios", nargs="+", default=["0.8", "0.5"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
-    parser.add_argument("compare_options", nargs=argparse.REMAINDER, metavar="-- COMPARE-OPTIONS")
-    args = parser.parse_args()
-    args.compare_options = args.compare_options[1:]
+    # argparse would let the options of `compare` swallow its own.
+    divider = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    args = parser.parse_args(sys.argv[1:divider])
+    args.compare_options = sys.argv[divider + 1 :]
     args.output.mkdir(parents=True, exist_ok=True)
 
     table: dict[str, dict[str, list[float]]] = {}
