@@ -47,8 +47,8 @@ class Budget:
         can meet the limits.
         """
         fixed = total_parameters - inventory.total_cost if options.budget == "total" else 0
-        ratio = _exact(options.keep_ratio)
-        kv_ratio = None if options.kv_keep_ratio is None else _exact(options.kv_keep_ratio)
+        ratio = exact_ratio(options.keep_ratio)
+        kv_ratio = None if options.kv_keep_ratio is None else exact_ratio(options.kv_keep_ratio)
         tensor_parallel = options.tensor_parallel_size
         budget = cls(
             cost=math.floor(ratio * (inventory.total_cost + fixed)) - fixed,
@@ -142,8 +142,8 @@ def project(scores_U: Tensor, inventory: UnitInventory, budget: Budget) -> UnitM
     return UnitMask(inventory, kept_U)
 
 
-def _exact(ratio: float) -> Fraction:
-    # 0.29 * 100 is 28.999… in floating point: take the decimal number that was written.
+def exact_ratio(ratio: float) -> Fraction:
+    """The decimal number that was written: in floating point, 0.29 * 100 is 28.999…, here it is 29."""
     return Fraction(repr(ratio))
 
 

@@ -136,9 +136,14 @@ def read_plan(path: str | os.PathLike[str]) -> tuple[PruningPlan, dict[str, Any]
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON with each object on its own line and lists of numbers on one; replaces the file at once."""
+    write_file(path, (_pretty(content) + "\n").encode())
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file; what was there stays until the new one is whole. CheckpointError when it cannot be written."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.write_text(_pretty(content) + "\n", encoding="utf-8")
+        partial.write_bytes(content)
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -27,14 +27,13 @@ from transformers import PreTrainedModel
 
 from .budget import Budget
 from .calibration import Corpus, load_corpus, tokenize
-from .checkpoint import write_json
-from .compensation import STEPS
+from .checkpoint import write_file, write_json
 from .config import RECIPES, GRASPConfig
 from .errors import CheckpointError, GraspruneError, OptionError
 from .evaluation import perplexity, windows_of
 from .families import family_of
-from .loading import count_parameters, empty_model, load_config, load_model, load_tokenizer
-from .methods import method_names
+from .loading import check_length, count_parameters, empty_model, load_config, load_model, load_tokenizer
+from .methods import get_method, method_names
 from .pruner import GRASPPruner, describe_model
 
 CELLS_FOLDER = "cells"
@@ -72,8 +71,7 @@ class Cell:
     @property
     def calibrated(self) -> bool:
         """Whether the recipe looks at calibration data."""
-        method = GRASPPruner(self.config).method
-        return method.needs_calibration or bool(STEPS[method.compensation_for(self.config)])
+        return get_method(self.config.method).looks_at_data(self.config)
 
 
 @dataclass(frozen=True)
@@ -177,17 +175,6 @@ def check_folder(output: Path) -> None:
             raise CheckpointError(f"the output folder {output} cannot be written: no permission in {folder}")
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file; what was there stays until the new one is whole. CheckpointError when it cannot be written."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from None
-
-
 class Comparison:
     """Runs cells on one model. Making one checks everything that can be checked before the work starts.
 
@@ -211,15 +198,14 @@ class Comparison:
         self.source, self.cells, self.output = source, tuple(cells), output
         self.device, self.trust_remote_code = device, trust_remote_code
         config = load_config(source, trust_remote_code=trust_remote_code)
-        longest = getattr(config, "max_position_embeddings", math.inf)
-        if window > longest:
-            raise OptionError("eval_seq_len", window, f"the model reads at most {longest} tokens")
-        self._check_cells(config, longest)
+        check_length(config, "eval_seq_len", window)
+        self._check_cells(config)
         self.tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
         self.evaluations = [
             Evaluation(name, corpus, windows_of(tokenize(corpus, self.tokenizer), window, limit))
             for (name, corpus), limit in zip(corpora.items(), limits or (None,) * len(corpora), strict=True)
         ]
+        self.described = {evaluation.name: evaluation.describe() for evaluation in self.evaluations}
         self.base_model = identity(source, config)
         check_folder(output)
 
@@ -247,14 +233,14 @@ class Comparison:
             "format": RESULT_FORMAT,
             "model": {"source": self.source, **self.base_model},
             "options": {name: getattr(self.cells[0].config, name) for name in SAME_FOR_ALL},
-            "corpora": {evaluation.name: evaluation.describe() for evaluation in self.evaluations},
+            "corpora": self.described,
             "dense": {key: value for key, value in dense.items() if key != "inputs"},
             "cells": cells,
             "versions": {name: version(name) for name in ("optimum-grasprune", "torch", "transformers")}
             | {"python": platform.python_version()},
         }
 
-    def _check_cells(self, config: Any, longest: float) -> None:
+    def _check_cells(self, config: Any) -> None:
         family, model = family_of(config), empty_model(config)
         inventory, parameters = family.inventory(model), count_parameters(model)
         self._corpus_hashes: dict[tuple[str, str | None, str], str] = {}
@@ -267,8 +253,7 @@ class Comparison:
                 raise _as_given(error, cell.entry, {}) from None
             if not cell.calibrated:
                 continue
-            if options.seq_len > longest:
-                raise OptionError("seq_len", options.seq_len, f"the model reads at most {longest} tokens")
+            check_length(config, "seq_len", options.seq_len)
             if (key := _corpus_key(options)) not in self._corpus_hashes:
                 self._corpus_hashes[key] = load_corpus(*key).sha256
 
@@ -279,7 +264,7 @@ class Comparison:
         """All that a result depends on; the dense model's without a cell."""
         inputs: dict[str, Any] = {
             "base_model": self.base_model,
-            "evaluation": {evaluation.name: evaluation.describe() for evaluation in self.evaluations},
+            "evaluation": self.described,
         }
         if cell is not None:
             inputs["recipe"] = cell.config.to_dict()

@@ -88,6 +88,13 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config)
 
 
+def check_length(config: PreTrainedConfig, option: str, length: int) -> None:
+    """Raise OptionError when a model reads fewer tokens at once than the option asks for."""
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and length > longest:
+        raise OptionError(option, length, f"the model reads at most {longest} tokens")
+
+
 def count_parameters(model: PreTrainedModel) -> int:
     """All parameters, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -6,8 +6,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
@@ -15,25 +14,26 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .allocation import Means, Outcome, choose
-from .budget import Budget
+from .allocation import Outcome, choose
+from .budget import Budget, exact_ratio
 from .calibration import Corpus, corpus_in_memory, hold_out, load_corpus, sample_sequences, tokenize
 from .checkpoint import save_checkpoint
-from .compensation import DAMPINGS, STEPS, WEIGHT_STEPS, refit
+from .compensation import DAMPINGS, STEPS, Means, refitted_model
 from .compensation.elements import restore_element_energy
 from .config import GRASPConfig
 from .errors import GraspruneError, OptionError, PlanError
 from .families import Family, family_of, head_dimension
-from .loading import count_parameters
+from .loading import check_length, count_parameters
 from .masks import ElementMask
 from .methods import Task, get_method
 from .plan import PruningPlan
 from .report import model_card
-from .surgery import build_pruned_model, fold_scales
+from .surgery import fold_scales
 from .surgery.elements import build_sparse_model
 from .units import UnitInventory
 
 RECORD_VERSION = 1
+NO_TOKENS_NS = torch.empty(0, 0, dtype=torch.int64)
 _RECORDED_PACKAGES = ("optimum-grasprune", "torch", "transformers")
 
 
@@ -103,7 +103,7 @@ class GRASPPruner:
         if whole_units:
             budget = Budget.resolve(self.config, inventory, count_parameters(model))
         calibration = self._calibration(model, tokenizer, texts, self.config)
-        tokens_NS, held_out_NS = (torch.empty(0, 0, dtype=torch.int64),) * 2
+        tokens_NS = held_out_NS = NO_TOKENS_NS
         if calibration is not None:
             tokens_NS, held_out_NS = calibration.tokens_NS, calibration.held_out_NS
         task = Task(model, family, inventory, budget, tokens_NS, held_out_NS, self.config)
@@ -112,8 +112,7 @@ class GRASPPruner:
             return self._finish_elements(task, tokenizer, calibration)
         self.scores = self.method.score(task) if scores is None else scores
         candidates = self.method.candidates(task, self.scores)
-        steps = STEPS[self.method.compensation_for(self.config)]
-        outcome = choose(candidates, Means(steps, self.method.restoration_for(self.config)), task)
+        outcome = choose(candidates, self.method.means_for(self.config), task)
         return self._finish(model, tokenizer, family, outcome, budget, calibration)
 
     def replay(
@@ -135,16 +134,15 @@ class GRASPPruner:
         family = family_of(model.config)
         steps = self._replayed_steps(plan, origin)
         plan = plan if "scales" in steps else plan.without_scales()
-        pruned = build_pruned_model(model, plan.without_scales(), family, output_bias="bias" in steps)
-        damping = None if origin is None else origin["damping"]
-        if refits := [step for step in steps if step in WEIGHT_STEPS]:
+        means, tokens_NS, damping = Means(steps), NO_TOKENS_NS, None
+        if means.weight_steps:
             recipe = self.config if origin is None else GRASPConfig.from_dict(origin["recipe"])
+            means = replace(get_method(recipe.method).means_for(recipe), steps=steps)
             tokens_NS = self._recorded_tokens(model, tokenizer, recipe, origin)
-            ridge = damping or recipe.damping or DAMPINGS[0]
-            damping = ridge if "least_squares" in refits else None
-            in_sequence = get_method(recipe.method).restoration_for(recipe) == "sequential"
-            for step in refits:
-                refit(step, model, pruned, plan, family, tokens_NS, damping=ridge, in_sequence=in_sequence)
+            if "least_squares" in steps:
+                recorded = None if origin is None else origin["damping"]
+                damping = recorded or recipe.damping or DAMPINGS[0]
+        pruned = refitted_model(model, plan.without_scales(), family, means, tokens_NS, damping or DAMPINGS[0])
         fold_scales(pruned, plan, family)
         self._finish(model, tokenizer, family, Outcome(plan, pruned, steps, damping, ()), None, None)
         if origin is not None:
@@ -202,11 +200,9 @@ class GRASPPruner:
         config: GRASPConfig,
     ) -> Calibration | None:
         method = get_method(config.method)
-        if not (method.needs_calibration or STEPS[method.compensation_for(config)]):
+        if not method.looks_at_data(config):
             return None
-        longest = getattr(model.config, "max_position_embeddings", None)
-        if longest is not None and config.seq_len > longest:
-            raise OptionError("seq_len", config.seq_len, f"the model reads at most {longest} tokens")
+        check_length(model.config, "seq_len", config.seq_len)
         if texts is None:
             corpus = load_corpus(config.dataset, config.dataset_split, config.text_column)
         else:
@@ -242,7 +238,7 @@ class GRASPPruner:
     ) -> PreTrainedModel:
         mask = self.method.select_elements(task)
         sparse = build_sparse_model(task.model, mask)
-        steps = STEPS[self.method.compensation_for(self.config)]
+        steps = self.method.means_for(self.config).steps
         if "energy" in steps:
             restore_element_energy(task.model, sparse, mask, task.statistic_tokens_NS)
         self.model, self.tokenizer, self.plan, self.scores = sparse, tokenizer, None, None
@@ -301,7 +297,7 @@ def _element_budget_record(task: Task, mask: ElementMask) -> dict[str, Any]:
     parameters, kv_width = count_parameters(task.model), task.inventory.total_kv_width
     left = parameters - (mask.total - mask.kept_count)
     return {
-        "asked": {"cost": math.floor(Fraction(repr(task.config.keep_ratio)) * mask.total), "kv_width": None},
+        "asked": {"cost": math.floor(exact_ratio(task.config.keep_ratio) * mask.total), "kv_width": None},
         "dense": {"parameters": parameters, "prunable": mask.total, "kv_elements_per_token": kv_width},
         "pruned": {"parameters": left, "prunable": mask.kept_count, "kv_elements_per_token": kv_width},
         "kept": {"prunable": mask.kept_count / mask.total, "parameters": left / parameters, "kv_cache": 1.0},

@@ -1,5 +1,5 @@
 """Deciding between choices of units by the true loss: candidates against each other, widths against widths."""
 
-from .choose import Judgement, Means, Outcome, choose
+from .choose import Judgement, Outcome, choose
 
-__all__ = ["Judgement", "Means", "Outcome", "choose"]
+__all__ = ["Judgement", "Outcome", "choose"]

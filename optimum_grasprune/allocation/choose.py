@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
-from ..compensation import DAMPINGS, WEIGHT_STEPS, refit, restored_on_dense_inputs, take_weights
+from ..compensation import DAMPINGS, Means, refitted_model, restored_on_dense_inputs, take_weights
 from ..evaluation import mean_loss
 from ..gating import gated, train_scales
 from ..masks import UnitMask
 from ..plan import PruningPlan
-from ..surgery import build_pruned_model, fold_scales
+from ..surgery import fold_scales
 
 if TYPE_CHECKING:
     from ..methods.base import Task
@@ -50,19 +50,6 @@ class Outcome:
     judgements: tuple[Judgement, ...]
 
 
-@dataclass(frozen=True)
-class Means:
-    """The compensations that may be used. steps: in order.  restoration: inputs of the least squares."""
-
-    steps: tuple[str, ...]
-    restoration: str = "dense"
-
-    @property
-    def weight_steps(self) -> tuple[str, ...]:
-        """The steps that refit weights."""
-        return tuple(step for step in self.steps if step in WEIGHT_STEPS)
-
-
 def choose(candidates: Mapping[str, UnitMask], means: Means, task: Task) -> Outcome:
     """The best candidate with the best of the compensations allowed; with nothing held out, the last one with all.
 
@@ -72,7 +59,7 @@ def choose(candidates: Mapping[str, UnitMask], means: Means, task: Task) -> Outc
     judge = _Judge(task)
     if len(task.held_out_NS):
         for name, plan in plans.items():
-            judge.consider(Outcome(plan, built(plan, Means(()), task), (), None, ()), name)
+            judge.consider(Outcome(plan, _built(plan, Means(()), task), (), None, ()), name)
         if means.weight_steps:
             finalists = {name: plans[name] for name in judge.ranking()[:FINALISTS]}
             for name, outcome in _refitted(finalists, means, task):
@@ -82,25 +69,12 @@ def choose(candidates: Mapping[str, UnitMask], means: Means, task: Task) -> Outc
         *_, plan = plans.values()
         damping = task.config.damping or DAMPINGS[0]
         used = damping if "least_squares" in means.steps else None
-        best = Outcome(plan, built(plan, means, task, damping), means.weight_steps, used, ())
+        best = Outcome(plan, _built(plan, means, task, damping), means.weight_steps, used, ())
     return _scaled(best, task) if "scales" in means.steps else best
 
 
-def built(plan: PruningPlan, means: Means, task: Task, damping: float = DAMPINGS[0]) -> PreTrainedModel:
-    """The sliced model of an unscaled plan with its weights refitted by each of the steps that do so."""
-    pruned = build_pruned_model(task.model, plan, task.family, output_bias="bias" in means.steps)
-    for step in means.weight_steps:
-        refit(
-            step,
-            task.model,
-            pruned,
-            plan,
-            task.family,
-            task.statistic_tokens_NS,
-            damping=damping,
-            in_sequence=means.restoration == "sequential",
-        )
-    return pruned
+def _built(plan: PruningPlan, means: Means, task: Task, damping: float = DAMPINGS[0]) -> PreTrainedModel:
+    return refitted_model(task.model, plan, task.family, means, task.statistic_tokens_NS, damping)
 
 
 def _refitted(plans: Mapping[str, PruningPlan], means: Means, task: Task) -> Iterator[tuple[str, Outcome]]:
@@ -108,18 +82,18 @@ def _refitted(plans: Mapping[str, PruningPlan], means: Means, task: Task) -> Ite
     steps = means.weight_steps
     if "least_squares" not in steps:
         for name, plan in plans.items():
-            yield name, Outcome(plan, built(plan, means, task), steps, None, ())
+            yield name, Outcome(plan, _built(plan, means, task), steps, None, ())
         return
     dampings = DAMPINGS if task.config.damping is None else (task.config.damping,)
     trials = [(name, damping) for name in plans for damping in dampings]
     if means.restoration == "sequential":
         for name, damping in trials:
-            yield name, Outcome(plans[name], built(plans[name], means, task, damping), steps, damping, ())
+            yield name, Outcome(plans[name], _built(plans[name], means, task, damping), steps, damping, ())
         return
     pairs = [(plans[name], damping) for name, damping in trials]
     weights = restored_on_dense_inputs(task.model, pairs, task.family, task.statistic_tokens_NS)
     for (name, damping), refitted in zip(trials, weights, strict=True):
-        pruned = built(plans[name], Means(()), task)
+        pruned = _built(plans[name], Means(()), task)
         take_weights(pruned, refitted, task.family)
         yield name, Outcome(plans[name], pruned, steps, damping, ())
 

@@ -15,9 +15,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..errors import GraspruneError
-from ..families import Family
 from ..gating.gates import frozen
-from ..units import KINDS, Kind
 from .statistics import Moments
 
 Key = TypeVar("Key")
@@ -36,13 +34,11 @@ def inputs_of(modules: Mapping[Key, nn.Module], see: Callable[[Key, Tensor], Non
         yield
 
 
-def output_projections(model: PreTrainedModel, family: Family) -> dict[tuple[int, Kind], nn.Linear]:
-    """The output projection of every layer and kind."""
-    return {
-        (index, kind): family.coupling(layer, kind).output
-        for index, layer in enumerate(family.decoder_layers(model))
-        for kind in KINDS
-    }
+def finite(x_TI: Tensor, path: str) -> Tensor:
+    """The input of the module at this path, as it is; GraspruneError, with the path, when it is not finite."""
+    if not torch.isfinite(x_TI).all():
+        raise GraspruneError(f"the input of {path} is not finite; try --dtype float32")
+    return x_TI
 
 
 @torch.no_grad()
@@ -57,10 +53,7 @@ def collect_moments(
     names = {module: name for name, module in model.named_modules()}
 
     def see(key: Key, x_BSI: Tensor) -> None:
-        x_TI = x_BSI.flatten(0, -2)
-        if not torch.isfinite(x_TI).all():
-            raise GraspruneError(f"the input of {names[modules[key]]} is not finite; try --dtype float32")
-        moments[key] = moments[key].update(x_TI)
+        moments[key] = moments[key].update(finite(x_BSI.flatten(0, -2), names[modules[key]]))
 
     with frozen(model), inputs_of(modules, see):
         for tokens_S in tqdm(tokens_NS, desc=label, unit="sequence"):

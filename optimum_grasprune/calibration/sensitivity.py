@@ -17,7 +17,7 @@ from ..families import Family
 from ..gating.gates import Gates, frozen, gated
 from ..loss import next_token_loss
 from ..units import Kind, UnitInventory
-from .collect import inputs_of, output_projections
+from .collect import inputs_of
 
 Reduction = Callable[[Tensor], Tensor]
 """From the sensitivities of one sequence, shape (S, K), to one number per unit, shape (K,)."""
@@ -51,7 +51,7 @@ def sensitivity(
     tokens_NS: shape (N, S).  kept_U: True for the units that are in the model, shape (units,); all by default.
     Returns shape (units,), fp32, on the CPU; 0 for units that are out. Raises GraspruneError when it is not finite.
     """
-    modules = output_projections(model, family)
+    modules = family.output_projections(model)
     inputs: dict[tuple[int, Kind], Tensor] = {}
 
     def see(key: tuple[int, Kind], x_BSI: Tensor) -> None:

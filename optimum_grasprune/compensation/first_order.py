@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..calibration import Moments, collect_moments, output_projections
+from ..calibration import Moments, collect_moments
 from ..families import Family
 from ..plan import PruningPlan
-from ..surgery import feature_indices
+from ..surgery import kept_columns
 from ..surgery.restoration import energy_factors, missing_mean, row_energy
 
 
@@ -29,12 +29,11 @@ class _Pair:
 def _pairs(
     dense: PreTrainedModel, pruned: PreTrainedModel, plan: PruningPlan, family: Family, tokens_NS: Tensor
 ) -> Iterator[_Pair]:
-    before, after = output_projections(dense, family), output_projections(pruned, family)
+    before, after = family.output_projections(dense), family.output_projections(pruned)
     moments = collect_moments(dense, before, tokens_NS)
     for group in plan.groups:
         key = group.layer, group.kind
-        columns_K = feature_indices(group.kept, before[key].in_features, group.count).to(before[key].weight.device)
-        yield _Pair(before[key], after[key], columns_K, moments[key])
+        yield _Pair(before[key], after[key], kept_columns(group, before[key]), moments[key])
 
 
 @torch.no_grad()

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from ..calibration.collect import finite
 from ..calibration.layerwise import LayerStream
-from ..errors import GraspruneError
 from ..families import Family
 from ..gating.gates import frozen
-from ..plan import GroupPlan, PruningPlan
-from ..surgery import feature_indices
+from ..plan import PruningPlan
+from ..surgery import kept_columns
 from ..surgery.restoration import restored_weight, usual_tokens
 from ..units import KINDS, Kind
 
@@ -47,7 +47,7 @@ def restored_on_dense_inputs(
             grams = _advance_with_grams(stream, layer, outputs, index, family)
             for (plan, damping), weights in zip(trials, results, strict=True):
                 for kind, before in outputs.items():
-                    columns_K = _columns(plan.group(index, kind), before)
+                    columns_K = kept_columns(plan.group(index, kind), before)
                     cross_IK = grams[kind][:, columns_K]
                     weight_OK = restored_weight(before.weight, columns_K, cross_IK[columns_K], cross_IK, damping)
                     weights[index, kind] = weight_OK.to(before.weight.dtype).cpu()
@@ -64,7 +64,7 @@ def _advance_with_grams(
     }
 
     def add(kind: Kind, x_TI: Tensor) -> None:
-        x_TI = _finite(x_TI, family.output_path(index, kind))
+        x_TI = finite(x_TI, family.output_path(index, kind))
         x_TI = x_TI[usual_tokens(x_TI)].float()
         grams[kind].addmm_(x_TI.T, x_TI)
 
@@ -75,9 +75,9 @@ def _advance_with_grams(
 @torch.no_grad()
 def take_weights(pruned: PreTrainedModel, weights: Weights, family: Family) -> None:
     """Put refitted output projections into a sliced model, in place."""
-    layers = list(family.decoder_layers(pruned))
-    for (index, kind), weight_OK in weights.items():
-        family.coupling(layers[index], kind).output.weight.copy_(weight_OK)
+    outputs = family.output_projections(pruned)
+    for key, weight_OK in weights.items():
+        outputs[key].weight.copy_(weight_OK)
 
 
 @torch.no_grad()
@@ -104,23 +104,13 @@ def restore_in_sequence(
                 cross_IK = torch.zeros(before.in_features, after.in_features, device=after.weight.device)
                 path = family.output_path(index, kind)
                 for position in range(len(tokens_NS)):
-                    x_TI = _finite(reference.input_of(before, old, position), path)
-                    z_TK = _finite(current.input_of(after, new, position), path)
+                    x_TI = finite(reference.input_of(before, old, position), path)
+                    z_TK = finite(current.input_of(after, new, position), path)
                     usual_T = usual_tokens(x_TI) & usual_tokens(z_TK)
                     x_TI, z_TK = x_TI[usual_T].float(), z_TK[usual_T].float()
                     gram_KK.addmm_(z_TK.T, z_TK)
                     cross_IK.addmm_(x_TI.T, z_TK)
-                columns_K = _columns(plan.group(index, kind), before)
+                columns_K = kept_columns(plan.group(index, kind), before)
                 after.weight.copy_(restored_weight(before.weight, columns_K, gram_KK, cross_IK, damping))
             reference.advance(old)
             current.advance(new)
-
-
-def _columns(group: GroupPlan, before: nn.Linear) -> Tensor:
-    return feature_indices(group.kept, before.in_features, group.count).to(before.weight.device)
-
-
-def _finite(x_TI: Tensor, path: str) -> Tensor:
-    if not torch.isfinite(x_TI).all():
-        raise GraspruneError(f"the input of {path} is not finite; try --dtype float32")
-    return x_TI

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..units import Kind, UnitGroup, UnitInventory
+from ..units import KINDS, Kind, UnitGroup, UnitInventory
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,14 @@ class Family:
         """The linear maps that units of this kind run through in this layer."""
         inputs, output = self._names(kind)
         return Coupling(tuple(layer.get_submodule(name) for name in inputs), layer.get_submodule(output))  # type: ignore[arg-type, misc]
+
+    def output_projections(self, model: PreTrainedModel) -> dict[tuple[int, Kind], nn.Linear]:
+        """The output projection of every layer and kind, in inventory order."""
+        return {
+            (index, kind): self.coupling(layer, kind).output
+            for index, layer in enumerate(self.decoder_layers(model))
+            for kind in KINDS
+        }
 
     def input_paths(self, layer: int, kind: Kind) -> tuple[str, ...]:
         """Full module paths of the maps whose rows belong to units of this kind."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..families import Family
-from ..units import KINDS, UnitInventory
+from ..units import UnitInventory
 
 
 class Gates:
@@ -32,11 +32,9 @@ def gated(model: PreTrainedModel, family: Family, inventory: UnitInventory) -> I
     """The model with a multiplier on every unit, all ones at first; without them again when the block ends."""
     gates = Gates(torch.ones(inventory.num_units, device=model.device))
     with ExitStack() as hooks:
-        for index, layer in enumerate(family.decoder_layers(model)):
-            for kind in KINDS:
-                hook = _multiply_input(gates, inventory.slice_of(index, kind))
-                handle = family.coupling(layer, kind).output.register_forward_pre_hook(hook)
-                hooks.callback(handle.remove)
+        for (layer, kind), linear in family.output_projections(model).items():
+            hook = _multiply_input(gates, inventory.slice_of(layer, kind))
+            hooks.callback(linear.register_forward_pre_hook(hook).remove)
         yield gates
 
 

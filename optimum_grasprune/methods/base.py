@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..budget import Budget, project
+from ..compensation import STEPS, Means
 from ..config import GRASPConfig
 from ..errors import OptionError
 from ..families import Family
@@ -90,13 +91,14 @@ class Method(ABC):
         """The single weights to keep, for a method that lists a pattern other than "units"."""
         raise NotImplementedError
 
-    def compensation_for(self, config: GRASPConfig) -> str:
-        """The compensation that the configuration asks for."""
-        return self.compensation if config.compensation == "auto" else config.compensation
+    def means_for(self, config: GRASPConfig) -> Means:
+        """The compensations that the configuration asks for."""
+        compensation = self.compensation if config.compensation == "auto" else config.compensation
+        return Means(STEPS[compensation], self.restoration if config.restoration == "auto" else config.restoration)
 
-    def restoration_for(self, config: GRASPConfig) -> str:
-        """The inputs of the least squares that the configuration asks for."""
-        return self.restoration if config.restoration == "auto" else config.restoration
+    def looks_at_data(self, config: GRASPConfig) -> bool:
+        """Whether the method, or what makes up for its cut, needs calibration sequences."""
+        return self.needs_calibration or bool(self.means_for(config).steps)
 
     def held_out_for(self, config: GRASPConfig) -> int:
         """The number of held-out sequences that the configuration asks for."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..calibration import Moments, collect_moments, output_projections
+from ..calibration import Moments, collect_moments
 from .base import Task
 
 Metric = Callable[[Tensor, Moments, int], Tensor]
@@ -16,7 +16,7 @@ Metric = Callable[[Tensor, Moments, int], Tensor]
 
 def column_scores(task: Task, metric: Metric) -> Tensor:
     """The metric of every group of units, from one forward pass over the statistic sequences; shape (units,)."""
-    modules = output_projections(task.model, task.family)
+    modules = task.family.output_projections(task.model)
     moments = collect_moments(task.model, modules, task.statistic_tokens_NS)
     scores = []
     for group in task.inventory.groups:

@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from ..calibration import sensitivity, squared_per_token
+from ..calibration import squared_per_token
 from .base import Method, Task
+from .gradients import sensitivity_per_parameter
 from .registry import register
 
 
@@ -15,7 +16,4 @@ class Fisher(Method):
 
     def score(self, task: Task) -> Tensor:
         """Mean over tokens of (∂S/∂z)² / cost, shape (units,)."""
-        return (
-            sensitivity(task.model, task.family, task.inventory, task.statistic_tokens_NS, squared_per_token)
-            / task.inventory.cost_U
-        )
+        return sensitivity_per_parameter(task, squared_per_token)

@@ -5,10 +5,11 @@ from torch import Tensor
 
 from ..allocation.widths import SearchLimits, WidthLoss, searched, widths_of
 from ..budget import project
-from ..calibration import sensitivity, squared_per_token
+from ..calibration import squared_per_token
 from ..gating import train_gates
 from ..masks import UnitMask
 from .base import Method, Task
+from .gradients import sensitivity_per_parameter
 from .registry import register
 
 
@@ -29,8 +30,7 @@ class GRASPrune(Method):
         """
         if task.config.start == "zero":
             return torch.zeros(task.inventory.num_units)
-        fisher_U = sensitivity(task.model, task.family, task.inventory, task.statistic_tokens_NS, squared_per_token)
-        return standardised_log(fisher_U / task.inventory.cost_U)
+        return standardised_log(sensitivity_per_parameter(task, squared_per_token))
 
     def candidates(self, task: Task, scores_U: Tensor) -> dict[str, UnitMask]:
         """The masks of the start, unless it is blind, of each snapshot of the gate training, and of searched widths."""

@@ -9,11 +9,11 @@ Shape suffixes: O output features (rows), I input features (columns).
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 
 import torch
 from torch import Tensor
 
+from ..budget import exact_ratio
 from ..calibration import collect_moments
 from ..config import BudgetOptions, GRASPConfig
 from ..errors import OptionError
@@ -86,8 +86,7 @@ def kept_elements(scores_OI: Tensor, config: GRASPConfig) -> Tensor:
 
 
 def _kept_per_row(config: GRASPConfig, width: int) -> int:
-    # As in budgets, 0.29 of 100 is 29: the decimal number that was written.
-    return math.floor(Fraction(repr(config.keep_ratio)) * width)
+    return math.floor(exact_ratio(config.keep_ratio) * width)
 
 
 def _n_of_m(pattern: str) -> tuple[int, int]:

@@ -5,8 +5,9 @@
 
 from torch import Tensor
 
-from ..calibration import sensitivity, squared_per_sequence
+from ..calibration import squared_per_sequence
 from .base import Method, Task
+from .gradients import sensitivity_per_parameter
 from .registry import register
 
 
@@ -18,7 +19,4 @@ class Taylor(Method):
 
     def score(self, task: Task) -> Tensor:
         """Σ over sequences of (∂L/∂z)² / cost, shape (units,)."""
-        return (
-            sensitivity(task.model, task.family, task.inventory, task.statistic_tokens_NS, squared_per_sequence)
-            / task.inventory.cost_U
-        )
+        return sensitivity_per_parameter(task, squared_per_sequence)

@@ -2,7 +2,7 @@
 
 from .build import build_pruned_model, pruned_config
 from .folding import fold_scales, scale_columns
-from .slicing import feature_indices, keep_columns, keep_rows, slice_state
+from .slicing import feature_indices, keep_columns, keep_rows, kept_columns, slice_state
 
 __all__ = [
     "build_pruned_model",
@@ -10,6 +10,7 @@ __all__ = [
     "fold_scales",
     "keep_columns",
     "keep_rows",
+    "kept_columns",
     "pruned_config",
     "scale_columns",
     "slice_state",

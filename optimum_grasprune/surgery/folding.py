@@ -29,8 +29,8 @@ def scale_columns(weight_OI: Tensor, scales_K: Tensor) -> Tensor:
 @torch.no_grad()
 def fold_scales(pruned: PreTrainedModel, plan: PruningPlan, family: Family) -> None:
     """Multiply the plan's scales into the output projections of an already sliced model, in place."""
-    layers = list(family.decoder_layers(pruned))
+    outputs = family.output_projections(pruned)
     for group in plan.groups:
         if group.scales is not None:
-            weight_OI = family.coupling(layers[group.layer], group.kind).output.weight
+            weight_OI = outputs[group.layer, group.kind].weight
             weight_OI.copy_(scale_columns(weight_OI, torch.tensor(group.scales)))

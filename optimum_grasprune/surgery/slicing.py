@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..families import Family
 from ..plan import GroupPlan, PruningPlan
@@ -21,6 +21,11 @@ def feature_indices(units: Sequence[int], features: int, count: int) -> Tensor:
     """
     width = features // count
     return (torch.tensor(list(units))[:, None] * width + torch.arange(width)).flatten()
+
+
+def kept_columns(group: GroupPlan, linear: nn.Linear) -> Tensor:
+    """Indices of the columns of a dense output projection that a group keeps, shape (K,), on the weight's device."""
+    return feature_indices(group.kept, linear.in_features, group.count).to(linear.weight.device)
 
 
 def keep_rows(tensor: Tensor, units: Sequence[int], count: int) -> Tensor:

@@ -7,8 +7,8 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, UnitMask
-from optimum_grasprune.allocation import Means, choose
-from optimum_grasprune.compensation import DAMPINGS
+from optimum_grasprune.allocation import choose
+from optimum_grasprune.compensation import DAMPINGS, Means
 from optimum_grasprune.evaluation import mean_loss
 from optimum_grasprune.methods import Task
 from tests.conftest import TINY_LLAMA

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from optimum_grasprune import PruningPlan, UnitMask
-from optimum_grasprune.calibration import collect_moments, output_projections
+from optimum_grasprune.calibration import collect_moments
 from optimum_grasprune.calibration.layerwise import LayerStream
 from optimum_grasprune.compensation import refit
 from optimum_grasprune.errors import GraspruneError
@@ -85,9 +85,9 @@ def test_duplicated_channels_are_made_up_for_exactly() -> None:
 def test_bias_is_the_mean_of_what_is_missing(model: LlamaForCausalLM) -> None:
     pruned = refitted(model, "bias")
     family = family_of(model.config)
-    dense, plan = output_projections(model, family), half(model)
+    dense, plan = family.output_projections(model), half(model)
     moments = collect_moments(model, dense, TOKENS)
-    for (index, kind), linear in output_projections(pruned, family).items():
+    for (index, kind), linear in family.output_projections(pruned).items():
         group = plan.group(index, kind)
         mean = moments[index, kind].mean_I.clone()
         mean[feature_indices(group.kept, len(mean), group.count)] = 0

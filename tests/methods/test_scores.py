@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from optimum_grasprune.calibration import output_projections, sensitivity, squared_per_sequence, squared_per_token
+from optimum_grasprune.calibration import sensitivity, squared_per_sequence, squared_per_token
 from optimum_grasprune.errors import GraspruneError
 from optimum_grasprune.families import Coupling, family_of
 from optimum_grasprune.gating import gated
@@ -100,7 +100,7 @@ def test_per_token_is_the_squared_derivative_by_a_gate_on_one_token(model: Llama
     family = family_of(model.config)
     inventory = family.inventory(model)
     found = sensitivity(model, family, inventory, TOKENS, squared_per_token)
-    modules = output_projections(model, family)
+    modules = family.output_projections(model)
     for layer, kind in ((0, "kv"), (2, "ffn")):
         span = inventory.slice_of(layer, kind)
         count, module = span.stop - span.start, modules[layer, kind]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from optimum.commands.base import CommandInfo
 
-from .base import Subcommand, add_example, add_field_options, add_model_options, checked_config, chosen_options
-from .export import BUDGET_OPTIONS, FIELDS, RECIPE_OPTIONS, SWITCHES
+from .base import Subcommand, add_example, add_field_options, add_model_options, checked_config
+from .export import BUDGET_OPTIONS, RECIPE_OPTIONS, given_fields
 
 if TYPE_CHECKING:
     from optimum_grasprune.comparison import Comparison
@@ -94,9 +94,7 @@ class CompareCommand(Subcommand):
         from optimum_grasprune.comparison import Comparison, cells_of, read_corpora
 
         args = self.args
-        options: dict[str, Any] = chosen_options(args, tuple(name for name in FIELDS if name not in OF_A_CELL))
-        options.update({name: True for name in SWITCHES if getattr(args, name)})
-        cells = cells_of(args.methods, args.keep_ratios, options)
+        cells = cells_of(args.methods, args.keep_ratios, given_fields(args, leave_out=OF_A_CELL))
         config = cells[0].config
         corpora = read_corpora(args.evaluate or ["builtin=builtin[test]"], config.text_column)
         window, limits = self._windows(len(corpora))

@@ -64,6 +64,12 @@ SWITCHES = ("gradient_checkpointing",)
 FIELDS = (*(name for name, _, _ in RECIPE_OPTIONS + BUDGET_OPTIONS), "dtype", "device")
 
 
+def given_fields(args: argparse.Namespace, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The fields of GRASPConfig that were given on the command line. leave_out: those that it has no option for."""
+    options = chosen_options(args, tuple(name for name in FIELDS if name not in leave_out))
+    return options | {name: True for name in SWITCHES if getattr(args, name)}
+
+
 class ExportCommand(Subcommand):
     """Prune a model and save the smaller one."""
 
@@ -117,9 +123,7 @@ class ExportCommand(Subcommand):
 
         if self.args.recipe not in RECIPES:
             raise OptionError("recipe", self.args.recipe, f"no such recipe; there are {', '.join(RECIPES)}")
-        options: dict[str, Any] = chosen_options(self.args, FIELDS)
-        options.update({name: True for name in SWITCHES if getattr(self.args, name)})
-        return RECIPES[self.args.recipe](**options)
+        return RECIPES[self.args.recipe](**given_fields(self.args))
 
     def _prune(self, pruner: GRASPPruner) -> None:
         from optimum_grasprune.checkpoint import read_plan
