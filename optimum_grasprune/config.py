@@ -7,9 +7,18 @@ them side by side. Each field says what it means.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from .errors import OptionError
@@ -24,7 +33,7 @@ class _Options(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             option = ".".join(str(part) for part in first["loc"][:1]) or type(self).__name__
-            raise OptionError(option, first["input"], first["msg"].lower()) from None
+            raise OptionError(option, first["input"], first["msg"][:1].lower() + first["msg"][1:]) from None
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON types; `from_dict` restores them."""
@@ -173,6 +182,38 @@ class RunOptions(_Options):
     device: str = Field(default="auto", description="torch device; auto takes the first GPU, else the CPU")
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations to save memory, about a third slower"
+    )
+
+
+def _with_unit(value: Any, parse: ValidatorFunctionWrapHandler) -> ByteSize:
+    error = PydanticCustomError("size", "should be a size like 24GiB, 80GB or 512MiB")
+    try:
+        size = parse(value)
+    except ValidationError:
+        raise error from None
+    if size < 2**20:  # pydantic takes a number without a unit for bytes; nobody means 24 bytes
+        raise error
+    return size
+
+
+Size = Annotated[ByteSize, WrapValidator(_with_unit)]
+"""Bytes, written as in 24GiB or 80GB."""
+
+
+class DeploymentOptions(_Options):
+    """What a checkpoint is to be served on. Pruning needs none of it, so it is no part of `GRASPConfig`."""
+
+    gpu_memory: Size = Field(description="memory of one GPU")
+    context: int = Field(default=4096, ge=1, description="tokens in a sequence, prompt and answer")
+    gpu_memory_utilization: float = Field(
+        default=0.9, gt=0, le=1, description="share of the GPU memory that the engine may use, as given to vLLM"
+    )
+    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs that the model is split among")
+    kv_cache_dtype: Literal["auto", "float16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"] = Field(
+        default="auto", description="data type of the KV cache, as given to vLLM; auto is the model's"
+    )
+    overhead: Size | None = Field(
+        default=None, description="memory for activations and runtime; None is an allowance for vLLM's defaults"
     )
 
 

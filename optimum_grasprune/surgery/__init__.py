@@ -1,11 +1,12 @@
 """Turning a plan into smaller tensors: slicing, folding, and building the pruned model from them."""
 
-from .build import build_pruned_model, pruned_config
+from .build import build_pruned_model, dense_config, pruned_config
 from .folding import fold_scales, scale_columns
 from .slicing import feature_indices, keep_columns, keep_rows, kept_columns, slice_state
 
 __all__ = [
     "build_pruned_model",
+    "dense_config",
     "feature_indices",
     "fold_scales",
     "keep_columns",

@@ -37,6 +37,15 @@ def pruned_config(config: PreTrainedConfig, plan: PruningPlan, *, output_bias: b
     return pruned
 
 
+def dense_config(config: PreTrainedConfig) -> Any:
+    """The configuration that a pruned one was cut from, as far as shapes go; None for one that is not pruned."""
+    if not getattr(config, "is_heterogeneous", False):
+        return None
+    values = config.to_dict()
+    values.pop("per_layer_config")
+    return type(config).from_dict({**values, "output_bias": False})
+
+
 def _layer_widths(config: PreTrainedConfig, plan: PruningPlan) -> dict[int, dict[str, int]]:
     queries_per_kv = config.num_attention_heads // config.num_key_value_heads
     widths: dict[int, dict[str, int]] = {layer: {} for layer in range(plan.num_layers)}

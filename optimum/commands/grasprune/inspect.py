@@ -1,56 +1,88 @@
-"""`optimum-cli grasprune inspect`: the widths of a checkpoint, layer by layer, without loading its weights."""
+"""`optimum-cli grasprune inspect`: the widths of a checkpoint, layer by layer, and what fits beside it on a GPU.
+
+No weights are loaded.
+"""
 
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from optimum.commands.base import CommandInfo
 
-from .base import Subcommand, add_example, add_model_options
+from .base import Subcommand, add_example, add_field_options, add_model_options, chosen_options
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from optimum_grasprune.config import DeploymentOptions
+    from optimum_grasprune.sizing import Fit
     from optimum_grasprune.units import UnitInventory
+
+# Name, metavar and help of the options that set a field of DeploymentOptions.
+DEPLOYMENT_OPTIONS = (
+    ("gpu_memory", "SIZE", "memory of one GPU, as in 24GiB: says how many sequences fit, dense and pruned"),
+    ("context", "N", "tokens in each of them; 4096 by default, or what the model reads at most"),
+    ("gpu_memory_utilization", "SHARE", "share of the memory that the engine may use; 0.9 by default"),
+    ("tensor_parallel_size", "N", "GPUs that the model is split among"),
+    ("kv_cache_dtype", "NAME", "data type of the KV cache: auto, float16, bfloat16 or fp8"),
+    ("overhead", "SIZE", "memory for activations and runtime, per GPU, in place of an allowance for vLLM's defaults"),
+)
 
 
 class InspectCommand(Subcommand):
-    """Show widths, parameters and KV-cache bytes of any checkpoint, and the budget of a pruned one."""
+    """Show widths, parameters and KV-cache bytes of any checkpoint, the budget of a pruned one, and what fits."""
 
-    COMMAND = CommandInfo(name="inspect", help="Show the widths of a checkpoint, layer by layer.")
+    COMMAND = CommandInfo(name="inspect", help="Show the widths of a checkpoint and how many sequences fit on a GPU.")
 
     @staticmethod
     def parse_args(parser: argparse.ArgumentParser) -> None:
         """Declare the options."""
-        add_example(parser, "optimum-cli grasprune inspect -m ./pruned-llama")
+        add_example(parser, "optimum-cli grasprune inspect -m ./pruned-llama --gpu-memory 24GiB --context 4096")
         required = parser.add_argument_group("Required arguments")
         required.add_argument("-m", "--model", required=True, help="model folder or Hugging Face name")
+        deployment = parser.add_argument_group("Deployment")
+        add_field_options(deployment, DEPLOYMENT_OPTIONS)
+        deployment.add_argument(
+            "--dense", metavar="MODEL", help="dense model to compare with; by default what the checkpoint was cut from"
+        )
         optional = parser.add_argument_group("Optional arguments")
         add_model_options(optional, dtype=False)
 
     def execute(self) -> None:
-        """Read shapes off the configuration, then print them beside the recorded budget."""
-        import torch
-
+        """Read shapes off the configuration, then print them beside the recorded budget and what fits."""
         from optimum_grasprune.checkpoint import read_record
         from optimum_grasprune.families import family_of
         from optimum_grasprune.loading import count_parameters, empty_model, load_config
         from optimum_grasprune.report import print_summary, print_table
+        from optimum_grasprune.sizing import model_shape, tensor_parallel_sizes
 
         config = load_config(self.args.model, trust_remote_code=self.args.trust_remote_code)
         family = family_of(config)
+        options = self._deployment(config)
+        fits = [] if options is None else self._fits(config, options)
         model = empty_model(config)
         inventory = family.inventory(model)
-        dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+        dtype = _dtype(config)
         layers = _layer_table(inventory, dtype.itemsize)
         rows = [tuple(f"{value:,}" for value in layer.values()) for layer in layers]
         totals = [f"{sum(layer[name] for layer in layers):,}" for name in list(layers[0])[1:]]
         parameters = count_parameters(model)
-        footer = f"{parameters:,} parameters in all, {inventory.total_cost:,} of them prunable; {dtype}"
+        sizes = tensor_parallel_sizes(model_shape(model, family).layers)
+        step = math.gcd(*(layer["ffn_channels"] for layer in layers))
+        footer = (
+            f"{parameters:,} parameters in all, {inventory.total_cost:,} of them prunable; {dtype}\n"
+            f"every FFN width is a multiple of {step}; tensor-parallel sizes: {', '.join(map(str, sizes))}"
+        )
         columns = ("layer", "FFN channels", "KV heads", "parameters", "KV bytes per token")
         print_table(self.args.model, columns, [*rows, ("all", *totals)], footer)
         record = read_record(self.args.model)
         if record:
             print_summary(record, f"pruned from {record['base_model']['name'] or 'a model in memory'}")
+        if options is not None:
+            _print_fits(fits, options)
         self.write_result(
             {
                 "model": self.args.model,
@@ -58,10 +90,49 @@ class InspectCommand(Subcommand):
                 "parameters": parameters,
                 "prunable_parameters": inventory.total_cost,
                 "kv_bytes_per_token": inventory.total_kv_width * dtype.itemsize,
+                "ffn_multiple_of": step,
+                "tensor_parallel_sizes": sizes,
                 "layers": layers,
                 "budget": record["budget"] if record else None,
+                "deployment": None if options is None else _describe_fits(fits, options),
             }
         )
+
+    def _deployment(self, config: PreTrainedConfig) -> DeploymentOptions | None:
+        from optimum_grasprune.config import DeploymentOptions
+        from optimum_grasprune.errors import OptionError
+        from optimum_grasprune.loading import check_length
+
+        chosen = chosen_options(self.args, tuple(name for name, _, _ in DEPLOYMENT_OPTIONS))
+        if "gpu_memory" not in chosen:
+            for option in ("dense", *chosen):
+                if (value := getattr(self.args, option)) is not None:
+                    raise OptionError(option, value, "is of use only with --gpu-memory")
+            return None
+        options = DeploymentOptions(**chosen)
+        if "context" in chosen:
+            check_length(config, "context", options.context)
+            return options
+        longest = getattr(config, "max_position_embeddings", None) or options.context
+        return options.model_copy(update={"context": min(options.context, longest)})
+
+    def _fits(self, config: PreTrainedConfig, options: DeploymentOptions) -> list[Fit]:
+        """What fits beside the dense model, if there is one, and beside this one."""
+        from optimum_grasprune.loading import load_config
+        from optimum_grasprune.surgery import dense_config
+
+        if self.args.dense:
+            dense = load_config(self.args.dense, trust_remote_code=self.args.trust_remote_code)
+        else:
+            dense = dense_config(config)
+        own = _fit(config, options, self.args.model)
+        return [own] if dense is None else [_fit(dense, options, self.args.dense or "the dense model"), own]
+
+
+def _dtype(config: PreTrainedConfig) -> Any:
+    import torch
+
+    return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
 
 
 def _layer_table(inventory: UnitInventory, itemsize: int) -> list[dict[str, int]]:
@@ -79,3 +150,80 @@ def _layer_table(inventory: UnitInventory, itemsize: int) -> list[dict[str, int]
         }
         for layer, groups in layers.items()
     ]
+
+
+def _fit(config: PreTrainedConfig, options: DeploymentOptions, name: str) -> Fit:
+    from optimum_grasprune.errors import OptionError
+    from optimum_grasprune.families import family_of
+    from optimum_grasprune.loading import empty_model
+    from optimum_grasprune.sizing import fit, model_shape, splits, tensor_parallel_sizes
+
+    shape, size = model_shape(empty_model(config), family_of(config)), options.tensor_parallel_size
+    for index, layer in enumerate(shape.layers):
+        if not splits(layer, size):
+            known = ", ".join(map(str, tensor_parallel_sizes(shape.layers)))
+            reason = f"layer {index} of {name} cannot be split so; sizes that split every layer: {known}"
+            raise OptionError("tensor_parallel_size", size, reason)
+    # vLLM serves fp32 checkpoints in half precision unless it is told otherwise.
+    weight_bytes = min(2, _dtype(config).itemsize)
+    kv_bytes = {"auto": weight_bytes, "float16": 2, "bfloat16": 2}.get(options.kv_cache_dtype, 1)
+    return fit(
+        shape,
+        gpu_memory=options.gpu_memory,
+        utilization=options.gpu_memory_utilization,
+        context=options.context,
+        weight_bytes=weight_bytes,
+        kv_element_bytes=kv_bytes,
+        size=size,
+        overhead=options.overhead,
+    )
+
+
+def _print_fits(fits: list[Fit], options: DeploymentOptions) -> None:
+    from optimum_grasprune.report import print_table
+
+    gpus = "a GPU" if options.tensor_parallel_size == 1 else f"each of {options.tensor_parallel_size} GPUs"
+    columns = ("", "this model") if len(fits) == 1 else ("", "dense", "pruned", "pruned ÷ dense")
+    print_table(f"What fits on {gpus} of {_gib(options.gpu_memory)}", columns, _fit_rows(fits), _footer(options))
+
+
+def _describe_fits(fits: list[Fit], options: DeploymentOptions) -> dict[str, Any]:
+    *dense, own = fits
+    return {**options.to_dict(), "dense": dense[0].to_dict() if dense else None, "model": own.to_dict()}
+
+
+def _fit_rows(fits: list[Fit]) -> list[tuple[str, ...]]:
+    quantities: tuple[tuple[str, str, Callable[[int], str]], ...] = (
+        ("for the engine", "granted", _gib),
+        ("weights", "weights", _gib),
+        ("activations and runtime", "overhead", _gib),
+        ("left for the KV cache", "kv_memory", _gib),
+        ("KV bytes per token", "kv_bytes_per_token", "{:,}".format),
+        ("KV-cache tokens", "kv_tokens", "{:,}".format),
+        (f"sequences of {fits[0].context:,} tokens", "sequences", "{:,}".format),
+    )
+    rows = []
+    for label, name, shown in quantities:
+        values = [getattr(fit, name) for fit in fits]
+        rows.append((label, *map(shown, values), *_ratio(values)))
+    return rows
+
+
+def _ratio(values: list[int]) -> tuple[str, ...]:
+    if len(values) == 1:
+        return ()
+    dense, pruned = values
+    return (f"{pruned / dense:.2f}" if dense > 0 and pruned >= 0 else "–",)
+
+
+def _footer(options: DeploymentOptions) -> str:
+    overhead = (
+        "activations and runtime are an allowance for vLLM's defaults, not a measurement"
+        if options.overhead is None
+        else "activations and runtime as given"
+    )
+    return f"{options.gpu_memory_utilization:g} of the memory is the engine's; {overhead}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from optimum.commands.grasprune.inspect import DEPLOYMENT_OPTIONS
+
+from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask
+from optimum_grasprune.config import DeploymentOptions
+from optimum_grasprune.families import family_of
+from tests.commands.conftest import Outcome
+from tests.conftest import make_model, make_tokenizer
+
+Cli = Callable[..., Outcome]
+SIZE = ("--gpu-memory", "1GiB", "--overhead", "64MiB")
+
+
+@pytest.fixture(scope="module")
+def pruned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """In bf16, of three layers of two KV heads and 48 channels: one head gone in the first, 24 channels in each."""
+    model = make_model().to(torch.bfloat16)
+    inventory = family_of(model.config).inventory(model)
+    kept = torch.ones(inventory.num_units, dtype=torch.bool)
+    kept[inventory.index(0, "kv", 1)] = False
+    for layer in range(3):
+        kept[inventory.slice_of(layer, "ffn")] = torch.arange(48) < 24
+    pruner = GRASPPruner(GRASPConfig())
+    pruner.replay(model, make_tokenizer(), PruningPlan.from_mask(UnitMask(inventory, kept)))
+    folder = tmp_path_factory.mktemp("inspected") / "pruned"
+    pruner.save(folder)
+    return folder
+
+
+def inspected(cli: Cli, tmp_path: Path, *options: object) -> tuple[dict[str, Any], str]:
+    outcome = cli("inspect", *options, "--json", tmp_path / "result.json")
+    assert outcome.code == 0, outcome.error_lines
+    return json.loads((tmp_path / "result.json").read_text()), outcome.out
+
+
+def test_options_are_the_fields() -> None:
+    assert {name for name, _, _ in DEPLOYMENT_OPTIONS} == set(DeploymentOptions.model_fields)
+
+
+def test_what_fits_dense_and_pruned(cli: Cli, pruned_folder: Path, tmp_path: Path) -> None:
+    result, out = inspected(cli, tmp_path, "-m", pruned_folder, *SIZE, "--context", 100)
+    deployment = result["deployment"]
+    # Keys and values of 8 elements in two bytes: 32 bytes a head. Six heads dense, five pruned.
+    assert deployment["dense"]["kv_bytes_per_token"] == 6 * 32
+    assert deployment["model"]["kv_bytes_per_token"] == 5 * 32 == result["kv_bytes_per_token"]
+    assert deployment["model"]["weights"] == 2 * result["parameters"]
+    left = -(-(2**30) * 9 // 10) - 2**26 - 2 * result["parameters"]
+    assert deployment["model"]["kv_tokens"] == left // (16 * 160) * 16
+    assert deployment["model"]["sequences"] == left // (16 * 160) // 7
+    assert "pruned ÷ dense" in out and "sequences of 100 tokens" in out
+
+
+def test_dense_model_may_be_named(cli: Cli, pruned_folder: Path, model_folder: Path, tmp_path: Path) -> None:
+    own, _ = inspected(cli, tmp_path, "-m", pruned_folder, *SIZE)
+    named, _ = inspected(cli, tmp_path, "-m", pruned_folder, *SIZE, "--dense", model_folder)
+    assert named["deployment"] == own["deployment"]
+
+
+def test_dense_model_alone(cli: Cli, model_folder: Path, tmp_path: Path) -> None:
+    result, out = inspected(cli, tmp_path, "-m", model_folder, *SIZE)
+    assert result["deployment"]["dense"] is None and result["deployment"]["context"] == 128  # what it reads at most
+    assert result["deployment"]["model"]["kv_bytes_per_token"] == 6 * 32  # fp32 is served in half precision
+    assert "this model" in out and "÷" not in out
+
+
+def test_cache_in_fp8_takes_half(cli: Cli, pruned_folder: Path, tmp_path: Path) -> None:
+    result, _ = inspected(cli, tmp_path, "-m", pruned_folder, *SIZE, "--kv-cache-dtype", "fp8")
+    assert result["deployment"]["model"]["kv_bytes_per_token"] == 5 * 16
+
+
+def test_split_among_gpus(cli: Cli, pruned_folder: Path, tmp_path: Path) -> None:
+    result, out = inspected(cli, tmp_path, "-m", pruned_folder, *SIZE, "--tensor-parallel-size", 2)
+    assert result["tensor_parallel_sizes"] == [1, 2]
+    assert result["ffn_multiple_of"] == 24
+    # One head of each layer, the first one's on both GPUs.
+    assert result["deployment"]["model"]["kv_bytes_per_token"] == 3 * 32
+    assert "each of 2 GPUs" in out and "tensor-parallel sizes: 1, 2" in out
+
+
+def test_what_does_not_fit_is_said(cli: Cli, pruned_folder: Path, tmp_path: Path) -> None:
+    result, out = inspected(cli, tmp_path, "-m", pruned_folder, "--gpu-memory", "64MiB", "--overhead", "64MiB")
+    assert result["deployment"]["model"]["sequences"] == 0 > result["deployment"]["model"]["kv_memory"]
+    assert "–" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--gpu-memory", "24"), "--gpu-memory 24: should be a size like 24GiB, 80GB or 512MiB"),
+        (("--gpu-memory", "much"), "--gpu-memory much: should be a size like"),
+        (("--context", 64), "--context 64: is of use only with --gpu-memory"),
+        (("--dense", "x"), "--dense x: is of use only with --gpu-memory"),
+        ((*SIZE, "--context", 129), "--context 129: the model reads at most 128 tokens"),
+        ((*SIZE, "--context", 0), "--context 0: input should be greater than"),
+        ((*SIZE, "--gpu-memory-utilization", 1.5), "--gpu-memory-utilization 1.5: input should be less than"),
+        ((*SIZE, "--kv-cache-dtype", "int3"), "--kv-cache-dtype int3: input should be 'auto', 'float16'"),
+        (
+            (*SIZE, "--tensor-parallel-size", 4),
+            "cannot be split so; sizes that split every layer: 1, 2",
+        ),
+        ((*SIZE, "--dense", "./nowhere"), "the model folder ./nowhere does not exist"),
+    ],
+)
+def test_bad_input_is_one_line(cli: Cli, pruned_folder: Path, options: tuple[object, ...], message: str) -> None:
+    outcome = cli("inspect", "-m", pruned_folder, *options)
+    assert outcome.code == 2
+    assert len(outcome.error_lines) == 1 and message in outcome.error_lines[0], outcome.error_lines
+    assert not outcome.out.strip()
