@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import CheckpointError, PlanError
 from .loading import load_model
@@ -89,9 +89,7 @@ def save_checkpoint(
         except Exception as error:  # safetensors reports a full disk as an error type of its own
             raise CheckpointError(f"the output folder {output} cannot be written: {error}") from None
         if needs_code(model.config.model_type):
-            for file in CODE_FILES:
-                shutil.copyfile(file, folder / file.name)
-            _add_auto_map(folder / "config.json", auto_map(model.config))
+            add_code(folder, model.config)
         write_json(folder / RECORD_NAME, record)
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
@@ -100,6 +98,13 @@ def save_checkpoint(
 def needs_code(model_type: str) -> bool:
     """Whether models of this type are classes of ours; a stock model, with zeros in it or not, needs no code."""
     return any(config_class.model_type == model_type for config_class, _, _ in PRUNED_CLASSES.values())
+
+
+def add_code(folder: Path, config: PreTrainedConfig) -> None:
+    """Put the modelling files beside a pruned model's config.json, and name them in it."""
+    for file in CODE_FILES:
+        shutil.copyfile(file, folder / file.name)
+    _add_auto_map(folder / "config.json", auto_map(config))
 
 
 def load_pruned_model(

@@ -225,7 +225,7 @@ class GRASPPruner:
         self.model, self.tokenizer, self.plan = outcome.model, tokenizer, outcome.plan
         self.record = {
             **self._provenance(model, calibration),
-            "budget": _budget_record(family, model, self.model, budget),
+            "budget": budget_record(family, model, self.model, budget),
             "compensation": list(outcome.steps),
             "damping": outcome.damping,
             "choice": [vars(judgement) for judgement in outcome.judgements],
@@ -276,9 +276,10 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _budget_record(
+def budget_record(
     family: Family, dense: PreTrainedModel, pruned: PreTrainedModel, budget: Budget | None
 ) -> dict[str, Any]:
+    """Parameters and KV width of both models and the shares kept. budget: what was asked; None if it isn't known."""
     before, after = family.inventory(dense), family.inventory(pruned)
     return {
         "asked": None if budget is None else {"cost": budget.cost, "kv_width": budget.kv_width},

@@ -1,0 +1,18 @@
+"""Checkpoints of real sizes with random weights: right for speed and memory, meaningless for quality."""
+
+from .shapes import SHAPES, dummy_tokenizer, shape_config
+from .widths import Shares, chosen_mask, profile, shares_of, uniform_mask
+from .write import Dummy, write_dummy
+
+__all__ = [
+    "SHAPES",
+    "Dummy",
+    "Shares",
+    "chosen_mask",
+    "dummy_tokenizer",
+    "profile",
+    "shape_config",
+    "shares_of",
+    "uniform_mask",
+    "write_dummy",
+]

@@ -1,0 +1,135 @@
+"""Writing a checkpoint with random weights, one shard at a time: no model has to fit in memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, ModelCardData, split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, LlamaConfig, PreTrainedConfig
+
+from ..budget import Budget
+from ..checkpoint import RECORD_NAME, add_code, needs_code, staged_folder, write_json
+from ..errors import OptionError
+from ..families import family_of
+from ..loading import empty_model
+from ..plan import PruningPlan
+from ..pruner import RECORD_VERSION, budget_record, describe_model
+from ..report import GITHUB_NAME
+from ..surgery import pruned_config
+from .shapes import dummy_tokenizer
+
+MEANINGLESS = "The weights are random: right for speed and memory, meaningless for quality."
+INDEX_NAME = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Dummy:
+    """A checkpoint to write.
+
+    shape: name of the shape.  config: of the dense model.  plan: what stays, or None for the dense model.
+    budget: that the plan meets.  widths: in words, where the widths are from.
+    """
+
+    shape: str
+    config: LlamaConfig
+    plan: PruningPlan | None = None
+    budget: Budget | None = None
+    widths: str = ""
+
+    @property
+    def served_config(self) -> PreTrainedConfig:
+        """The configuration that the checkpoint has."""
+        return self.config if self.plan is None else pruned_config(self.config, self.plan)
+
+
+def write_dummy(
+    dummy: Dummy,
+    output: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    config_only: bool = False,
+    overwrite: bool = False,
+    max_shard_size: str = "2GB",
+) -> None:
+    """Write configuration, tokenizer, record and card, and random weights in shards unless `config_only`.
+
+    The largest shard is in memory at once, or the largest tensor if that is larger. Raises CheckpointError when the
+    folder cannot be written, OptionError when the shard size is none.
+    """
+    config = dummy.served_config
+    with staged_folder(output, overwrite=overwrite) as folder:
+        config.save_pretrained(folder)
+        GenerationConfig.from_model_config(config).save_pretrained(folder)
+        dummy_tokenizer(dummy.config).save_pretrained(folder)
+        if needs_code(config.model_type):
+            add_code(folder, config)
+        if not config_only:
+            write_random_weights(config, folder, seed, max_shard_size)
+        if dummy.plan is not None:
+            write_json(folder / RECORD_NAME, _record(dummy, config, seed))
+        (folder / "README.md").write_text(_card(dummy, seed, config_only), encoding="utf-8")
+
+
+def write_random_weights(config: PreTrainedConfig, folder: Path, seed: int, max_shard_size: str) -> None:
+    """Safetensors shards of a model with norms of one and all other weights drawn as at initialisation."""
+    tensors: dict[str, Tensor] = dict(empty_model(config).named_parameters())  # tied ones once
+    try:
+        shards = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
+    except ValueError:
+        raise OptionError("max_shard_size", max_shard_size, "should be a size like 2GB") from None
+    generator = torch.Generator().manual_seed(seed)
+    for file, names in tqdm(shards.filename_to_tensors.items(), desc="shards", unit="shard"):
+        drawn = {name: _drawn(tensors[name], config.initializer_range, generator) for name in names}
+        save_file(drawn, folder / file, metadata={"format": "pt"})
+    if shards.is_sharded:
+        write_json(folder / INDEX_NAME, {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename})
+
+
+def _drawn(like: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
+    tensor = torch.empty_like(like, device="cpu")
+    return tensor.fill_(1) if like.dim() == 1 else tensor.normal_(std=deviation, generator=generator)
+
+
+def _record(dummy: Dummy, config: PreTrainedConfig, seed: int) -> dict[str, Any]:
+    """The content of `grasp_config.json`, in the form that every pruned checkpoint has, and what it is."""
+    dense, pruned = empty_model(dummy.config), empty_model(config)
+    options = {} if dummy.budget is None else dummy.budget.options.to_dict()
+    return {
+        "format": RECORD_VERSION,
+        "dummy": MEANINGLESS,
+        "recipe": {**options, "seed": seed},
+        "base_model": {**describe_model(dense), "name": f"{dummy.shape} (random weights)"},
+        "calibration": None,
+        "versions": {name: version(name) for name in (GITHUB_NAME, "torch", "transformers")}
+        | {"python": platform.python_version()},
+        "budget": budget_record(family_of(config), dense, pruned, dummy.budget),
+        "compensation": [],
+        "damping": None,
+        "choice": [],
+        "plan": None if dummy.plan is None else dummy.plan.to_dict(),
+    }
+
+
+def _card(dummy: Dummy, seed: int, config_only: bool) -> str:
+    data = ModelCardData(library_name="transformers", tags=[GITHUB_NAME, "dummy", "random-weights"])
+    what = f"the shape of {dummy.shape}" + (f", pruned; its widths are {dummy.widths}" if dummy.plan else "")
+    weights = (
+        "There are no weights here: serve it with `vllm serve FOLDER --load-format dummy`."
+        if config_only
+        else f"Drawn with seed {seed}."
+    )
+    return str(
+        ModelCard(
+            f"---\n{data.to_yaml()}\n---\n\n# {dummy.shape}, a dummy\n\n**{MEANINGLESS}**\n\n"
+            f"Made by {GITHUB_NAME} to time {what}. {weights}\n"
+        )
+    )
