@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..errors import GraspruneError
+from ..errors import GraspruneError, OptionError
+from .metrics import cache_config, reason_in
+from .processes import VLLM, supervised
 
-_STOP_SECONDS = 20
+_HOST = "127.0.0.1"
 _LOG_LINES = 12
+_ANSWER_SECONDS = 1800
 
 
 class ServerError(GraspruneError):
@@ -38,10 +40,17 @@ class Completion:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server. url: where it listens.  model: the name it serves the model by."""
+    """A running server.
+
+    url: where it listens.  model: the name it serves the model by.  log: file of its output.
+    command: how it was started.  seconds: from the start to the first healthy answer.
+    """
 
     url: str
     model: str
+    log: Path
+    command: tuple[str, ...]
+    seconds: float
 
     def complete(self, prompt: str | list[int], max_tokens: int = 32) -> Completion:
         """The greedy continuation of a prompt, given as text or as tokens."""
@@ -49,20 +58,35 @@ class Server:
         choice = self._post("/v1/completions", {**request, "return_token_ids": True})["choices"][0]
         return Completion(choice["text"], choice["token_ids"])
 
+    def warm_up(self, prompt_tokens: int, output_tokens: int, concurrency: int) -> None:
+        """Answer so many requests of such lengths at once, and forget the answers; ServerError when one fails."""
+        request = {"model": self.model, "prompt": [1] * prompt_tokens, "max_tokens": output_tokens, "ignore_eos": True}
+        try:
+            with ThreadPoolExecutor(concurrency) as pool:
+                list(pool.map(lambda _: self._post("/v1/completions", request), range(concurrency)))
+        except OSError as error:
+            raise ServerError(f"a warm-up request failed: {_answer(error)}{end_of(self.log)}") from None
+
+    def metrics(self) -> str:
+        """What the server counts, in Prometheus' text format; ServerError when it does not answer."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as response:
+                return response.read().decode()
+        except OSError as error:
+            raise ServerError(f"the server gives no metrics: {error}{end_of(self.log)}") from None
+
     def kv_cache_tokens(self) -> int:
         """How many tokens the KV cache holds, as the server's metrics say."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as response:
-            metrics = response.read().decode()
-        match = re.search(r'vllm:cache_config_info\{[^}]*kv_cache_size_tokens="(\d+)"', metrics)
-        if match is None:
+        tokens = cache_config(self.metrics()).tokens
+        if tokens is None:
             raise ServerError("the server's metrics do not say how many tokens the KV cache holds")
-        return int(match[1])
+        return tokens
 
     def _post(self, path: str, content: dict[str, Any]) -> dict[str, Any]:
         request = urllib.request.Request(
             self.url + path, json.dumps(content).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=300) as response:
+        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as response:
             return json.load(response)
 
 
@@ -72,65 +96,75 @@ def served(
     log: Path,
     *,
     flags: Sequence[str] = (),
-    environment: dict[str, str] | None = None,
+    environment: Mapping[str, str | None] | None = None,
+    port: int | None = None,
     start_seconds: float = 600,
 ) -> Iterator[Server]:
-    """Serve a checkpoint on a free port of this machine until the block ends, however it ends.
+    """Serve a checkpoint on this machine until the block ends, however it ends.
 
-    log: file for the server's output.  flags: more flags for `vllm serve`.  environment: variables set on top.
-    Raises ServerError when the server is not healthy within `start_seconds`.
+    log: file for the server's output.  flags: more flags for `vllm serve`.  environment: variables set on top; None
+    removes one.  port: where it listens, a free one by default.
+    Raises ServerError when the server is not healthy within `start_seconds`, OptionError when the port is taken.
     """
-    port = _free_port()
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model)]
-    command += ["--host", "127.0.0.1", "--port", str(port), *flags]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, **(environment or {})},
-            start_new_session=True,  # the engine runs in children: they are stopped together, as a group
+    if port is not None:
+        check_port(port)
+    url = f"http://{_HOST}:{port or _free_port()}"
+    arguments = ("serve", str(model), "--host", _HOST, "--port", url.rpartition(":")[2], *flags)
+    start = time.monotonic()
+    with supervised([*VLLM, *arguments], log, environment) as process:
+        _wait_until_healthy(url, process, log, start_seconds)
+        yield Server(url, str(model), log, ("vllm", *arguments), time.monotonic() - start)
+
+
+def check_vllm() -> None:
+    """Raise GraspruneError where vLLM is not installed."""
+    if find_spec("vllm") is None:
+        raise GraspruneError(
+            'vLLM is not installed: pip install "optimum-grasprune[vllm]", or give --mode generate, which needs none'
         )
+
+
+def check_port(port: int) -> None:
+    """Raise OptionError when nothing can listen on this port."""
     try:
-        server = Server(f"http://127.0.0.1:{port}", str(model))
-        _wait_until_healthy(server, process, log, start_seconds)
-        yield server
-    finally:
-        _stop(process)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just given up is free
+            probe.bind((_HOST, port))
+    except (OSError, OverflowError) as error:
+        raise OptionError("port", port, f"cannot be used: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _wait_until_healthy(server: Server, process: subprocess.Popen[bytes], log: Path, seconds: float) -> None:
+def end_of(log: Path) -> str:
+    """The last lines of a log as the end of a message."""
+    lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:] if log.is_file() else []
+    return "; the end of its log:\n" + "\n".join(lines) if lines else ""
+
+
+def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise ServerError(f"the server ended with code {process.returncode} before it was ready{_end_of(log)}")
+            what = f"the server ended with code {process.returncode} before it was ready"
+            raise ServerError(f"{_because(log)}{what}{end_of(log)}")
         try:
-            with urllib.request.urlopen(f"{server.url}/health", timeout=5):
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
                 return
         except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    raise ServerError(f"the server was not ready after {seconds:.0f} s{_end_of(log)}")
+            time.sleep(0.2)
+    raise ServerError(f"the server was not ready after {seconds:.0f} s{end_of(log)}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sign)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            continue
-    process.wait()
+def _because(log: Path) -> str:
+    reason = reason_in(log.read_text(errors="replace"))
+    return f"{reason}: " if reason else ""
 
 
-def _end_of(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-    return "; the end of its log:\n" + "\n".join(lines) if lines else ""
+def _answer(error: OSError) -> str:
+    """What a server said of a request that it refused; the error itself where it said nothing."""
+    return error.read().decode(errors="replace")[:500] if isinstance(error, urllib.error.HTTPError) else str(error)
 
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind((_HOST, 0))
         return probe.getsockname()[1]

@@ -6,12 +6,20 @@ package loads torch, and these files are imported at every start of `optimum-cli
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
+from .benchmark import BenchmarkCommand
 from .compare import CompareCommand
 from .evaluate import EvaluateCommand
 from .export import ExportCommand
 from .inspect import InspectCommand
 
-__all__ = ["CompareCommand", "EvaluateCommand", "ExportCommand", "GraspruneCommand", "InspectCommand"]
+__all__ = [
+    "BenchmarkCommand",
+    "CompareCommand",
+    "EvaluateCommand",
+    "ExportCommand",
+    "GraspruneCommand",
+    "InspectCommand",
+]
 
 
 class GraspruneCommand(BaseOptimumCLICommand):
@@ -20,7 +28,7 @@ class GraspruneCommand(BaseOptimumCLICommand):
     COMMAND = CommandInfo(name="grasprune", help="Prune LLaMA-family models into smaller dense checkpoints.")
     SUBCOMMANDS = tuple(
         CommandInfo(command.COMMAND.name, command.COMMAND.help, command)
-        for command in (ExportCommand, CompareCommand, EvaluateCommand, InspectCommand)
+        for command in (ExportCommand, CompareCommand, EvaluateCommand, BenchmarkCommand, InspectCommand)
     )
 
     def run(self) -> None:

@@ -1,0 +1,115 @@
+"""The checkpoints of a benchmark: their names, and the shapes that memory and limits follow from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..checkpoint import read_record
+from ..comparison import slug
+from ..errors import OptionError
+from ..families import Family, family_of
+from ..loading import count_parameters, empty_model, load_config
+from .bounds import Shape
+
+DENSE = "dense"
+"""Name of the dense checkpoint in results."""
+ROUND_WIDTHS = (8, 64, 128)
+"""Multiples that GPU kernels like FFN widths to be."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model to measure.
+
+    name: in results.  source: folder or hub name.  dtype: of its weights on disk.  longest: tokens that it reads.
+    ffn_widths, kv_heads: of every layer.  kept: shares kept of a pruned one, by its record.
+    """
+
+    name: str
+    source: str
+    shape: Shape
+    dtype: str
+    longest: int
+    ffn_widths: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+    kept: dict[str, float]
+
+    def describe(self, weight_bytes: int, kv_bytes: int) -> dict[str, Any]:
+        """Its facts as JSON types. weight_bytes, kv_bytes: of one element, as served."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "parameters": self.shape.parameters,
+            "weight_bytes": self.shape.parameters * weight_bytes,
+            "kv_bytes_per_token": self.shape.kv_width * kv_bytes,
+            "ffn_widths": list(self.ffn_widths),
+            "kv_heads": list(self.kv_heads),
+            "ffn_widths_multiple_of": {str(n): share_of_multiples(self.ffn_widths, n) for n in ROUND_WIDTHS},
+            "kept": self.kept,
+        }
+
+
+def read_checkpoints(dense: str, pruned: Sequence[str], *, trust_remote_code: bool = False) -> list[Checkpoint]:
+    """The dense checkpoint and the pruned ones, each given as SOURCE or NAME=SOURCE.
+
+    Raises OptionError when two have one name, ModelError when one cannot be read.
+    """
+    entries = [(DENSE, dense), *map(named, pruned)]
+    taken: set[str] = set()
+    for (name, _), entry in zip(entries, [dense, *pruned], strict=True):
+        if slug(name) in taken:
+            raise OptionError("pruned", entry, f"another checkpoint is called {name}; name them as in NAME={entry}")
+        taken.add(slug(name))
+    return [_read(name, source, trust_remote_code) for name, source in entries]
+
+
+def named(entry: str) -> tuple[str, str]:
+    """(name, source) of an entry; without a name it is the last part of the source."""
+    name, equals, source = entry.partition("=")
+    if equals and name and source and "/" not in name:
+        return name, source
+    return Path(entry).name or entry, entry
+
+
+def share_of_multiples(widths: Sequence[int], of: int) -> float:
+    """The share of the widths that are multiples of a number."""
+    return sum(width % of == 0 for width in widths) / len(widths)
+
+
+def shape_of(model: PreTrainedModel, family: Family) -> Shape:
+    """The shape of a model; one on the meta device does."""
+    table: Any = model.get_input_embeddings()
+    embedding, head = table.weight, model.get_output_embeddings().weight
+    inventory = family.inventory(model)
+    queries = (family.coupling(layer, "kv").inputs[0].out_features for layer in family.decoder_layers(model))
+    return Shape(
+        parameters=count_parameters(model),
+        embedding=embedding.numel(),
+        head=head.numel(),
+        tied=embedding is head,
+        query_width=sum(queries),
+        kv_width=inventory.total_kv_width,
+    )
+
+
+def _read(name: str, source: str, trust_remote_code: bool) -> Checkpoint:
+    config = load_config(source, trust_remote_code=trust_remote_code)
+    family = family_of(config)
+    model = empty_model(config)
+    groups = family.inventory(model).groups
+    record = read_record(source) or {}
+    return Checkpoint(
+        name=name,
+        source=source,
+        shape=shape_of(model, family),
+        dtype=str(config.dtype).removeprefix("torch."),
+        longest=config.max_position_embeddings,
+        ffn_widths=tuple(group.count for group in groups if group.kind == "ffn"),
+        kv_heads=tuple(group.count for group in groups if group.kind == "kv"),
+        kept=record.get("budget", {}).get("kept", {}),
+    )

@@ -1,0 +1,91 @@
+"""vLLM without a server: `vllm bench throughput` and `vllm bench latency`, each a process that loads the model anew."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..comparison import slug
+from .checkpoints import Checkpoint
+from .metrics import reason_in
+from .processes import VLLM, run_to_end
+from .server import end_of
+from .serving import Announce, BenchmarkError, Result, Serving, place_of, run_record
+from .workload import Point
+
+_LATENCY_RUNS = 5
+
+
+def run_offline(
+    options: Serving,
+    checkpoints: Sequence[Checkpoint],
+    points: Sequence[Point],
+    announce: Announce = lambda line: None,
+) -> Result:
+    """Time every point on every checkpoint, A B A B …: all its requests at once, and one batch of its concurrency.
+
+    Returns `runs` and `commands` as JSON types. Raises BenchmarkError.
+    """
+    runs: list[Result] = []
+    commands: list[str] = []
+    for repetition in range(options.repetitions):
+        for number, point in enumerate(points):
+            seed = options.seed + 1000 * repetition + number
+            for checkpoint in checkpoints:
+                where = place_of(checkpoint, repetition, point)
+                metrics: dict[str, float] = {}
+                for kind, command in _commands(checkpoint, point, seed, options.engine.flags).items():
+                    stem = f"{slug(checkpoint.name)}-{repetition + 1}-{slug(point.workload)}-{point.concurrency}-{kind}"
+                    metrics |= _READERS[kind](_run(command, options, options.logs / stem, where), point)
+                    commands.append(" ".join(("vllm", *command)))
+                runs.append(run_record(checkpoint, repetition, point, seed, metrics))
+                announce(f"{where}: {metrics['output_throughput']:,.1f} output tokens/s")
+    return {"starts": [], "runs": runs, "commands": commands}
+
+
+def _commands(checkpoint: Checkpoint, point: Point, seed: int, flags: Sequence[str]) -> dict[str, list[str]]:
+    lengths = point.lengths
+    common = ["--model", checkpoint.source, "--input-len", str(lengths.prompt), "--output-len", str(lengths.output)]
+    common += ["--seed", str(seed), *flags]
+    iterations = ["--num-iters-warmup", "1", "--num-iters", str(_LATENCY_RUNS)]
+    return {
+        "throughput": ["bench", "throughput", *common, "--num-prompts", str(point.requests)],
+        "latency": ["bench", "latency", *common, "--batch-size", str(point.concurrency), *iterations],
+    }
+
+
+def _run(command: Sequence[str], options: Serving, stem: Path, where: str) -> Result:
+    result_file, log = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.log")
+    result_file.unlink(missing_ok=True)
+    code = run_to_end([*VLLM, *command, "--output-json", str(result_file)], log, options.engine.environment)
+    if code or not result_file.is_file():
+        reason = reason_in(log.read_text(errors="replace"))
+        because = f"{reason}: " if reason else ""
+        raise BenchmarkError(f"{where}: {because}vllm {' '.join(command[:2])} ended with code {code}{end_of(log)}")
+    return json.loads(result_file.read_text(encoding="utf-8"))
+
+
+def read_throughput(result: Mapping[str, Any], point: Point) -> dict[str, float]:
+    """Requests and tokens per second of `vllm bench throughput`; BenchmarkError when it ran fewer requests."""
+    if result["num_requests"] != point.requests:
+        raise BenchmarkError(f"{point.name}: {result['num_requests']} of {point.requests} requests were run")
+    rate = result["requests_per_second"]
+    return {
+        "request_throughput": rate,
+        "output_throughput": rate * point.lengths.output,
+        "total_token_throughput": result["tokens_per_second"],
+        "prompt_tokens": float(point.lengths.prompt),
+        "output_tokens": float(point.lengths.output),
+    }
+
+
+def read_latency(result: Mapping[str, Any], point: Point) -> dict[str, float]:
+    """Time of one batch, in ms, of `vllm bench latency`."""
+    latencies = [1000 * seconds for seconds in result["latencies"]]
+    return {"mean_batch_ms": statistics.fmean(latencies), "p50_batch_ms": statistics.median(latencies)}
+
+
+_READERS = {"throughput": read_throughput, "latency": read_latency}
