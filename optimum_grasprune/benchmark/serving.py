@@ -141,7 +141,10 @@ class _Session:
         seed = options.seed + 1000 * repetition + number
         command = client_command(server, point, seed, result_file, trust_remote_code=options.trust_remote_code)
         where = place_of(checkpoint, repetition, point)
-        server.warm_up(point.lengths.prompt or _WARM_UP_PROMPT, point.lengths.output, point.concurrency)
+        try:
+            server.warm_up(point.lengths.prompt or _WARM_UP_PROMPT, point.lengths.output, point.concurrency)
+        except ServerError as error:
+            raise BenchmarkError(f"{where}: {error}") from None
         before = server.metrics()
         code = run_to_end([*VLLM, *command], log)
         if code or not result_file.is_file():

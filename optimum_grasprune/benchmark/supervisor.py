@@ -21,7 +21,7 @@ import sys
 import time
 from typing import Any
 
-_TERMINATE_SECONDS = 20
+_TERMINATE_SECONDS = 10
 _POLL_SECONDS = 0.1
 # From <linux/prctl.h>
 _PR_SET_PDEATHSIG = 1

@@ -96,14 +96,17 @@ class BenchmarkCommand(Subcommand):
 
     def _check_mode(self) -> None:
         from optimum_grasprune.benchmark.server import check_vllm
-        from optimum_grasprune.errors import OptionError
+        from optimum_grasprune.errors import GraspruneError, OptionError
 
         mode = self.args.mode
         if mode not in MODES:
             raise OptionError("mode", mode, f"no such mode; there are {', '.join(MODES)}")
         for option in _WITHOUT[mode]:
-            if (value := getattr(self.args, option)) not in (None, False):
-                raise OptionError(option, "" if value is True else value, f"has no meaning in --mode {mode}")
+            value = getattr(self.args, option)
+            if value is True:
+                raise GraspruneError(f"--{option}: has no meaning in --mode {mode}")
+            if value not in (None, False):
+                raise OptionError(option, value, f"has no meaning in --mode {mode}")
         if mode != "generate":
             check_vllm()
 
