@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,7 +41,7 @@ def run_offline(
                 for kind, command in _commands(checkpoint, point, seed, options.engine.flags).items():
                     stem = f"{slug(checkpoint.name)}-{repetition + 1}-{slug(point.workload)}-{point.concurrency}-{kind}"
                     metrics |= _READERS[kind](_run(command, options, options.logs / stem, where), point)
-                    commands.append(" ".join(("vllm", *command)))
+                    commands.append(shlex.join(("vllm", *command)))
                 runs.append(run_record(checkpoint, repetition, point, seed, metrics))
                 announce(f"{where}: {metrics['output_throughput']:,.1f} output tokens/s")
     return {"starts": [], "runs": runs, "commands": commands}

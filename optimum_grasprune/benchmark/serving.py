@@ -7,6 +7,7 @@ are compared within a repetition.
 from __future__ import annotations
 
 import json
+import shlex
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -162,7 +163,7 @@ class _Session:
         self.announce(f"{where}: {metrics['output_throughput']:,.1f} output tokens/s")
 
     def _note(self, command: Sequence[str]) -> None:
-        self.commands.append(" ".join(command))
+        self.commands.append(shlex.join(command))
 
 
 def place_of(checkpoint: Checkpoint, repetition: int, point: Point) -> str:

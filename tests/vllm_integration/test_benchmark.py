@@ -18,8 +18,8 @@ from optimum_grasprune import GRASPConfig, GRASPPruner
 from optimum_grasprune.benchmark.checkpoints import Checkpoint, read_checkpoints
 from optimum_grasprune.benchmark.engine import engine_of
 from optimum_grasprune.benchmark.offline import run_offline
-from optimum_grasprune.benchmark.serving import BenchmarkError, Serving, run_serving
 from optimum_grasprune.benchmark.server import ServerError
+from optimum_grasprune.benchmark.serving import BenchmarkError, Serving, run_serving
 from optimum_grasprune.benchmark.workload import Lengths, Point
 from optimum_grasprune.loading import load_model, load_tokenizer
 from tests.conftest import TINY_LLAMA
