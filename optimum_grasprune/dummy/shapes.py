@@ -37,7 +37,7 @@ def _shape(
 
 
 SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": _shape(256, 704, 6, 8, 4, 2048, 2048, head_dim=32),
+    "tiny": _shape(256, 704, 6, 8, 4, 2048, 2048, head_dim=32, initializer_range=0.06),
     "smollm2-135m": _shape(576, 1536, 30, 9, 3, 49152, 8192, tie_word_embeddings=True),
     "llama-2-7b": _shape(4096, 11008, 32, 32, 32, 32000, 4096),
     "llama-2-13b": _shape(5120, 13824, 40, 40, 40, 32000, 4096),
