@@ -38,12 +38,15 @@ class LogFacts:
 
     dtype: element type that the weights are served in.  load_seconds: reading the weights.
     weight_gib: memory that they took, GiB, which vLLM tells on GPUs.  engine_seconds: profiling, compiling and warm-up.
+    kv_cache_tokens, max_concurrency: what `CacheConfig` holds, which vLLM had in its log before its metrics had it.
     """
 
     dtype: str | None
     load_seconds: float | None
     weight_gib: float | None
     engine_seconds: float | None
+    kv_cache_tokens: int | None
+    max_concurrency: float | None
 
 
 def cache_config(metrics: str) -> CacheConfig:
@@ -72,11 +75,15 @@ def growth(before: str, after: str) -> dict[str, float]:
 def log_facts(log: str) -> LogFacts:
     """What the log of a start tells; of several workers the slowest and the largest."""
     dtype = re.search(r"\bdtype=torch\.(\w+)", log)
+    tokens = re.search(r"KV cache size: ([\d,]+) tokens", log)
+    concurrency = re.search(r"Maximum concurrency for [\d,]+ tokens per request: ([\d.]+)x", log)
     return LogFacts(
         dtype[1] if dtype else None,
         _largest(log, r"Loading weights took ([\d.]+) seconds"),
         _largest(log, r"Model loading took ([\d.]+) (?:GiB|GB)"),
         _largest(log, r"init engine .* took ([\d.]+) s"),
+        int(tokens[1].replace(",", "")) if tokens else None,
+        float(concurrency[1]) if concurrency else None,
     )
 
 

@@ -189,13 +189,13 @@ def _named(name: str) -> Iterator[None]:
 
 
 def _start_facts(server: Server) -> Result:
-    cache = cache_config(server.metrics())
+    cache, facts = cache_config(server.metrics()), log_facts(server.log.read_text(errors="replace"))
     return {
+        **asdict(facts),
         "seconds": round(server.seconds, 2),
-        "kv_cache_tokens": cache.tokens,
-        "max_concurrency": cache.concurrency,
+        "kv_cache_tokens": cache.tokens or facts.kv_cache_tokens,
+        "max_concurrency": cache.concurrency or facts.max_concurrency,
         "kv_cache_dtype": cache.dtype,
-        **asdict(log_facts(server.log.read_text(errors="replace"))),
     }
 
 

@@ -28,6 +28,8 @@ LOG = """\
 (Worker pid=10) INFO [default_loader.py:501] Loading weights took 0.25 seconds
 (Worker pid=11) INFO [default_loader.py:501] Loading weights took 1.75 seconds
 (Worker pid=10) INFO [gpu_model_runner.py:5150] Model loading took 12.55 GiB memory and 3.10 seconds
+(EngineCore pid=9) INFO [kv_cache_utils.py:2327] GPU KV cache size: 699,008 tokens, \
+Maximum concurrency for 4,096 tokens per request: 170.66x
 (EngineCore pid=9) INFO [core.py:402] init engine (profile, create kv cache, warmup model) took 2.51 s
 """
 
@@ -65,6 +67,7 @@ def test_growth() -> None:
 def test_log_facts_are_those_of_the_slowest_worker() -> None:
     facts = log_facts(LOG)
     assert (facts.dtype, facts.load_seconds, facts.weight_gib, facts.engine_seconds) == ("bfloat16", 1.75, 12.55, 2.51)
+    assert (facts.kv_cache_tokens, facts.max_concurrency) == (699_008, 170.66)
 
 
 def test_log_facts_of_another_log() -> None:
