@@ -62,11 +62,15 @@ def main() -> None:
     parser.add_argument("points", nargs="+", choices=POINTS, metavar="POINT", help=f"any of {', '.join(POINTS)}")
     parser.add_argument("--shape", choices=SHAPES, default="llama-2-7b")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="folder for results")
+    parser.add_argument(
+        "--checkpoints", type=Path, default=Path("build/dummies"), metavar="FOLDER", help="folder for configurations"
+    )
     # argparse would let the options of the benchmark swallow its own.
     divider = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     args = parser.parse_args(sys.argv[1:divider])
-    folder = args.output / "checkpoints"
+    folder = args.checkpoints
     folder.mkdir(parents=True, exist_ok=True)
+    args.output.mkdir(parents=True, exist_ok=True)
     command: list[str | Path] = ["--dense", checkpoint(args.shape, "dense", (), folder)]
     for point in args.points:
         command += ["--pruned", f"{point}={checkpoint(args.shape, point, POINTS[point], folder)}"]
