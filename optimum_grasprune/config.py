@@ -84,9 +84,9 @@ class CalibrationOptions(_Options):
         default="text", description="column that holds the text, for everything but plain text files"
     )
     num_samples: int = Field(
-        default=256, ge=1, description="number of calibration sequences, drawn at random with the seed"
+        default=512, ge=1, description="number of calibration sequences, drawn at random with the seed"
     )
-    seq_len: int = Field(default=512, ge=2, description="tokens in each of them")
+    seq_len: int = Field(default=256, ge=2, description="tokens in each of them")
     held_out: int | None = Field(
         default=None,
         ge=0,
@@ -100,7 +100,7 @@ class GateOptions(_Options):
 
     epochs: int = Field(default=1, ge=1, description="passes over the calibration sequences while gates are trained")
     batch_size: int = Field(default=1, ge=1, description="sequences in one training step")
-    learning_rate: float = Field(default=1e-2, gt=0, description="AdamW's learning rate for the gate scores")
+    learning_rate: float = Field(default=3e-2, gt=0, description="AdamW's learning rate for the gate scores")
     schedule: Literal["cosine", "constant"] = Field(
         default="cosine", description="course of the learning rates of gates and scales; cosine falls to zero"
     )
@@ -120,7 +120,7 @@ class SearchOptions(_Options):
     """The search of per-layer widths on the true loss."""
 
     search_trials: int = Field(default=0, ge=0, description="widths that are tried; 0 leaves out the search")
-    search_samples: int = Field(default=16, ge=1, description="calibration sequences that each of them is measured on")
+    search_samples: int = Field(default=32, ge=1, description="calibration sequences that each of them is measured on")
     search_seconds: float | None = Field(
         default=None, gt=0, description="time limit of the search; the result then depends on the machine's speed"
     )
@@ -146,7 +146,7 @@ class MethodOptions(_Options):
         "projections, both, the mean of what is missing as a bias, or row energies; auto is the method's own",
     )
     statistic_samples: int = Field(
-        default=64, ge=1, description="calibration sequences, at most, that statistics and least squares look at"
+        default=128, ge=1, description="calibration sequences, at most, that statistics and least squares look at"
     )
     restoration: Literal["auto", "dense", "sequential"] = Field(
         default="auto",
@@ -165,7 +165,7 @@ class ScaleOptions(_Options):
     """How the scales of the kept units are calibrated."""
 
     scale_samples: int = Field(
-        default=256, ge=1, description="calibration sequences, at most, that scales are trained on"
+        default=512, ge=1, description="calibration sequences, at most, that scales are trained on"
     )
     scale_epochs: int = Field(default=1, ge=1, description="passes over them while scales are trained")
     scale_learning_rate: float = Field(default=1e-2, gt=0, description="AdamW's learning rate for the scales")
@@ -263,9 +263,9 @@ class GRASPConfig(
         """Fewer sequences: for a first look."""
         return cls(
             **{
-                "num_samples": 96,
-                "statistic_samples": 32,
-                "scale_samples": 64,
+                "num_samples": 192,
+                "statistic_samples": 64,
+                "scale_samples": 128,
                 "snapshots": 2,
                 **overrides,
             }
@@ -273,15 +273,14 @@ class GRASPConfig(
 
     @classmethod
     def thorough(cls, **overrides: Any) -> GRASPConfig:
-        """Four passes of gates, a long search of widths, scales on all sequences: for a model that will be served."""
+        """Four times the gate steps, a long search of widths, scales on all sequences: for a model that will be served."""
         return cls(
             **{
-                "num_samples": 512,
-                "statistic_samples": 128,
-                "epochs": 4,
+                "num_samples": 1024,
+                "statistic_samples": 256,
+                "epochs": 2,
                 "search_trials": 256,
-                "search_samples": 16,
-                "scale_samples": 512,
+                "scale_samples": 1024,
                 **overrides,
             }
         )

@@ -20,7 +20,7 @@ class GRASPrune(Method):
     source = "GRASPrune, arXiv 2604.19398"
     allocations = ("global",)
     compensation = "both"
-    held_out = 16
+    held_out = 32
 
     def score(self, task: Task) -> Tensor:
         """Gate scores at the start, shape (units,): zeros, or standardised log Fisher information per parameter.
