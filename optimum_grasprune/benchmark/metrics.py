@@ -15,7 +15,8 @@ WATCHED = (PREEMPTIONS, QUEUE_SECONDS, PREFILL_SECONDS, DECODE_SECONDS, REQUESTS
 """Counters whose growth over a run is reported."""
 
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
-_ERROR = re.compile(r"\b\w*(?:Error|Exception): (?P<text>\S.*)")
+# The last line of a traceback, after what vLLM puts before every line: the process, and the level, time and place.
+_ERROR = re.compile(r"^(?:\(.*?\) )?(?:ERROR [^\]]*\] )?[\w.]*(?:Error|Exception): (?P<text>\S.*)", re.MULTILINE)
 _BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
 
 

@@ -49,12 +49,15 @@ def run_offline(
 
 def _commands(checkpoint: Checkpoint, point: Point, seed: int, flags: Sequence[str]) -> dict[str, list[str]]:
     lengths = point.lengths
-    common = ["--model", checkpoint.source, "--input-len", str(lengths.prompt), "--output-len", str(lengths.output)]
-    common += ["--seed", str(seed), *flags]
+    prompt, output = str(lengths.prompt), str(lengths.output)
+    common = ["--model", checkpoint.source, "--seed", str(seed), *flags]
+    # `throughput` takes --input-len too, but its default for random prompts would win over it.
+    random = ["--dataset-name", "random", "--random-input-len", prompt, "--random-output-len", output]
+    batch = ["--input-len", prompt, "--output-len", output, "--batch-size", str(point.concurrency)]
     iterations = ["--num-iters-warmup", "1", "--num-iters", str(_LATENCY_RUNS)]
     return {
-        "throughput": ["bench", "throughput", *common, "--num-prompts", str(point.requests)],
-        "latency": ["bench", "latency", *common, "--batch-size", str(point.concurrency), *iterations],
+        "throughput": ["bench", "throughput", *common, *random, "--num-prompts", str(point.requests)],
+        "latency": ["bench", "latency", *common, *batch, *iterations],
     }
 
 
@@ -78,7 +81,7 @@ def read_throughput(result: Mapping[str, Any], point: Point) -> dict[str, float]
         "request_throughput": rate,
         "output_throughput": rate * point.lengths.output,
         "total_token_throughput": result["tokens_per_second"],
-        "prompt_tokens": float(point.lengths.prompt),
+        "prompt_tokens": result["total_num_tokens"] / point.requests - point.lengths.output,
         "output_tokens": float(point.lengths.output),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -24,6 +25,7 @@ from .processes import VLLM, supervised
 _HOST = "127.0.0.1"
 _LOG_LINES = 12
 _ANSWER_SECONDS = 1800
+_NOISE = re.compile(r"nanobind|^ - (?:leaked |\.\.\. skipped)|resource_tracker|^\s+warnings\.warn\(| Route: ")
 
 
 class ServerError(GraspruneError):
@@ -135,8 +137,9 @@ def check_port(port: int) -> None:
 
 
 def end_of(log: Path) -> str:
-    """The last lines of a log as the end of a message."""
-    lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:] if log.is_file() else []
+    """The last lines of a log as the end of a message, without what every vLLM process says when it ends."""
+    written = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    lines = [line for line in written if line.strip() and not _NOISE.search(line)][-_LOG_LINES:]
     return "; the end of its log:\n" + "\n".join(lines) if lines else ""
 
 

@@ -67,8 +67,17 @@ def measured() -> dict[str, Any]:
 
 @pytest.fixture
 def result(measured: dict[str, Any]) -> dict[str, Any]:
+    return result_of("serve", measured)
+
+
+def result_of(mode: str, measured: dict[str, Any]) -> dict[str, Any]:
     options = {"repetitions": 3, "together": False, "seed": 0, "kv_cache_bytes": 20480, "serve_flags": []}
     return assembled("serve", measured, [DENSE, HALF], POINTS, options, command="optimum-cli …", element_sizes=(4, 4))
+
+
+@pytest.fixture
+def overflow(measured: dict[str, Any]) -> dict[str, Any]:
+    return result_of("long-context", measured)
 
 
 @pytest.fixture

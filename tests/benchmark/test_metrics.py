@@ -34,9 +34,10 @@ Maximum concurrency for 4,096 tokens per request: 170.66x
 """
 
 FAILURE = """\
+(APIServer pid=8) WARNING 11-24 19:15:44 [system_utils.py:255] This can cause errors like `OSError: [Errno 24] Too many`
 (EngineCore pid=9) ERROR [core.py:1] EngineCore failed to start.
 (EngineCore pid=9) ERROR [core.py:1] Traceback (most recent call last):
-(EngineCore pid=9) ERROR [core.py:1] ValueError: Available memory on node 0 is less than requested memory for kv.
+(EngineCore pid=9) ERROR 11-24 19:16:29 [core.py:1] ValueError: Available memory is less than requested memory.
 (APIServer pid=8) RuntimeError: Engine core initialization failed. See root cause above.
 """
 
@@ -75,8 +76,9 @@ def test_log_facts_of_another_log() -> None:
 
 
 def test_reason_is_the_first_error() -> None:
-    assert reason_in(FAILURE) == "Available memory on node 0 is less than requested memory for kv"
+    assert reason_in(FAILURE) == "Available memory is less than requested memory"
     assert reason_in("INFO all is well\n") == ""
+    assert reason_in("  File x\nhuggingface_hub.errors.HFValidationError: no such name.\n") == "no such name"
 
 
 @pytest.mark.parametrize(("name", "size"), [("bfloat16", 2), ("float32", 4), ("fp8_e4m3", 1), ("half", 2)])

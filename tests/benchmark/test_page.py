@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -61,15 +60,15 @@ def test_bursts_are_told(result: dict[str, Any]) -> None:
     assert line.startswith("At 10:20 × 1 most tokens reached the client together") and line in markdown(result)
 
 
-def test_overflow_is_told(result: dict[str, Any]) -> None:
-    overflow = copy.deepcopy(result)
-    overflow["mode"], overflow["points"] = "long-context", overflow["points"][:1]
+def test_overflow_is_told(result: dict[str, Any], overflow: dict[str, Any]) -> None:
+    overflow["points"] = overflow["points"][:1]
     overflow["comparisons"] = [row for row in overflow["comparisons"] if row["point"] == "10:20 × 1"]
     (line,) = overflow_lines(overflow)
     assert "1 sequences of 30 tokens at once in 0.0 MiB of KV cache" in line
     assert "the dense model has room for 1,280 tokens" in line and "half has room for 2,560" in line
     assert line.endswith("1.50 (1.25–2.00) times the dense model's.")
     assert line in markdown(overflow) and overflow_lines(result) == []
+    assert {row["limit"] for row in overflow["comparisons"]} == {None}
 
 
 def test_first_commands() -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,14 +107,15 @@ def test_offline(checkpoints: list[Checkpoint], tmp_path: Path) -> None:
     result = run_offline(Serving(engine, tmp_path, repetitions=1), checkpoints[1:], points)
     (run,) = result["runs"]
     assert run["checkpoint"] == "half" and run["metrics"]["mean_batch_ms"] > 0
+    assert run["metrics"]["prompt_tokens"] == pytest.approx(16, abs=1)  # re-encoded random tokens may differ by one
     assert run["metrics"]["output_throughput"] == pytest.approx(4 * run["metrics"]["request_throughput"])
     assert [line.split()[2] for line in result["commands"]] == ["throughput", "latency"]
 
 
 def test_requests_that_the_server_refuses(checkpoints: list[Checkpoint], tmp_path: Path) -> None:
     engine = engine_of(["--enforce-eager", "--max-model-len", "64"], kv_bytes=16 * MIB)
-    point = Point(Lengths(64, 16), 2, 4)
-    message = r"^dense at 64:16 × 2, repetition 1: .*64.*; the end of its log:\n"
+    point = Point(Lengths(48, 32), 2, 4)
+    message = r"^dense at 48:32 × 2, repetition 1: a warm-up request failed: .*64.*; the end of its log:\n"
     with pytest.raises(BenchmarkError, match=re.compile(message, re.DOTALL)):
         run_serving(Serving(engine, tmp_path, repetitions=1), checkpoints[:1], [point])
 
@@ -142,9 +144,7 @@ def processes_with(marker: str) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
-@pytest.mark.parametrize(
-    ("sign", "processes"), [(signal.SIGKILL, 3), (signal.SIGKILL, 4), (signal.SIGTERM, 3), (signal.SIGINT, 3)]
-)
+@pytest.mark.parametrize(("sign", "processes"), [(signal.SIGKILL, 3), (signal.SIGKILL, 4), (signal.SIGTERM, 4)])
 def test_no_server_outlives_the_benchmark(pruned_folder: Path, tmp_path: Path, sign: int, processes: int) -> None:
     # `processes`: the benchmark, its supervisor and the server, or the server's engine besides.
     marker = f"GRASPRUNE_TEST={tmp_path}"
@@ -152,13 +152,18 @@ def test_no_server_outlives_the_benchmark(pruned_folder: Path, tmp_path: Path, s
     started = subprocess.Popen(
         command(pruned_folder, tmp_path / "out"), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + SECONDS
-    while len(processes_with(marker)) < processes:
-        assert time.monotonic() < deadline and started.poll() is None
-        time.sleep(0.1)
-    started.send_signal(sign)
-    assert started.wait(SECONDS) == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: 130}[sign]
-    while processes_with(marker):
-        assert time.monotonic() < deadline + SECONDS
-        time.sleep(0.1)
+    try:
+        wait_for(lambda: len(processes_with(marker)) >= processes)
+        started.send_signal(sign)
+        assert started.wait(SECONDS) == {signal.SIGKILL: -9, signal.SIGTERM: 143}[sign]
+    finally:
+        started.kill()
+    wait_for(lambda: not processes_with(marker))
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["benchmark-logs"]
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
