@@ -72,7 +72,7 @@ def result(measured: dict[str, Any]) -> dict[str, Any]:
 
 def result_of(mode: str, measured: dict[str, Any]) -> dict[str, Any]:
     options = {"repetitions": 3, "together": False, "seed": 0, "kv_cache_bytes": 20480, "serve_flags": []}
-    return assembled("serve", measured, [DENSE, HALF], POINTS, options, command="optimum-cli …", element_sizes=(4, 4))
+    return assembled(mode, measured, [DENSE, HALF], POINTS, options, command="optimum-cli …", element_sizes=(4, 4))
 
 
 @pytest.fixture
