@@ -88,8 +88,12 @@ def write_random_weights(config: PreTrainedConfig, folder: Path, seed: int, max_
         raise OptionError("max_shard_size", max_shard_size, "should be a size like 2GB") from None
     generator = torch.Generator().manual_seed(seed)
     for file, names in tqdm(shards.filename_to_tensors.items(), desc="shards", unit="shard"):
-        drawn = {name: _drawn(tensors[name], config.initializer_range, generator) for name in names}
-        save_file(drawn, folder / file, metadata={"format": "pt"})
+        # Unnamed, so that this shard is gone before the next is drawn.
+        save_file(
+            {name: _drawn(tensors[name], config.initializer_range, generator) for name in names},
+            folder / file,
+            metadata={"format": "pt"},
+        )
     if shards.is_sharded:
         write_json(folder / INDEX_NAME, {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename})
 
