@@ -27,6 +27,7 @@ class Checkpoint:
     """A model to measure.
 
     name: in results.  source: folder or hub name.  dtype: of its weights on disk.  longest: tokens that it reads.
+    vocabulary: number of its tokens.
     ffn_widths, kv_heads: of every layer.  kept: shares kept of a pruned one, by its record.
     """
 
@@ -35,6 +36,7 @@ class Checkpoint:
     shape: Shape
     dtype: str
     longest: int
+    vocabulary: int
     ffn_widths: tuple[int, ...]
     kv_heads: tuple[int, ...]
     kept: dict[str, float]
@@ -109,6 +111,7 @@ def _read(name: str, source: str, trust_remote_code: bool) -> Checkpoint:
         shape=shape_of(model, family),
         dtype=str(config.dtype).removeprefix("torch."),
         longest=config.max_position_embeddings,
+        vocabulary=config.vocab_size,
         ffn_widths=tuple(group.count for group in groups if group.kind == "ffn"),
         kv_heads=tuple(group.count for group in groups if group.kind == "kv"),
         kept=record.get("budget", {}).get("kept", {}),

@@ -18,6 +18,8 @@ from .serving import Announce, BenchmarkError, Result, Serving, place_of, run_re
 from .workload import Point
 
 _LATENCY_RUNS = 5
+_LATENCY_VOCABULARY = 10_000
+"""`vllm bench latency` draws its prompts from so many tokens, whatever the model's vocabulary."""
 
 
 def run_offline(
@@ -28,8 +30,14 @@ def run_offline(
 ) -> Result:
     """Time every point on every checkpoint, A B A B …: all its requests at once, and one batch of its concurrency.
 
+    The batch is left out where some vocabulary is too small for the prompts of `vllm bench latency`.
     Returns `runs` and `commands` as JSON types. Raises BenchmarkError.
     """
+    kinds = ["throughput"]
+    if all(item.vocabulary >= _LATENCY_VOCABULARY for item in checkpoints):
+        kinds.append("latency")
+    else:
+        announce(f"vllm bench latency is left out: it needs a vocabulary of {_LATENCY_VOCABULARY:,} tokens")
     runs: list[Result] = []
     commands: list[str] = []
     for repetition in range(options.repetitions):
@@ -38,7 +46,9 @@ def run_offline(
             for checkpoint in checkpoints:
                 where = place_of(checkpoint, repetition, point)
                 metrics: dict[str, float] = {}
-                for kind, command in _commands(checkpoint, point, seed, options.engine.flags).items():
+                commands_of = _commands(checkpoint, point, seed, options.engine.flags)
+                for kind in kinds:
+                    command = commands_of[kind]
                     stem = f"{slug(checkpoint.name)}-{repetition + 1}-{slug(point.workload)}-{point.concurrency}-{kind}"
                     metrics |= _READERS[kind](_run(command, options, options.logs / stem, where), point)
                     commands.append(shlex.join(("vllm", *command)))

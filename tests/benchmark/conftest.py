@@ -12,8 +12,8 @@ from optimum_grasprune.benchmark.results import assembled
 from optimum_grasprune.benchmark.summary import compare
 from optimum_grasprune.benchmark.workload import Lengths, Point
 
-DENSE = Checkpoint("dense", "/m/dense", Shape(1200, 100, 100, False, 8, 8), "bfloat16", 512, (128, 128), (2, 2), {})
-HALF = Checkpoint("half", "/m/half", Shape(700, 100, 100, False, 4, 4), "bfloat16", 512, (64, 100), (1, 1), {})
+DENSE = Checkpoint("dense", "/m/dense", Shape(1200, 100, 100, False, 8, 8), "bfloat16", 512, 10, (128, 128), (2, 2), {})
+HALF = Checkpoint("half", "/m/half", Shape(700, 100, 100, False, 4, 4), "bfloat16", 512, 10, (64, 100), (1, 1), {})
 POINTS = [Point(Lengths(10, 20), 1, 16), Point(Lengths(10, 20), 4, 32)]
 BOUNDS = Limits(prefill=2.0, decode=1.6)
 

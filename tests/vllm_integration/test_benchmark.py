@@ -23,7 +23,7 @@ from optimum_grasprune.benchmark.server import ServerError
 from optimum_grasprune.benchmark.serving import BenchmarkError, Serving, run_serving
 from optimum_grasprune.benchmark.workload import Lengths, Point
 from optimum_grasprune.loading import load_model, load_tokenizer
-from tests.conftest import TINY_LLAMA
+from tests.conftest import TINY_LLAMA, make_model, make_tokenizer
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 pytest.importorskip("vllm")
@@ -101,12 +101,15 @@ def test_long_context_overflows_only_the_dense_cache(pruned_folder: Path, tmp_pa
     assert "6 sequences of 384 tokens at once" in page and "Requests served per second" in page
 
 
-def test_offline(checkpoints: list[Checkpoint], tmp_path: Path) -> None:
+def test_offline(tmp_path: Path) -> None:
+    # A vocabulary of its own: `vllm bench latency` draws from 10,000 tokens.
+    make_model(vocab_size=10_000, hidden_size=64, head_dim=32).save_pretrained(tmp_path / "wide")
+    make_tokenizer().save_pretrained(tmp_path / "wide")
+    checkpoints = read_checkpoints(str(tmp_path / "wide"), [])
     engine = engine_of(["--enforce-eager", "--max-model-len", "64"], kv_bytes=16 * MIB)
-    points = [Point(Lengths(16, 4), 2, 4)]
-    result = run_offline(Serving(engine, tmp_path, repetitions=1), checkpoints[1:], points)
+    result = run_offline(Serving(engine, tmp_path, repetitions=1), checkpoints, [Point(Lengths(16, 4), 2, 4)])
     (run,) = result["runs"]
-    assert run["checkpoint"] == "half" and run["metrics"]["mean_batch_ms"] > 0
+    assert run["checkpoint"] == "dense" and run["metrics"]["mean_batch_ms"] > 0
     assert run["metrics"]["prompt_tokens"] == pytest.approx(16, abs=1)  # re-encoded random tokens may differ by one
     assert run["metrics"]["output_throughput"] == pytest.approx(4 * run["metrics"]["request_throughput"])
     assert [line.split()[2] for line in result["commands"]] == ["throughput", "latency"]
