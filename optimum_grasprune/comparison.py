@@ -30,7 +30,7 @@ from .calibration import Corpus, load_corpus, tokenize
 from .checkpoint import write_file, write_json
 from .config import RECIPES, GRASPConfig
 from .errors import CheckpointError, GraspruneError, OptionError
-from .evaluation import perplexity, windows_of
+from .evaluation import EVALUATION_WINDOW, perplexity, windows_of
 from .families import family_of
 from .loading import check_length, count_parameters, empty_model, load_config, load_model, load_tokenizer
 from .methods import get_method, method_names
@@ -190,7 +190,7 @@ class Comparison:
         corpora: Mapping[str, Corpus],
         output: Path,
         *,
-        window: int = 512,
+        window: int = EVALUATION_WINDOW,
         limits: Sequence[int] | None = None,
         device: str = "auto",
         trust_remote_code: bool = False,

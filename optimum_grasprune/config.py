@@ -108,6 +108,12 @@ class GateOptions(_Options):
     start: Literal["zero", "fisher"] = Field(
         default="fisher", description="gate scores at the start: all equal, or by Fisher information per parameter"
     )
+    start_rounds: int = Field(
+        default=1,
+        ge=1,
+        description="rounds of Fisher information: each after the first measures the model that the one before leaves, "
+        "while the budget shrinks; 1 measures the dense model only",
+    )
     budget_warmup: float = Field(
         default=0.5, ge=0, lt=1, description="share of the training over which the budget shrinks from the whole model"
     )
@@ -273,7 +279,7 @@ class GRASPConfig(
 
     @classmethod
     def thorough(cls, **overrides: Any) -> GRASPConfig:
-        """Four times the gate steps, a long search of widths, scales on all sequences: for a model that will be served."""
+        """Four times the gate steps, more scale steps, a long search of widths: for a model that will be served."""
         return cls(
             **{
                 "num_samples": 1024,

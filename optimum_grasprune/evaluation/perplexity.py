@@ -18,6 +18,9 @@ from ..errors import DataError, GraspruneError
 from ..gating.gates import frozen
 from ..loss import next_token_loss
 
+EVALUATION_WINDOW = 512
+"""Tokens in a window of the commands that measure perplexity, unless they are told another number."""
+
 
 @dataclass(frozen=True)
 class Perplexity:

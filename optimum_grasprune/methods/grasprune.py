@@ -9,7 +9,7 @@ from ..calibration import squared_per_token
 from ..gating import train_gates
 from ..masks import UnitMask
 from .base import Method, Task
-from .gradients import sensitivity_per_parameter
+from .gradients import annealed_sensitivity, sensitivity_per_parameter
 from .registry import register
 
 
@@ -23,20 +23,17 @@ class GRASPrune(Method):
     held_out = 32
 
     def score(self, task: Task) -> Tensor:
-        """Gate scores at the start, shape (units,): zeros, or standardised log Fisher information per parameter.
-
-        Fisher information spans ten orders of magnitude, but only its order counts for a mask; its logarithm puts the
-        start on the scale on which training moves scores.
-        """
+        """What the gates start from, shape (units,): zeros, or Fisher information per parameter."""
         if task.config.start == "zero":
             return torch.zeros(task.inventory.num_units)
-        return standardised_log(sensitivity_per_parameter(task, squared_per_token))
+        return sensitivity_per_parameter(task, squared_per_token)
 
     def candidates(self, task: Task, scores_U: Tensor) -> dict[str, UnitMask]:
         """The masks of the start, unless it is blind, of each snapshot of the gate training, and of searched widths."""
-        scores = {} if task.config.start == "zero" else {"start": scores_U}
+        start_U = self._start(task, scores_U)
+        scores = {} if task.config.start == "zero" else {"start": start_U}
         trained = train_gates(
-            task.model, task.family, task.inventory, task.budget, task.tokens_NS, task.config, scores_U
+            task.model, task.family, task.inventory, task.budget, task.tokens_NS, task.config, start_U
         )
         for number, snapshot_U in enumerate(trained, start=1):
             scores[f"gates {number}/{len(trained)}"] = snapshot_U
@@ -44,6 +41,17 @@ class GRASPrune(Method):
         if task.config.search_trials:
             masks["searched"] = self._searched(task, masks, scores)
         return masks
+
+    def _start(self, task: Task, scores_U: Tensor) -> Tensor:
+        """Gate scores at the start.
+
+        Fisher information spans ten orders of magnitude, but only its order counts for a mask; its logarithm puts the
+        start on the scale on which training moves scores.
+        """
+        if task.config.start == "zero":
+            return scores_U
+        annealed_U = annealed_sensitivity(task, squared_per_token, scores_U, task.config.start_rounds)
+        return standardised_log(annealed_U)
 
     def _searched(self, task: Task, masks: dict[str, UnitMask], scores: dict[str, Tensor]) -> UnitMask:
         config = task.config

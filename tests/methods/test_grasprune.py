@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
 from optimum_grasprune import GRASPConfig
 from optimum_grasprune.allocation.widths import WidthLoss
+from optimum_grasprune.budget import project
+from optimum_grasprune.calibration import squared_per_token
 from optimum_grasprune.methods import get_method
+from optimum_grasprune.methods.gradients import annealed_sensitivity
 from optimum_grasprune.methods.grasprune import standardised_log
 from tests.contracts.test_methods import choices, task_of
 
@@ -39,6 +44,21 @@ def test_the_fisher_start_is_better_than_none(model: LlamaForCausalLM) -> None:
     random = get_method("random").select(task, get_method("random").score(task))
     assert get_method("grasprune").score(blind).eq(0).all()
     assert loss(choices(task)["start"]) < loss(random)
+
+
+def test_rounds_of_the_start_cut_a_little_at_a_time(model: LlamaForCausalLM) -> None:
+    once = task_of(model, GRASPConfig(keep_ratio=0.5))
+    first = get_method("grasprune").score(once)
+    assert torch.equal(annealed_sensitivity(once, squared_per_token, first, 1), first)
+    scores = annealed_sensitivity(once, squared_per_token, first, 3)
+    # Three rounds cut to the square root of the ratio, then to the ratio; what the first cut takes does not come back.
+    half_way = replace(once.budget, cost=int(once.inventory.total_cost * 0.5**0.5))
+    early = ~project(first, once.inventory, half_way).kept_U
+    kept = project(scores, once.inventory, once.budget).kept_U
+    assert early.any() and not (early & kept).any()
+    assert torch.equal(scores[early].argsort(), first[early].argsort())
+    assert not torch.equal(scores[~early].argsort(), first[~early].argsort())
+    assert scores.isfinite().all() and scores[~kept].max() < scores[kept].min()
 
 
 @pytest.mark.parametrize("recipe", ["quick", "default", "thorough"])

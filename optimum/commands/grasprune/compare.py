@@ -112,11 +112,13 @@ class CompareCommand(Subcommand):
     def _windows(self, corpora: int) -> tuple[int, list[int] | None]:
         """Tokens in a window, and the number of windows of each corpus."""
         from optimum_grasprune.errors import OptionError
+        from optimum_grasprune.evaluation import EVALUATION_WINDOW
 
         args = self.args
+        window = args.eval_seq_len or EVALUATION_WINDOW
         counts = [None] if args.eval_samples is None else args.eval_samples.split(",")
         try:
-            configs = [checked_config(seq_len=args.eval_seq_len, num_samples=count) for count in counts]
+            configs = [checked_config(seq_len=window, num_samples=count) for count in counts]
         except OptionError as error:
             option = {"seq_len": "eval_seq_len", "num_samples": "eval_samples"}[error.option]
             raise OptionError(option, error.value, error.reason) from None

@@ -42,6 +42,7 @@ class EvaluateCommand(Subcommand):
     def execute(self) -> None:
         """Measure each model on the same text, then print one table."""
         from optimum_grasprune.calibration import load_corpus
+        from optimum_grasprune.evaluation import EVALUATION_WINDOW
         from optimum_grasprune.report import print_table
 
         args = self.args
@@ -51,7 +52,7 @@ class EvaluateCommand(Subcommand):
             dataset=args.dataset,
             dataset_split=args.dataset_split,
             text_column=args.text_column,
-            seq_len=args.seq_len,
+            seq_len=args.seq_len or EVALUATION_WINDOW,
             num_samples=args.num_samples,
             batch_size=args.batch_size,
             device=args.device,

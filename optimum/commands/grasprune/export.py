@@ -38,6 +38,7 @@ RECIPE_OPTIONS = (
     ("schedule", "NAME", "course of the learning rates: cosine or constant"),
     ("temperature", "TAU", "of the gates' sigmoid"),
     ("start", "NAME", "gate scores at the start: zero or fisher"),
+    ("start_rounds", "N", "times that Fisher information is measured while the budget shrinks"),
     ("budget_warmup", "SHARE", "of the training over which the budget shrinks from the whole model"),
     ("snapshots", "N", "moments of the training whose masks are candidates"),
     ("search_trials", "N", "per-layer widths that are tried on the true loss"),
