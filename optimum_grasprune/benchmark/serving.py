@@ -154,7 +154,7 @@ class _Session:
             result = json.loads(result_file.read_text(encoding="utf-8"))
         except ValueError as error:
             raise BenchmarkError(f"{where}: {result_file} is not JSON: {error}") from None
-        if problem := incomplete(result, point.requests):
+        if problem := incomplete(result, point):
             raise BenchmarkError(f"{where}: {problem}{end_of(server.log)}")
         metrics = measured(result, growth(before, server.metrics()))
         record = run_record(checkpoint, repetition, point, seed, metrics)
@@ -219,17 +219,23 @@ def client_command(
     return [*command, "--trust-remote-code"] if trust_remote_code else command
 
 
-def incomplete(result: Mapping[str, Any], requests: int) -> str:
-    """What is wrong with a client's result when not every request was answered; empty when all were.
+def incomplete(result: Mapping[str, Any], point: Point) -> str:
+    """What is wrong with a client's result when not every request was answered in full; empty when all were.
 
-    vLLM's client writes a result also when every request failed.
+    vLLM's client writes a result also when every request failed, and its server cuts answers short, without a word, to
+    what its longest sequence leaves.
     """
-    completed = result.get("completed", 0)
-    if completed == requests:
-        return ""
-    # Each error is a traceback or an answer of the server; its last line says what happened.
-    errors = [str(error).strip().splitlines()[-1] for error in result.get("errors", ()) if str(error).strip()]
-    return f"{completed} of {requests} requests were completed" + (f" ({errors[0]})" if errors else "")
+    completed, tokens, asked = result.get("completed", 0), result.get("total_output_tokens", 0), point.requests
+    if completed != asked:
+        # Each error is a traceback or an answer of the server; its last line says what happened.
+        errors = [str(error).strip().splitlines()[-1] for error in result.get("errors", ()) if str(error).strip()]
+        return f"{completed} of {asked} requests were completed" + (f" ({errors[0]})" if errors else "")
+    if tokens != asked * point.lengths.output:
+        return (
+            f"{tokens} of {asked * point.lengths.output} tokens were generated: the server takes no sequences as long "
+            "as prompt and output together (--max-model-len)"
+        )
+    return ""
 
 
 def measured(result: Mapping[str, Any], grown: Mapping[str, float]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from optimum_grasprune.benchmark.serving import incomplete, measured, percentiles_of
 from optimum_grasprune.benchmark.summary import bursty, memory, paired_ratios, spread
+from optimum_grasprune.benchmark.workload import Lengths, Point
 
 CLIENT = {
     "completed": 2,
@@ -100,10 +101,12 @@ def test_percentiles() -> None:
 
 
 def test_incomplete() -> None:
-    assert incomplete({"completed": 2}, 2) == ""
+    point = Point(Lengths(8, 4), 1, requests=2)
+    assert incomplete({"completed": 2, "total_output_tokens": 8}, point) == ""
     failed = {"completed": 0, "errors": ["Traceback …\nConnectionError: refused\n", ""]}
-    assert incomplete(failed, 2) == "0 of 2 requests were completed (ConnectionError: refused)"
-    assert incomplete({"completed": 1, "errors": []}, 2) == "1 of 2 requests were completed"
+    assert incomplete(failed, point) == "0 of 2 requests were completed (ConnectionError: refused)"
+    assert incomplete({"completed": 1, "errors": []}, point) == "1 of 2 requests were completed"
+    assert incomplete({"completed": 2, "total_output_tokens": 6}, point).startswith("6 of 8 tokens were generated")
 
 
 def test_bursty() -> None:

@@ -117,8 +117,8 @@ def test_offline(tmp_path: Path) -> None:
 
 def test_requests_that_the_server_refuses(checkpoints: list[Checkpoint], tmp_path: Path) -> None:
     engine = engine_of(["--enforce-eager", "--max-model-len", "64"], kv_bytes=16 * MIB)
-    point = Point(Lengths(48, 32), 2, 4)
-    message = r"^dense at 48:32 × 2, repetition 1: a warm-up request failed: .*64.*; the end of its log:\n"
+    point = Point(Lengths(80, 32), 2, 4)
+    message = r"^dense at 80:32 × 2, repetition 1: a warm-up request failed: .*64.*; the end of its log:\n"
     with pytest.raises(BenchmarkError, match=re.compile(message, re.DOTALL)):
         run_serving(Serving(engine, tmp_path, repetitions=1), checkpoints[:1], [point])
 
