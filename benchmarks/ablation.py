@@ -20,12 +20,15 @@ from typing import Any
 VARIANTS: dict[str, list[str]] = {
     "default": [],
     "zero start": ["--start", "zero"],
+    "Fisher start in 8 rounds": ["--start-rounds", "8"],
     "full cut from the first step": ["--budget-warmup", "0"],
+    "learning rate 0.01": ["--learning-rate", "0.01"],
+    "learning rate 0.05": ["--learning-rate", "0.05"],
     "constant learning rate": ["--schedule", "constant"],
-    "no snapshots": ["--snapshots", "1"],
-    "no width search": ["--search-trials", "0"],
-    "nothing held out": ["--held-out", "0"],
     "batch of 4": ["--batch-size", "4"],
+    "no snapshots": ["--snapshots", "1"],
+    "width search, 64 trials": ["--search-trials", "64"],
+    "nothing held out": ["--held-out", "0"],
     "no compensation": ["--compensation", "none"],
     "scales only": ["--compensation", "scales"],
     "least squares only": ["--compensation", "least_squares"],
@@ -46,15 +49,10 @@ def excess_losses(comparison: dict[str, Any]) -> dict[tuple[float, str], float]:
     """ln(perplexity ÷ dense) for each keep ratio and corpus, in nats."""
     dense = comparison["dense"]["perplexity"]
     return {
-        (cell["keep_ratio"], corpus): math.log(perplexity_of(value) / perplexity_of(dense[corpus]))
+        (cell["keep_ratio"], corpus): math.log(value / dense[corpus])
         for cell in comparison["cells"]
         for corpus, value in cell["perplexity"].items()
     }
-
-
-def perplexity_of(value: Any) -> float:
-    """The number in a measured perplexity."""
-    return value["perplexity"] if isinstance(value, dict) else value
 
 
 def main() -> None:
