@@ -31,7 +31,7 @@ pytest.importorskip("vllm")
 EAGER = "--serve-flags=--enforce-eager"
 MIB = 2**20
 BLOCK = 128
-SECONDS = 120
+SECONDS = 400
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +161,7 @@ def test_no_server_outlives_the_benchmark(pruned_folder: Path, tmp_path: Path, s
         assert started.wait(SECONDS) == {signal.SIGKILL: -9, signal.SIGTERM: 143}[sign]
     finally:
         started.kill()
+        started.wait(SECONDS)
     wait_for(lambda: not processes_with(marker))
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["benchmark-logs"]
 
