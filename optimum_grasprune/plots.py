@@ -22,11 +22,11 @@ LOG_FROM = 5
 
 # Okabe and Ito's palette without its yellow, which is too pale on white; its black is the dense line's. Markers differ
 # too, so that the lines can be told apart in grey; after seven methods the lines are dashed.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195")
-_MARKERS = {"o": 6.0, "s": 5.5, "^": 6.5, "D": 5.0, "v": 6.5, "*": 9.0, "p": 7.0, "X": 7.0, "<": 6.5, ">": 6.5}
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195")
+MARKERS = {"o": 6.0, "s": 5.5, "^": 6.5, "D": 5.0, "v": 6.5, "*": 9.0, "p": 7.0, "X": 7.0, "<": 6.5, ">": 6.5}
 """Markers and the sizes at which they look equally large, in points."""
 _DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)))
-_INK = "#333333"
+INK = "#333333"
 
 
 def perplexity_figure(
@@ -40,31 +40,31 @@ def perplexity_figure(
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    markers = list(_MARKERS)
+    markers = list(MARKERS)
     for place, (label, line) in enumerate(points.items()):
         marker = markers[place % len(markers)]
         axes.plot(
             [share for share, _ in line],
             [value for _, value in line],
             label=label,
-            color=_COLOURS[place % len(_COLOURS)],
+            color=COLOURS[place % len(COLOURS)],
             marker=marker,
-            linestyle=_DASHES[place // len(_COLOURS) % len(_DASHES)],
+            linestyle=_DASHES[place // len(COLOURS) % len(_DASHES)],
             linewidth=1.6,
-            markersize=_MARKERS[marker],
+            markersize=MARKERS[marker],
             markeredgecolor="white",
             markeredgewidth=0.6,
         )
-    axes.axhline(dense, color=_INK, linestyle=(0, (4, 3)), linewidth=1.2, label=f"dense, {shown(dense)}", zorder=1)
+    axes.axhline(dense, color=INK, linestyle=(0, (4, 3)), linewidth=1.2, label=f"dense, {shown(dense)}", zorder=1)
     values = [dense, *(value for line in points.values() for _, value in line)]
     _scale_perplexity(axes, min(values), max(values))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}"))
-    axes.set_xlabel("parameters kept (% of all)", fontsize=10, color=_INK)
+    axes.set_xlabel("parameters kept (% of all)", fontsize=10, color=INK)
     scale = " (log scale)" if axes.get_yscale() == "log" else ""
-    axes.set_ylabel(f"perplexity{scale}", fontsize=10, color=_INK)
-    _dress(axes)
-    _title(axes, title, subtitle)
+    axes.set_ylabel(f"perplexity{scale}", fontsize=10, color=INK)
+    dress(axes)
+    titled(axes, title, subtitle)
     axes.legend(
         loc="upper left",
         bbox_to_anchor=(1.01, 1),
@@ -121,19 +121,21 @@ def _scale_perplexity(axes: Axes, lowest: float, highest: float) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _dress(axes: Axes) -> None:
+def dress(axes: Axes) -> None:
+    """The look of every plot: a pale grid behind the data, no upper and right border, dark grey ink."""
     axes.grid(True, which="major", color="#DDDDDD", linewidth=0.7)
     axes.set_axisbelow(True)
-    axes.tick_params(which="both", colors=_INK, labelsize=9)
+    axes.tick_params(which="both", colors=INK, labelsize=9)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
-        axes.spines[side].set_color(_INK)
+        axes.spines[side].set_color(INK)
 
 
-def _title(axes: Axes, title: str, subtitle: str) -> None:
+def titled(axes: Axes, title: str, subtitle: str) -> None:
+    """Title and subtitle above the axes, from their left edge."""
     axes.set_title(textwrap.fill(title, 60), loc="left", fontsize=11, fontweight="bold", pad=22 if subtitle else 8)
     if subtitle:
         axes.annotate(
-            subtitle, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points", fontsize=9, color=_INK
+            subtitle, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points", fontsize=9, color=INK
         )

@@ -14,6 +14,8 @@ from vllm.model_executor.layers.linear import RowParallelLinear
 from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM
 from vllm.model_executor.models.utils import extract_layer_index
 
+from optimum_grasprune.sizing import LayerWidths, splits
+
 
 class GRASPLlamaDecoderLayer(LlamaDecoderLayer):
     """A stock layer, built from `per_layer_config[layer]`, with output biases where the configuration says so."""
@@ -60,8 +62,7 @@ def check_tensor_parallel(layer: int, config: PreTrainedConfig, size: int) -> No
     there are fewer heads than ranks gives each head to the same number of ranks.
     """
     queries, heads, channels = config.num_attention_heads, config.num_key_value_heads, config.intermediate_size
-    shared_evenly = heads % size == 0 if heads >= size else size % heads == 0
-    if queries % size or not shared_evenly or channels % size:
+    if not splits(LayerWidths(queries, heads, channels), size):
         raise ValueError(
             f"layer {layer} has {queries} query heads, {heads} KV heads and {channels} FFN channels, which cannot be "
             f"split for tensor-parallel size {size}; prune with --tensor-parallel-size {size}"

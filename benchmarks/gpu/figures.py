@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from optimum_grasprune.checkpoint import write_file
-from optimum_grasprune.plots import _COLOURS, _INK, _dress, _title, rendered
+from optimum_grasprune.plots import COLOURS, INK, dress, rendered, titled
 
 LABELS = {"grasprune": "gate training", "fasp": "FASP"}
 
@@ -24,13 +24,11 @@ def products_figure(result: dict[str, Any]) -> Figure:
         (("up_tflops", "gate and up projection"), ("down_tflops", "down projection"))
     ):
         offsets = [index + 0.4 * (place - 0.5) for index in range(len(rows))]
-        axes.bar(offsets, [row[name] for row in rows], width=0.38, label=label, color=_COLOURS[place])
-    axes.axhline(
-        result["matrix_tflops"], color=_INK, linestyle=(0, (4, 3)), linewidth=1.2, label="large square product"
-    )
+        axes.bar(offsets, [row[name] for row in rows], width=0.38, label=label, color=COLOURS[place])
+    axes.axhline(result["matrix_tflops"], color=INK, linestyle=(0, (4, 3)), linewidth=1.2, label="large square product")
     axes.set_xticks(range(len(rows)), [f"{row['width']:,}" for row in rows])
-    axes.set_xlabel("FFN channels", fontsize=10, color=_INK)
-    axes.set_ylabel("TFLOP/s", fontsize=10, color=_INK)
+    axes.set_xlabel("FFN channels", fontsize=10, color=INK)
+    axes.set_ylabel("TFLOP/s", fontsize=10, color=INK)
     _finish(axes, f"{result['shape']}: products at round and odd widths", result["machine"]["device"])
     return figure
 
@@ -40,11 +38,11 @@ def training_figure(results: list[dict[str, Any]]) -> Figure:
     figure, axes = _empty()
     for place, (name, label) in enumerate((("seconds", "measured"), ("floor_seconds", "floor"))):
         offsets = [index + 0.4 * (place - 0.5) for index in range(len(results))]
-        bars = axes.bar(offsets, [row[name] for row in results], width=0.38, label=label, color=_COLOURS[place])
-        axes.bar_label(bars, fmt="{:,.3g} s", fontsize=9, color=_INK, padding=2)
+        bars = axes.bar(offsets, [row[name] for row in results], width=0.38, label=label, color=COLOURS[place])
+        axes.bar_label(bars, fmt="{:,.3g} s", fontsize=9, color=INK, padding=2)
     names = [LABELS[row["method"]] + (", extrapolated" if row.get("extrapolated") else "") for row in results]
     axes.set_xticks(range(len(results)), names)
-    axes.set_ylabel("seconds", fontsize=10, color=_INK)
+    axes.set_ylabel("seconds", fontsize=10, color=INK)
     _finish(axes, f"{results[0]['shape']}: time to prune", results[0]["machine"]["device"])
     return figure
 
@@ -62,8 +60,8 @@ def _empty() -> tuple[Figure, Any]:
 
 
 def _finish(axes: Any, title: str, subtitle: str) -> None:
-    _dress(axes)
-    _title(axes, title, subtitle)
+    dress(axes)
+    titled(axes, title, subtitle)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9, borderaxespad=0)
 
 

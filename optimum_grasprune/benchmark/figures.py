@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..checkpoint import write_file
 from ..comparison import slug
-from ..plots import _COLOURS, _INK, _MARKERS, _dress, _title, rendered
+from ..plots import COLOURS, INK, MARKERS, dress, rendered, titled
 from .summary import Spread, spread, values_of
 
 Result = Mapping[str, Any]
@@ -36,7 +36,7 @@ def throughput_figure(
         spreads = [value for _, value in points]
         below = [value.median - value.low for value in spreads]
         above = [value.high - value.median for value in spreads]
-        marker, size = list(_MARKERS.items())[place % len(_MARKERS)]
+        marker, size = list(MARKERS.items())[place % len(MARKERS)]
         axes.errorbar(
             [concurrency for concurrency, _ in points],
             [value.median for value in spreads],
@@ -57,10 +57,10 @@ def throughput_figure(
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_ylim(0, _BEYOND * max(value.high for points in lines.values() for _, value in points))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    axes.set_xlabel(what, fontsize=10, color=_INK)
-    axes.set_ylabel("output tokens per second", fontsize=10, color=_INK)
-    _dress(axes)
-    _title(axes, title, subtitle)
+    axes.set_xlabel(what, fontsize=10, color=INK)
+    axes.set_ylabel("output tokens per second", fontsize=10, color=INK)
+    dress(axes)
+    titled(axes, title, subtitle)
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9, borderaxespad=0)
     return figure
 
@@ -72,13 +72,13 @@ def tokens_figure(tokens: Mapping[str, float], *, title: str, subtitle: str = ""
     labels, values = list(tokens), list(tokens.values())
     bars = axes.bar(labels, values, width=0.6, color=[_colour(place) for place in range(len(values))])
     texts = [f"{value:,.0f}\n×{value / values[0]:.2f}" for value in values]
-    axes.bar_label(bars, texts, padding=3, fontsize=9, color=_INK)
+    axes.bar_label(bars, texts, padding=3, fontsize=9, color=INK)
     axes.set_ylim(0, 1.25 * max(values))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-    axes.set_ylabel("tokens in the KV cache", fontsize=10, color=_INK)
-    _dress(axes)
+    axes.set_ylabel("tokens in the KV cache", fontsize=10, color=INK)
+    dress(axes)
     axes.grid(False, axis="x")
-    _title(axes, title, subtitle)
+    titled(axes, title, subtitle)
     return figure
 
 
@@ -100,11 +100,11 @@ def latency_figure(
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2 else (1.0,), numticks=20))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-        axes.set_xlabel(label, fontsize=10, color=_INK)
-        _dress(axes)
-    panels[0].set_ylabel("share that took at most this", fontsize=10, color=_INK)
+        axes.set_xlabel(label, fontsize=10, color=INK)
+        dress(axes)
+    panels[0].set_ylabel("share that took at most this", fontsize=10, color=INK)
     panels[0].yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{share:.0%}"))
-    _title(panels[0], title, subtitle)
+    titled(panels[0], title, subtitle)
     panels[1].legend(loc="lower right", frameon=False, fontsize=9)
     return figure
 
@@ -146,7 +146,7 @@ def _empty() -> Figure:
 
 
 def _colour(place: int) -> str:
-    return _COLOURS[place % len(_COLOURS)]
+    return COLOURS[place % len(COLOURS)]
 
 
 def _names(result: Result) -> list[str]:
