@@ -65,6 +65,27 @@ def check_output(output: str | os.PathLike[str], *, overwrite: bool) -> None:
         raise CheckpointError(f"the output folder {output} cannot be written: no permission in {nearest}")
 
 
+def results_folder(output: Path, marker: str, what: str) -> Path:
+    """Make a folder for results, or find one that holds some already, so that work that was stopped can go on.
+
+    marker: the folder inside it that says so, which is returned.  what: the name of such results in messages.
+    Raises CheckpointError when it is something else, or cannot be written.
+    """
+    inner = output / marker
+    if output.exists() and not output.is_dir():
+        raise CheckpointError(f"the output {output} is a file, not a folder")
+    if output.is_dir() and any(output.iterdir()) and not inner.is_dir():
+        raise CheckpointError(f"the output folder {output} holds something other than a {what}")
+    try:
+        inner.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"the output folder {output} cannot be written: {error.strerror}") from None
+    for folder in (output, inner):
+        if not os.access(folder, os.W_OK):
+            raise CheckpointError(f"the output folder {output} cannot be written: no permission in {folder}")
+    return inner
+
+
 def save_checkpoint(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,

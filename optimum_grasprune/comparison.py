@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import platform
 import re
 import time
@@ -27,9 +26,9 @@ from transformers import PreTrainedModel
 
 from .budget import Budget
 from .calibration import Corpus, load_corpus, tokenize
-from .checkpoint import write_file, write_json
+from .checkpoint import results_folder, write_file, write_json
 from .config import RECIPES, GRASPConfig
-from .errors import CheckpointError, GraspruneError, OptionError
+from .errors import GraspruneError, OptionError
 from .evaluation import EVALUATION_WINDOW, perplexity, windows_of
 from .families import family_of
 from .loading import check_length, count_parameters, empty_model, load_config, load_model, load_tokenizer
@@ -162,17 +161,7 @@ def read_corpora(entries: Sequence[str], text_column: str) -> dict[str, Corpus]:
 
 def check_folder(output: Path) -> None:
     """Make the folder of a comparison, or find the one that is to be continued; CheckpointError when it is neither."""
-    if output.exists() and not output.is_dir():
-        raise CheckpointError(f"the output {output} is a file, not a folder")
-    if output.is_dir() and any(output.iterdir()) and not (output / CELLS_FOLDER).is_dir():
-        raise CheckpointError(f"the output folder {output} holds something other than a comparison")
-    try:
-        (output / CELLS_FOLDER).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"the output folder {output} cannot be written: {error.strerror}") from None
-    for folder in (output, output / CELLS_FOLDER):
-        if not os.access(folder, os.W_OK):
-            raise CheckpointError(f"the output folder {output} cannot be written: no permission in {folder}")
+    results_folder(output, CELLS_FOLDER, "comparison")
 
 
 class Comparison:

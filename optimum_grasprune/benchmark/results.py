@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import write_file, write_json
-from ..errors import CheckpointError
+from ..checkpoint import results_folder, write_file, write_json
 from .bounds import Limits, limits
 from .checkpoints import DENSE, Checkpoint
 from .metrics import element_bytes
@@ -118,16 +117,7 @@ def check_folder(output: Path) -> None:
 
     Its folder of logs marks it as one, so that a benchmark that was killed can be run again.
     """
-    if output.exists() and not output.is_dir():
-        raise CheckpointError(f"the output {output} is a file, not a folder")
-    if output.is_dir() and any(output.iterdir()) and not (output / LOGS_FOLDER).is_dir():
-        raise CheckpointError(f"the output folder {output} holds something other than a benchmark")
-    try:
-        (output / LOGS_FOLDER).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"the output folder {output} cannot be written: {error.strerror}") from None
-    if not os.access(output, os.W_OK):
-        raise CheckpointError(f"the output folder {output} cannot be written: no permission")
+    results_folder(output, LOGS_FOLDER, "benchmark")
 
 
 def write_results(result: dict[str, Any], output: Path) -> None:

@@ -7,6 +7,8 @@ import os
 import sys
 import warnings
 from abc import abstractmethod
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from optimum.commands.base import BaseOptimumCLICommand
@@ -93,6 +95,29 @@ def checked_config(**values: Any) -> GRASPConfig:
     from optimum_grasprune.config import GRASPConfig
 
     return GRASPConfig(**{name: value for name, value in values.items() if value is not None})
+
+
+def is_number(text: str) -> bool:
+    """Whether a word of the command line reads as a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def module_for_plots(name: str) -> ModuleType:
+    """The named module of ours, which draws; GraspruneError where matplotlib is missing."""
+    from optimum_grasprune.errors import GraspruneError
+
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "matplotlib":
+            raise
+        raise GraspruneError(
+            'plots need matplotlib: pip install "optimum-grasprune[plot]", or give --no-plot'
+        ) from None
 
 
 def _quieten_libraries() -> None:

@@ -6,12 +6,11 @@ import argparse
 import shlex
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from optimum.commands.base import CommandInfo
 
-from .base import Subcommand, add_example, add_model_options
+from .base import Subcommand, add_example, add_model_options, is_number, module_for_plots
 
 if TYPE_CHECKING:
     from optimum_grasprune.benchmark.checkpoints import Checkpoint
@@ -66,7 +65,7 @@ class BenchmarkCommand(Subcommand):
         args = self.args
         output = Path(self._output())
         self._check_mode()
-        plots = None if args.no_plot else _plots()
+        plots = None if args.no_plot else module_for_plots("optimum_grasprune.benchmark.figures")
         checkpoints = read_checkpoints(args.dense, args.pruned, trust_remote_code=args.trust_remote_code)
         points, memory = self._workload(checkpoints)
         options = self._options(memory)
@@ -88,7 +87,7 @@ class BenchmarkCommand(Subcommand):
         """OUTPUT, which argparse takes for one more value where it follows a list of numbers or lengths."""
         args = self.args
         for values in (args.concurrency, args.lengths):
-            if args.output is None and values and len(values) > 1 and not _is_number(values[-1].replace(":", "", 1)):
+            if args.output is None and values and len(values) > 1 and not is_number(values[-1].replace(":", "", 1)):
                 args.output = values.pop()
         if args.output is None:
             self.fail("the following arguments are required: OUTPUT")
@@ -159,7 +158,7 @@ class BenchmarkCommand(Subcommand):
         text = self.args.kv_cache_memory
         if text is None:
             return None
-        if not _is_number(text) or not 0 < float(text) < float("inf"):
+        if not is_number(text) or not 0 < float(text) < float("inf"):
             raise OptionError("kv_cache_memory", text, "should be a number of GiB above 0")
         return int(float(text) * GIB)
 
@@ -323,25 +322,3 @@ def _default_memory() -> int | None:
 
 def _announce(line: str) -> None:
     print(line, flush=True)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _plots() -> ModuleType:
-    from optimum_grasprune.errors import GraspruneError
-
-    try:
-        from optimum_grasprune.benchmark import figures
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise GraspruneError(
-            'plots need matplotlib: pip install "optimum-grasprune[plot]", or give --no-plot'
-        ) from None
-    return figures

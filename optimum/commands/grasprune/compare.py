@@ -5,12 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from optimum.commands.base import CommandInfo
 
-from .base import Subcommand, add_example, add_field_options, add_model_options, checked_config
+from .base import (
+    Subcommand,
+    add_example,
+    add_field_options,
+    add_model_options,
+    checked_config,
+    is_number,
+    module_for_plots,
+)
 from .export import BUDGET_OPTIONS, RECIPE_OPTIONS, given_fields
 
 if TYPE_CHECKING:
@@ -79,7 +86,7 @@ class CompareCommand(Subcommand):
         from optimum_grasprune.report import print_table
 
         output = Path(self._output())
-        plots = None if self.args.no_plot else _plots()
+        plots = None if self.args.no_plot else module_for_plots("optimum_grasprune.plots")
         result = self._comparison(output).run(announce=lambda line: print(line, flush=True))
         write_tables(result, output)
         if plots is not None:
@@ -157,34 +164,12 @@ def _is_value(option: str, text: str) -> bool:
     if option == "evaluate":
         return "=" in text
     if option == "keep_ratios":
-        return _is_number(text)
+        return is_number(text)
     from optimum_grasprune.config import RECIPES
     from optimum_grasprune.methods import method_names
 
     return text.partition(":")[0].partition("+")[0] in {*RECIPES, *method_names()}
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def _common(options: Sequence[tuple[str, str, str]]) -> tuple[tuple[str, str, str], ...]:
     return tuple(option for option in options if option[0] not in OF_A_CELL)
-
-
-def _plots() -> ModuleType:
-    from optimum_grasprune.errors import GraspruneError
-
-    try:
-        from optimum_grasprune import plots
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        raise GraspruneError(
-            'plots need matplotlib: pip install "optimum-grasprune[plot]", or give --no-plot'
-        ) from None
-    return plots
