@@ -148,7 +148,7 @@ def processes_with(marker: str) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="reads /proc")
-@pytest.mark.parametrize(("sign", "processes"), [(signal.SIGKILL, 3), (signal.SIGKILL, 4), (signal.SIGTERM, 4)])
+@pytest.mark.parametrize(("sign", "processes"), [(signal.SIGKILL, 4), (signal.SIGTERM, 3)])
 def test_no_server_outlives_the_benchmark(pruned_folder: Path, tmp_path: Path, sign: int, processes: int) -> None:
     # `processes`: the benchmark, its supervisor and the server, or the server's engine besides.
     marker = f"GRASPRUNE_TEST={tmp_path}"
