@@ -74,7 +74,9 @@ def _commands(checkpoint: Checkpoint, point: Point, seed: int, flags: Sequence[s
 def _run(command: Sequence[str], options: Serving, stem: Path, where: str) -> Result:
     result_file, log = stem.with_name(f"{stem.name}.json"), stem.with_name(f"{stem.name}.log")
     result_file.unlink(missing_ok=True)
-    code = run_to_end([*VLLM, *command, "--output-json", str(result_file)], log, options.engine.environment)
+    # vLLM divides by the time that its progress bar shows, which is 0 where bars are turned off.
+    environment = {**options.engine.environment, "TQDM_DISABLE": None}
+    code = run_to_end([*VLLM, *command, "--output-json", str(result_file)], log, environment)
     if code or not result_file.is_file():
         reason = reason_in(log.read_text(errors="replace"))
         because = f"{reason}: " if reason else ""

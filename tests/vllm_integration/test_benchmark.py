@@ -101,7 +101,8 @@ def test_long_context_overflows_only_the_dense_cache(pruned_folder: Path, tmp_pa
     assert "6 sequences of 384 tokens at once" in page and "Requests served per second" in page
 
 
-def test_offline(tmp_path: Path) -> None:
+def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "1")  # vLLM needs its bar
     # A vocabulary of its own: `vllm bench latency` draws from 10,000 tokens.
     make_model(vocab_size=10_000, hidden_size=64, head_dim=32).save_pretrained(tmp_path / "wide")
     make_tokenizer().save_pretrained(tmp_path / "wide")
