@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from ..loading import load_model
 from .checkpoints import Checkpoint
-from .serving import Announce, Result, place_of, run_record
+from .serving import Announce, Result, place_of, run_record, seed_of
 from .workload import Point
 
 
@@ -59,7 +59,7 @@ def run_generation(
                 starts.append({"checkpoint": checkpoint.name, "repetition": repetition, "load_seconds": seconds})
             model = loaded[checkpoint.name]
             for number, point in enumerate(points):
-                seed = options.seed + 1000 * repetition + number
+                seed = seed_of(options.seed, repetition, number)
                 metrics = time_generation(model, point, seed)
                 runs.append(run_record(checkpoint, repetition, point, seed, metrics))
                 where = place_of(checkpoint, repetition, point)

@@ -9,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..comparison import slug
 from .checkpoints import Checkpoint
-from .metrics import reason_in
 from .processes import VLLM, run_to_end
-from .server import end_of
-from .serving import Announce, BenchmarkError, Result, Serving, place_of, run_record
+from .server import because, end_of
+from .serving import Announce, BenchmarkError, Result, Serving, place_of, run_record, seed_of, stem_of
 from .workload import Point
 
 _LATENCY_RUNS = 5
@@ -42,14 +40,14 @@ def run_offline(
     commands: list[str] = []
     for repetition in range(options.repetitions):
         for number, point in enumerate(points):
-            seed = options.seed + 1000 * repetition + number
+            seed = seed_of(options.seed, repetition, number)
             for checkpoint in checkpoints:
                 where = place_of(checkpoint, repetition, point)
                 metrics: dict[str, float] = {}
                 commands_of = _commands(checkpoint, point, seed, options.engine.flags)
                 for kind in kinds:
                     command = commands_of[kind]
-                    stem = f"{slug(checkpoint.name)}-{repetition + 1}-{slug(point.workload)}-{point.concurrency}-{kind}"
+                    stem = f"{stem_of(checkpoint, repetition, point)}-{kind}"
                     metrics |= _READERS[kind](_run(command, options, options.logs / stem, where), point)
                     commands.append(shlex.join(("vllm", *command)))
                 runs.append(run_record(checkpoint, repetition, point, seed, metrics))
@@ -78,9 +76,7 @@ def _run(command: Sequence[str], options: Serving, stem: Path, where: str) -> Re
     environment = {**options.engine.environment, "TQDM_DISABLE": None}
     code = run_to_end([*VLLM, *command, "--output-json", str(result_file)], log, environment)
     if code or not result_file.is_file():
-        reason = reason_in(log.read_text(errors="replace"))
-        because = f"{reason}: " if reason else ""
-        raise BenchmarkError(f"{where}: {because}vllm {' '.join(command[:2])} ended with code {code}{end_of(log)}")
+        raise BenchmarkError(f"{where}: {because(log)}vllm {' '.join(command[:2])} ended with code {code}{end_of(log)}")
     return json.loads(result_file.read_text(encoding="utf-8"))
 
 

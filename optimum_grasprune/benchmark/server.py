@@ -148,7 +148,7 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path, s
     while time.monotonic() < deadline:
         if process.poll() is not None:
             what = f"the server ended with code {process.returncode} before it was ready"
-            raise ServerError(f"{_because(log)}{what}{end_of(log)}")
+            raise ServerError(f"{because(log)}{what}{end_of(log)}")
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5):
                 return
@@ -157,7 +157,8 @@ def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path, s
     raise ServerError(f"the server was not ready after {seconds:.0f} s{end_of(log)}")
 
 
-def _because(log: Path) -> str:
+def because(log: Path) -> str:
+    """What a log says was the cause, as the beginning of a message; empty where it says nothing."""
     reason = reason_in(log.read_text(errors="replace"))
     return f"{reason}: " if reason else ""
 

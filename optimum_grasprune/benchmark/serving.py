@@ -135,11 +135,10 @@ class _Session:
     def measure(self, checkpoint: Checkpoint, server: Server, repetition: int, point: Point, number: int) -> None:
         """Run the client at one point. number: of the point, which every checkpoint asks with the same seed."""
         options = self.options
-        stem = f"{slug(checkpoint.name)}-{repetition + 1}-{slug(point.workload)}-{point.concurrency}"
+        stem = stem_of(checkpoint, repetition, point)
         result_file, log = options.logs / f"{stem}.json", options.logs / f"{stem}.client.log"
         result_file.unlink(missing_ok=True)
-        # Another seed at every point and repetition, or a server that caches prefixes would know the prompts.
-        seed = options.seed + 1000 * repetition + number
+        seed = seed_of(options.seed, repetition, number)
         command = client_command(server, point, seed, result_file, trust_remote_code=options.trust_remote_code)
         where = place_of(checkpoint, repetition, point)
         try:
@@ -164,6 +163,19 @@ class _Session:
 
     def _note(self, command: Sequence[str]) -> None:
         self.commands.append(shlex.join(command))
+
+
+def seed_of(seed: int, repetition: int, number: int) -> int:
+    """The seed of a point in a repetition, the same for every checkpoint.
+
+    Each has its own, or a server that caches prefixes would know the prompts.  number: of the point.
+    """
+    return seed + 1000 * repetition + number
+
+
+def stem_of(checkpoint: Checkpoint, repetition: int, point: Point) -> str:
+    """What the names of a run's files begin with."""
+    return f"{slug(checkpoint.name)}-{repetition + 1}-{slug(point.workload)}-{point.concurrency}"
 
 
 def place_of(checkpoint: Checkpoint, repetition: int, point: Point) -> str:
