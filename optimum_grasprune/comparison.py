@@ -31,7 +31,15 @@ from .config import RECIPES, GRASPConfig
 from .errors import GraspruneError, OptionError
 from .evaluation import EVALUATION_WINDOW, perplexity, windows_of
 from .families import family_of
-from .loading import check_length, count_parameters, empty_model, load_config, load_model, load_tokenizer
+from .loading import (
+    calibration_length,
+    check_length,
+    count_parameters,
+    empty_model,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from .methods import get_method, method_names
 from .pruner import GRASPPruner, describe_model
 
@@ -242,7 +250,7 @@ class Comparison:
                 raise _as_given(error, cell.entry, {}) from None
             if not cell.calibrated:
                 continue
-            check_length(config, "seq_len", options.seq_len)
+            calibration_length(config, options.seq_len)
             if (key := _corpus_key(options)) not in self._corpus_hashes:
                 self._corpus_hashes[key] = load_corpus(*key).sha256
 

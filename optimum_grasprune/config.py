@@ -86,7 +86,11 @@ class CalibrationOptions(_Options):
     num_samples: int = Field(
         default=512, ge=1, description="number of calibration sequences, drawn at random with the seed"
     )
-    seq_len: int = Field(default=256, ge=2, description="tokens in each of them")
+    seq_len: int | None = Field(
+        default=None,
+        ge=2,
+        description="tokens in each of them; None is 512, or half of what the model reads where that is less",
+    )
     held_out: int | None = Field(
         default=None,
         ge=0,
@@ -266,10 +270,11 @@ class GRASPConfig(
 
     @classmethod
     def quick(cls, **overrides: Any) -> GRASPConfig:
-        """Fewer sequences: for a first look."""
+        """Fewer and shorter sequences: for a first look."""
         return cls(
             **{
                 "num_samples": 192,
+                "seq_len": 256,
                 "statistic_samples": 64,
                 "scale_samples": 128,
                 "snapshots": 2,

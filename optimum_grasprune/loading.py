@@ -21,6 +21,9 @@ from .errors import CheckpointError, ModelError, OptionError
 from .families import family_of
 from .modeling import PRUNED_CLASSES
 
+CALIBRATION_LENGTH = 512
+"""Tokens in a calibration sequence, unless the model reads too few or another number is asked for."""
+
 
 def load_config(source: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The configuration of a model folder or hub name; ModelError when it is missing or no causal language model."""
@@ -93,6 +96,19 @@ def check_length(config: PreTrainedConfig, option: str, length: int) -> None:
     longest = getattr(config, "max_position_embeddings", None)
     if longest is not None and length > longest:
         raise OptionError(option, length, f"the model reads at most {longest} tokens")
+
+
+def calibration_length(config: PreTrainedConfig, asked: int | None) -> int:
+    """Tokens in a calibration sequence: as asked, or 512, or half of what the model reads where that is less.
+
+    Half, since a model need not be good near the end of its context: few of the texts it learnt from reach that far.
+    Raises OptionError when a model reads fewer tokens at once than asked.
+    """
+    if asked is not None:
+        check_length(config, "seq_len", asked)
+        return asked
+    longest = getattr(config, "max_position_embeddings", None)
+    return CALIBRATION_LENGTH if longest is None else min(CALIBRATION_LENGTH, longest // 2)
 
 
 def count_parameters(model: PreTrainedModel) -> int:

@@ -23,7 +23,7 @@ from .compensation.elements import restore_element_energy
 from .config import GRASPConfig
 from .errors import GraspruneError, OptionError, PlanError
 from .families import Family, family_of, head_dimension
-from .loading import check_length, count_parameters
+from .loading import calibration_length, count_parameters
 from .masks import ElementMask
 from .methods import Task, get_method
 from .plan import PruningPlan
@@ -202,7 +202,7 @@ class GRASPPruner:
         method = get_method(config.method)
         if not method.looks_at_data(config):
             return None
-        check_length(model.config, "seq_len", config.seq_len)
+        length = calibration_length(model.config, config.seq_len)
         if texts is None:
             corpus = load_corpus(config.dataset, config.dataset_split, config.text_column)
         else:
@@ -210,8 +210,8 @@ class GRASPPruner:
         if tokenizer is None:
             raise GraspruneError("a tokenizer is needed to calibrate")
         held_out = method.held_out_for(config)
-        tokens_T, held_out_NS = hold_out(tokenize(corpus, tokenizer), held_out, config.seq_len)
-        return Calibration(corpus, sample_sequences(tokens_T, config, config.seed), held_out_NS)
+        tokens_T, held_out_NS = hold_out(tokenize(corpus, tokenizer), held_out, length)
+        return Calibration(corpus, sample_sequences(tokens_T, config, length, config.seed), held_out_NS)
 
     def _finish(
         self,
@@ -253,9 +253,12 @@ class GRASPPruner:
         return sparse
 
     def _provenance(self, model: PreTrainedModel, calibration: Calibration | None) -> dict[str, Any]:
+        recipe = self.config.to_dict()
+        if calibration is not None:  # what it came to, so that a replay draws the same sequences
+            recipe["seq_len"] = calibration.tokens_NS.shape[1]
         return {
             "format": RECORD_VERSION,
-            "recipe": self.config.to_dict(),
+            "recipe": recipe,
             "base_model": describe_model(model),
             "calibration": None if calibration is None else calibration.describe(),
             "versions": {name: version(name) for name in _RECORDED_PACKAGES} | {"python": platform.python_version()},

@@ -5,11 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
 from optimum_grasprune.checkpoint import read_plan
 from optimum_grasprune.errors import GraspruneError, OptionError, PlanError
+from optimum_grasprune.loading import calibration_length
 from tests.conftest import make_model
 
 
@@ -120,6 +121,19 @@ def test_sequences_longer_than_the_model_reads(
 ) -> None:
     with pytest.raises(OptionError, match="seq_len=129: the model reads at most 128 tokens"):
         GRASPPruner(config.model_copy(update={"seq_len": 129})).prune_model(model, tokenizer)
+
+
+@pytest.mark.parametrize(("reads", "length"), [(8192, 512), (1024, 512), (1023, 511), (512, 256), (128, 64)])
+def test_sequences_are_as_long_as_suits_the_model(reads: int, length: int) -> None:
+    assert calibration_length(LlamaConfig(max_position_embeddings=reads), None) == length
+
+
+def test_length_of_the_sequences_is_recorded(
+    config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    pruner = GRASPPruner(config.model_copy(update={"seq_len": None, "method": "flap"}))
+    pruner.prune_model(model, tokenizer)
+    assert pruner.record["recipe"]["seq_len"] == 64 and pruner.record["calibration"]["sequences"] == [4, 64]
 
 
 def test_a_method_that_needs_no_calibration_reads_no_corpus(

@@ -171,14 +171,14 @@ def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def sample_sequences(tokens_T: Tensor, options: CalibrationOptions, seed: int) -> Tensor:
-    """Calibration sequences drawn at random, shape (num_samples, seq_len), int64.
+def sample_sequences(tokens_T: Tensor, options: CalibrationOptions, length: int, seed: int) -> Tensor:
+    """Calibration sequences drawn at random, shape (num_samples, length), int64.
 
     The corpus is cut into blocks from a random offset and the blocks are shuffled; once they are used up it is cut anew
     from another offset. So every part of the corpus is seen about equally often, and no sequence twice.
     Raises DataError when the corpus is shorter than one sequence, OptionError when it holds fewer different ones.
     """
-    count, length = options.num_samples, options.seq_len
+    count = options.num_samples
     if len(tokens_T) < length:
         raise DataError(
             f"the calibration corpus {options.dataset} has {len(tokens_T)} tokens, less than one sequence of {length}"

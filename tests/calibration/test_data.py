@@ -19,8 +19,8 @@ from optimum_grasprune.config import CalibrationOptions
 from optimum_grasprune.errors import DataError, OptionError
 
 
-def sequences(length: int, seed: int = 0, **options: int) -> torch.Tensor:
-    return sample_sequences(torch.arange(length), CalibrationOptions(**options), seed)
+def sequences(corpus: int, *, num_samples: int, seq_len: int, seed: int = 0) -> torch.Tensor:
+    return sample_sequences(torch.arange(corpus), CalibrationOptions(num_samples=num_samples), seq_len, seed)
 
 
 def test_sequences_are_seeded_random_and_contiguous() -> None:
@@ -164,8 +164,7 @@ def test_held_out_sequences_are_the_end_and_at_most_an_eighth() -> None:
 
 
 def test_no_sequence_twice_even_where_the_corpus_holds_just_enough() -> None:
-    options = CalibrationOptions(num_samples=16, seq_len=5)
-    drawn = sample_sequences(torch.arange(20), options, seed=0)
+    drawn = sequences(20, num_samples=16, seq_len=5)
     assert len({tuple(row) for row in drawn.tolist()}) == 16
     with pytest.raises(OptionError, match="has 20 tokens, which hold only 16 different sequences of 5"):
-        sample_sequences(torch.arange(20), CalibrationOptions(num_samples=17, seq_len=5), seed=0)
+        sequences(20, num_samples=17, seq_len=5)

@@ -122,17 +122,16 @@ class CompareCommand(Subcommand):
         from optimum_grasprune.evaluation import EVALUATION_WINDOW
 
         args = self.args
-        window = args.eval_seq_len or EVALUATION_WINDOW
         counts = [None] if args.eval_samples is None else args.eval_samples.split(",")
         try:
-            configs = [checked_config(seq_len=window, num_samples=count) for count in counts]
+            configs = [checked_config(seq_len=args.eval_seq_len, num_samples=count) for count in counts]
         except OptionError as error:
             option = {"seq_len": "eval_seq_len", "num_samples": "eval_samples"}[error.option]
             raise OptionError(option, error.value, error.reason) from None
         if len(configs) not in (1, corpora):
             raise OptionError("eval_samples", args.eval_samples, f"should be one number, or {corpora}: one a corpus")
         limits = [config.num_samples for config in configs] * (corpora // len(configs))
-        return configs[0].seq_len, None if args.eval_samples is None else limits
+        return configs[0].seq_len or EVALUATION_WINDOW, None if args.eval_samples is None else limits
 
     def _output(self) -> str:
         """OUTPUT, which argparse takes for one more value where it follows an option that takes many."""

@@ -42,7 +42,6 @@ class EvaluateCommand(Subcommand):
     def execute(self) -> None:
         """Measure each model on the same text, then print one table."""
         from optimum_grasprune.calibration import load_corpus
-        from optimum_grasprune.evaluation import EVALUATION_WINDOW
         from optimum_grasprune.report import print_table
 
         args = self.args
@@ -52,7 +51,7 @@ class EvaluateCommand(Subcommand):
             dataset=args.dataset,
             dataset_split=args.dataset_split,
             text_column=args.text_column,
-            seq_len=args.seq_len or EVALUATION_WINDOW,
+            seq_len=args.seq_len,
             num_samples=args.num_samples,
             batch_size=args.batch_size,
             device=args.device,
@@ -79,14 +78,15 @@ class EvaluateCommand(Subcommand):
     def _measure(self, source: str, corpus: Any, config: Any) -> dict[str, Any]:
         from optimum_grasprune.calibration import tokenize
         from optimum_grasprune.errors import OptionError
-        from optimum_grasprune.evaluation import perplexity, windows_of
+        from optimum_grasprune.evaluation import EVALUATION_WINDOW, perplexity, windows_of
         from optimum_grasprune.loading import count_parameters, load_model, load_tokenizer
 
         trust = self.args.trust_remote_code
         model = load_model(source, dtype="float32", device=config.device, trust_remote_code=trust)
-        if config.seq_len > (longest := model.config.max_position_embeddings):
-            raise OptionError("seq_len", config.seq_len, f"the model {source} reads at most {longest} tokens")
+        window = config.seq_len or EVALUATION_WINDOW
+        if window > (longest := model.config.max_position_embeddings):
+            raise OptionError("seq_len", window, f"the model {source} reads at most {longest} tokens")
         tokens_T = tokenize(corpus, load_tokenizer(source, trust_remote_code=trust))
         limit = config.num_samples if self.args.num_samples is not None else None
-        result = perplexity(model, windows_of(tokens_T, config.seq_len, limit), config.batch_size)
+        result = perplexity(model, windows_of(tokens_T, window, limit), config.batch_size)
         return {"model": source, "parameters": count_parameters(model), **result.to_dict()}
