@@ -2,8 +2,9 @@
 
     python benchmarks/ablation.py MODEL --output FOLDER --keep-ratios 0.8 0.5 --seeds 0 1 2 -- COMPARE-OPTIONS
 
-Every variant is a run of `optimum-cli grasprune compare` with one option changed, in a folder of its own, so that a run
-that was stopped is taken up where it was. The table is written to FOLDER/ablation.md and FOLDER/ablation.json.
+Every change is a run of `optimum-cli grasprune compare` with one option changed, in a folder of its own, so that a run
+that was stopped is taken up where it was. COMPARE-OPTIONS hold for all of them. The table is written to
+FOLDER/ablation.md and FOLDER/ablation.json, anew after each change.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-VARIANTS: dict[str, list[str]] = {
-    "default": [],
+CHANGES: dict[str, list[str]] = {
     "zero start": ["--start", "zero"],
     "Fisher start in 8 rounds": ["--start-rounds", "8"],
     "full cut from the first step": ["--budget-warmup", "0"],
@@ -29,20 +29,30 @@ VARIANTS: dict[str, list[str]] = {
     "no snapshots": ["--snapshots", "1"],
     "width search, 64 trials": ["--search-trials", "64"],
     "nothing held out": ["--held-out", "0"],
-    "no compensation": ["--compensation", "none"],
-    "scales only": ["--compensation", "scales"],
-    "least squares only": ["--compensation", "least_squares"],
 }
-"""What is changed in the default recipe."""
+"""What is changed in the default recipe, and by which options."""
+
+COMPENSATIONS = {
+    "default": "default",
+    "no compensation": "default+none",
+    "scales only": "default+scales",
+    "least squares only": "default+least_squares",
+}
+"""Names of the rows, and the entries of `compare` that give them: they share one training of the gates."""
 
 
-def compare(args: argparse.Namespace, variant: str, seed: int, options: list[str]) -> dict[str, Any]:
-    """One variant with one seed at all ratios; the content of its comparison.json."""
-    folder = args.output / f"{variant.replace(' ', '-')}-{seed}"
+def compare(args: argparse.Namespace, change: str, seed: int) -> dict[str, dict[str, Any]]:
+    """One change with one seed at all ratios: comparisons by the names of their rows."""
+    rows = {change: "default"} if change else COMPENSATIONS
+    folder = args.output / f"{change.replace(' ', '-') or 'default'}-{seed}"
     command = [sys.executable, "-m", "optimum.commands.optimum_cli", "grasprune", "compare", "-m", args.model]
-    command += ["--methods", "default", "--keep-ratios", *args.keep_ratios, "--seed", str(seed), "--no-plot"]
-    subprocess.run([*command, *options, *args.compare_options, str(folder)], check=True)
-    return json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    command += ["--methods", *rows.values(), "--keep-ratios", *args.keep_ratios, "--seed", str(seed), "--no-plot"]
+    subprocess.run([*command, *args.compare_options, *CHANGES.get(change, []), str(folder)], check=True)
+    whole = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    return {
+        row: {**whole, "cells": [cell for cell in whole["cells"] if cell["entry"] == entry]}
+        for row, entry in rows.items()
+    }
 
 
 def excess_losses(comparison: dict[str, Any]) -> dict[tuple[float, str], float]:
@@ -62,7 +72,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--keep-ratios", nargs="+", default=["0.8", "0.5"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="VARIANT")
+    parser.add_argument("--changes", nargs="*", choices=CHANGES, default=list(CHANGES), metavar="CHANGE")
     # argparse would let the options of `compare` swallow its own.
     divider = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     args = parser.parse_args(sys.argv[1:divider])
@@ -70,13 +80,13 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
 
     table: dict[str, dict[str, list[float]]] = {}
-    for variant in args.variants:
+    for change in ("", *args.changes):
         for seed in args.seeds:
-            comparison = compare(args, variant, seed, VARIANTS[variant])
-            for (ratio, corpus), loss in excess_losses(comparison).items():
-                table.setdefault(variant, {}).setdefault(f"{corpus}, ρ = {ratio:g}", []).append(loss)
-    (args.output / "ablation.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-    (args.output / "ablation.md").write_text(markdown(table), encoding="utf-8")
+            for row, comparison in compare(args, change, seed).items():
+                for (ratio, corpus), loss in excess_losses(comparison).items():
+                    table.setdefault(row, {}).setdefault(f"{corpus}, ρ = {ratio:g}", []).append(loss)
+        (args.output / "ablation.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+        (args.output / "ablation.md").write_text(markdown(table), encoding="utf-8")
     print(markdown(table))
 
 

@@ -15,7 +15,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from .loading import (
     load_model,
     load_tokenizer,
 )
+from .masks import UnitMask
 from .methods import get_method, method_names
 from .pruner import GRASPPruner, describe_model
 
@@ -51,7 +52,16 @@ RESULT_FORMAT = 1
 SAME_FOR_ALL = ("dataset", "dataset_split", "text_column", "seed")
 """Fields that no recipe decides for itself in a comparison: every cell has the same data and seed."""
 
-_NOT_IN_SCORES = {"keep_ratio", "compensation"}
+_AFTER_THE_CHOICE = {
+    "compensation",
+    "restoration",
+    "damping",
+    "scale_samples",
+    "scale_epochs",
+    "scale_learning_rate",
+}
+"""Fields that the choice of units does not depend on; its scores depend on the keep ratio neither."""
+
 _ENTRY = re.compile(r"(?P<name>[^+:]+)(?:\+(?P<compensation>[^+:]+))?(?::(?P<pattern>[^+]+))?")
 _CORPUS = re.compile(r"(?P<name>[^=]+)=(?P<source>.+?)(?:\[(?P<part>[^\[\]]+)\])?")
 _SLUG = re.compile(r"[^\w.+-]+")
@@ -214,14 +224,14 @@ class Comparison:
         """
         dense = self._dense(announce)
         base = _Base(self.source, self.trust_remote_code)
-        scores: dict[str, Tensor | None] = {}
+        known = _Known()
         cells = []
         for number, cell in enumerate(self.cells, start=1):
             result = self._finished(self._path_of(cell), self._inputs(cell))
             place = f"cell {number} of {len(self.cells)}, {cell.name}"
             if result is None:
                 announce(f"{place}: running")
-                result = self._run_cell(cell, base, scores)
+                result = self._run_cell(cell, base, known)
                 announce(f"{place}: {_outcome_line(result)}")
             else:
                 announce(f"{place}: finished before")
@@ -289,35 +299,49 @@ class Comparison:
         announce(f"dense: {_outcome_line(result)}")
         return result
 
-    def _run_cell(self, cell: Cell, base: _Base, scores: dict[str, Tensor | None]) -> dict[str, Any]:
+    def _run_cell(self, cell: Cell, base: _Base, known: _Known) -> dict[str, Any]:
         result: dict[str, Any] = {"inputs": self._inputs(cell)}
         try:
-            result.update(self._pruned(cell, base, scores))
+            result.update(self._pruned(cell, base, known))
         except GraspruneError as error:
             result["error"] = str(error)
         write_json(self._path_of(cell), result)
         return result
 
-    def _pruned(self, cell: Cell, base: _Base, scores: dict[str, Tensor | None]) -> dict[str, Any]:
+    def _pruned(self, cell: Cell, base: _Base, known: _Known) -> dict[str, Any]:
         model = base.model_for(cell.config)
-        key = json.dumps({name: v for name, v in cell.config.to_dict().items() if name not in _NOT_IN_SCORES})
-        known = scores.get(key)
+        scores_key = _key_without(_AFTER_THE_CHOICE | {"keep_ratio"}, cell.config)
+        choice_key = _key_without(_AFTER_THE_CHOICE, cell.config)
+        scores, candidates = known.scores.get(scores_key), known.candidates.get(choice_key)
         pruner = GRASPPruner(cell.config)
         start = time.perf_counter()
-        pruned = pruner.prune_model(model, self.tokenizer, scores=known)
+        pruned = pruner.prune_model(model, self.tokenizer, scores=scores, candidates=candidates)
         seconds = time.perf_counter() - start
-        scores[key] = pruner.scores
+        known.scores[scores_key], known.candidates[choice_key] = pruner.scores, pruner.candidates
         return {
             "kept": pruner.record.get("budget", {}).get("kept", {}),
             "compensation": pruner.record.get("compensation", []),
             "choice": pruner.record.get("choice", []),
             "seconds": round(seconds, 2),
-            "scores_reused": known is not None,
+            "scores_reused": scores is not None,
+            "choice_reused": candidates is not None,
             "perplexity": self._measure(widened(pruned)),
         }
 
     def _measure(self, model: PreTrainedModel) -> dict[str, float]:
         return {evaluation.name: perplexity(model, evaluation.windows_WS).perplexity for evaluation in self.evaluations}
+
+
+@dataclass
+class _Known:
+    """What earlier cells computed, by the options that it depends on."""
+
+    scores: dict[str, Tensor | None] = field(default_factory=dict)
+    candidates: dict[str, Mapping[str, UnitMask] | None] = field(default_factory=dict)
+
+
+def _key_without(names: set[str], config: GRASPConfig) -> str:
+    return json.dumps({name: value for name, value in config.to_dict().items() if name not in names})
 
 
 class _Base:
@@ -487,7 +511,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"{body}\n\n"
         "*Kept of all*: share of all parameters, embeddings and head included. *KV cache*: share of its elements per "
         "token. *Δ nats*: rise of the mean loss over the dense model, ln(perplexity / dense). Bold: best at its ratio. "
-        f"*Seconds*: of pruning; scores computed for one ratio serve the others.{sparse}\n"
+        f"*Seconds*: of pruning; scores computed for one ratio serve the others, a choice of units "
+        f"serves other compensations.{sparse}\n"
     )
 
 

@@ -24,7 +24,7 @@ from .config import GRASPConfig
 from .errors import GraspruneError, OptionError, PlanError
 from .families import Family, family_of, head_dimension
 from .loading import calibration_length, count_parameters
-from .masks import ElementMask
+from .masks import ElementMask, UnitMask
 from .methods import Task, get_method
 from .plan import PruningPlan
 from .report import model_card
@@ -66,7 +66,8 @@ class GRASPPruner:
     >>> pruner.save("pruned-llama")
 
     After `prune_model`: `model`, the pruned model; `plan`, what was kept (None where single weights were cut);
-    `record`, the content of `grasp_config.json`; `scores`, what the method scored units with, if it did.
+    `record`, the content of `grasp_config.json`; `scores`, what the method scored units with, and `candidates`, the
+    choices of units that it came to, if it did.
     """
 
     def __init__(self, config: GRASPConfig | None = None) -> None:
@@ -77,6 +78,7 @@ class GRASPPruner:
         self.tokenizer: PreTrainedTokenizerBase | None = None
         self.plan: PruningPlan | None = None
         self.scores: Tensor | None = None
+        self.candidates: Mapping[str, UnitMask] | None = None
         self.record: dict[str, Any] = {}
 
     def prune_model(
@@ -85,6 +87,7 @@ class GRASPPruner:
         tokenizer: PreTrainedTokenizerBase,
         texts: Sequence[str] | None = None,
         scores: Tensor | None = None,
+        candidates: Mapping[str, UnitMask] | None = None,
     ) -> PreTrainedModel:
         """A smaller dense model; the given one stays as it was, and shares its embeddings, head and norms with it.
 
@@ -93,6 +96,7 @@ class GRASPPruner:
         texts: calibration texts, in place of the corpus that the configuration names.
         scores: `scores` of an earlier run of the same method on the same model and corpus, which need not be computed
             again: they fit any budget.
+        candidates: `candidates` of an earlier run that differs in nothing but what makes up for the cut.
         Raises UnsupportedFamilyError, BudgetError, OptionError or DataError before any training starts.
         """
         family = family_of(model.config)
@@ -111,8 +115,8 @@ class GRASPPruner:
         if not whole_units:
             return self._finish_elements(task, tokenizer, calibration)
         self.scores = self.method.score(task) if scores is None else scores
-        candidates = self.method.candidates(task, self.scores)
-        outcome = choose(candidates, self.method.means_for(self.config), task)
+        self.candidates = self.method.candidates(task, self.scores) if candidates is None else candidates
+        outcome = choose(self.candidates, self.method.means_for(self.config), task)
         return self._finish(model, tokenizer, family, outcome, budget, calibration)
 
     def replay(
@@ -241,7 +245,8 @@ class GRASPPruner:
         steps = self.method.means_for(self.config).steps
         if "energy" in steps:
             restore_element_energy(task.model, sparse, mask, task.statistic_tokens_NS)
-        self.model, self.tokenizer, self.plan, self.scores = sparse, tokenizer, None, None
+        self.model, self.tokenizer, self.plan = sparse, tokenizer, None
+        self.scores = self.candidates = None
         self.record = {
             **self._provenance(task.model, calibration),
             "budget": _element_budget_record(task, mask),

@@ -13,6 +13,8 @@ import torch
 from optimum_grasprune import GRASPPruner
 from optimum_grasprune.errors import GraspruneError
 from optimum_grasprune.loading import load_model
+from optimum_grasprune.methods import Task
+from optimum_grasprune.methods.grasprune import GRASPrune
 from tests.commands.conftest import Outcome
 
 Cli = Callable[..., Outcome]
@@ -103,6 +105,29 @@ def test_cached_scores_give_what_each_cell_gives_alone(compare: Cli, tmp_path: P
     (same,) = (cell for cell in together["cells"] if (cell["entry"], cell["keep_ratio"]) == ("flap+none", 0.5))
     assert not alone["scores_reused"] and same["scores_reused"]
     assert alone["perplexity"] == same["perplexity"] and alone["kept"] == same["kept"]
+
+
+def test_gates_are_trained_once_for_all_compensations(
+    compare: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trained: list[float] = []
+    candidates = GRASPrune.candidates
+
+    def counted(self: GRASPrune, task: Task, *arguments: Any) -> Any:
+        trained.append(task.config.keep_ratio)
+        return candidates(self, task, *arguments)
+
+    monkeypatch.setattr(GRASPrune, "candidates", counted)
+    assert compare(methods=("default", "default+none", "default+least_squares")).code == 0
+    assert trained == [0.8, 0.5]
+    together = json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]
+    assert [cell["choice_reused"] for cell in together] == [False, False, True, True, True, True]
+    (tmp_path / "out" / "cells" / "default+none-0.5.json").unlink()
+    assert compare(methods=("default+none",), ratios=("0.5",)).code == 0
+    (alone,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]
+    assert not alone["choice_reused"] and alone["compensation"] == []
+    for quantity in ("perplexity", "kept", "choice"):
+        assert alone[quantity] == together[3][quantity]
 
 
 def test_what_is_finished_is_not_run_again(compare: Cli, pruned: list[tuple[str, float, bool]], tmp_path: Path) -> None:
