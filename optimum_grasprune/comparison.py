@@ -511,8 +511,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"{body}\n\n"
         "*Kept of all*: share of all parameters, embeddings and head included. *KV cache*: share of its elements per "
         "token. *Δ nats*: rise of the mean loss over the dense model, ln(perplexity / dense). Bold: best at its ratio. "
-        f"*Seconds*: of pruning; scores computed for one ratio serve the others, a choice of units "
-        f"serves other compensations.{sparse}\n"
+        f"*Seconds*: of pruning; scores computed for one ratio serve the others, a choice of units serves "
+        f"other compensations.{sparse}\n"
     )
 
 

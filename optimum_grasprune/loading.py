@@ -91,9 +91,14 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(config)
 
 
+def longest_context(config: PreTrainedConfig) -> int | None:
+    """Tokens that a model reads at most; None where its configuration sets no limit."""
+    return getattr(config, "max_position_embeddings", None)
+
+
 def check_length(config: PreTrainedConfig, option: str, length: int) -> None:
     """Raise OptionError when a model reads fewer tokens at once than the option asks for."""
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = longest_context(config)
     if longest is not None and length > longest:
         raise OptionError(option, length, f"the model reads at most {longest} tokens")
 
@@ -107,7 +112,7 @@ def calibration_length(config: PreTrainedConfig, asked: int | None) -> int:
     if asked is not None:
         check_length(config, "seq_len", asked)
         return asked
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = longest_context(config)
     return CALIBRATION_LENGTH if longest is None else min(CALIBRATION_LENGTH, longest // 2)
 
 

@@ -101,7 +101,7 @@ class InspectCommand(Subcommand):
     def _deployment(self, config: PreTrainedConfig) -> DeploymentOptions | None:
         from optimum_grasprune.config import DeploymentOptions
         from optimum_grasprune.errors import OptionError
-        from optimum_grasprune.loading import check_length
+        from optimum_grasprune.loading import check_length, longest_context
 
         chosen = chosen_options(self.args, tuple(name for name, _, _ in DEPLOYMENT_OPTIONS))
         if "gpu_memory" not in chosen:
@@ -113,7 +113,7 @@ class InspectCommand(Subcommand):
         if "context" in chosen:
             check_length(config, "context", options.context)
             return options
-        longest = getattr(config, "max_position_embeddings", None) or options.context
+        longest = longest_context(config) or options.context
         return options.model_copy(update={"context": min(options.context, longest)})
 
     def _fits(self, config: PreTrainedConfig, options: DeploymentOptions) -> list[Fit]:
