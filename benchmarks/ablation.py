@@ -1,10 +1,11 @@
-"""What each part of the default recipe is worth: one change at a time, several seeds, perplexity in and out of domain.
+"""What each part of a recipe is worth: one change at a time, several seeds, perplexity in and out of domain.
 
     python benchmarks/ablation.py MODEL --output FOLDER --keep-ratios 0.8 0.5 --seeds 0 1 2 -- COMPARE-OPTIONS
 
 Every change is a run of `optimum-cli grasprune compare` with one option changed, in a folder of its own, so that a run
 that was stopped is taken up where it was. COMPARE-OPTIONS hold for all of them. The table is written to
-FOLDER/ablation.md and FOLDER/ablation.json, anew after each change.
+FOLDER/ablation.md and FOLDER/ablation.json, anew after each change: rise of the loss over the dense model for the
+recipe as it is, and what each change adds to it, seed by seed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import statistics
 import subprocess
 import sys
@@ -30,29 +32,35 @@ CHANGES: dict[str, list[str]] = {
     "width search, 64 trials": ["--search-trials", "64"],
     "nothing held out": ["--held-out", "0"],
 }
-"""What is changed in the default recipe, and by which options."""
+"""What is changed in the recipe, and by which options."""
 
-COMPENSATIONS = {
-    "default": "default",
-    "no compensation": "default+none",
-    "scales only": "default+scales",
-    "least squares only": "default+least_squares",
-}
-"""Names of the rows, and the entries of `compare` that give them: they share one training of the gates."""
+COMPENSATIONS = {"": "", "no compensation": "+none", "scales only": "+scales", "least squares only": "+least_squares"}
+"""Names of further rows, and what is added to the recipe's name in `compare`: they share one training of the gates."""
 
 
 def compare(args: argparse.Namespace, change: str, seed: int) -> dict[str, dict[str, Any]]:
     """One change with one seed at all ratios: comparisons by the names of their rows."""
-    rows = {change: "default"} if change else COMPENSATIONS
-    folder = args.output / f"{change.replace(' ', '-') or 'default'}-{seed}"
+    rows = {change: ""} if change else COMPENSATIONS
+    entries = {row or args.recipe: args.recipe + compensation for row, compensation in rows.items()}
+    folder = folder_of(args, change, seed)
+    # The dense model is the same in all of them, and `compare` sees to it that what it finds fits.
+    dense = folder_of(args, "", args.seeds[0]) / "dense.json"
+    if dense.exists() and not folder.exists():
+        (folder / "cells").mkdir(parents=True)
+        shutil.copy(dense, folder)
     command = [sys.executable, "-m", "optimum.commands.optimum_cli", "grasprune", "compare", "-m", args.model]
-    command += ["--methods", *rows.values(), "--keep-ratios", *args.keep_ratios, "--seed", str(seed), "--no-plot"]
+    command += ["--methods", *entries.values(), "--keep-ratios", *args.keep_ratios, "--seed", str(seed), "--no-plot"]
     subprocess.run([*command, *args.compare_options, *CHANGES.get(change, []), str(folder)], check=True)
     whole = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
     return {
         row: {**whole, "cells": [cell for cell in whole["cells"] if cell["entry"] == entry]}
-        for row, entry in rows.items()
+        for row, entry in entries.items()
     }
+
+
+def folder_of(args: argparse.Namespace, change: str, seed: int) -> Path:
+    """Where the comparison with one change and one seed is kept."""
+    return args.output / f"{change.replace(' ', '-') or args.recipe}-{seed}"
 
 
 def excess_losses(comparison: dict[str, Any]) -> dict[tuple[float, str], float]:
@@ -70,6 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--recipe", default="default", help="default or quick: what is changed")
     parser.add_argument("--keep-ratios", nargs="+", default=["0.8", "0.5"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--changes", nargs="*", choices=CHANGES, default=list(CHANGES), metavar="CHANGE")
@@ -91,18 +100,20 @@ def main() -> None:
 
 
 def markdown(table: dict[str, dict[str, list[float]]]) -> str:
-    """Excess loss in nats, mean over seeds ± standard deviation where there are several."""
-    columns = list(next(iter(table.values())))
-    lines = [f"| change | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
-    lines += [
-        f"| {variant} | {' | '.join(shown(row[column]) for column in columns)} |" for variant, row in table.items()
-    ]
+    """Nats, mean over seeds ± standard deviation: the first row's excess loss, and what the others add to it."""
+    (recipe, whole), *changes = table.items()
+    lines = [f"| change | {' | '.join(whole)} |", f"|---|{'---:|' * len(whole)}"]
+    lines.append(f"| {recipe} | {' | '.join(shown(values, '.3f') for values in whole.values())} |")
+    for change, row in changes:
+        # Paired by seed: seeds move all rows alike, and that is not what a change does.
+        added = [[value - base for value, base in zip(row[c], whole[c], strict=True)] for c in whole]
+        lines.append(f"| {change} | {' | '.join(shown(values, '+.3f') for values in added)} |")
     return "\n".join(lines) + "\n"
 
 
-def shown(values: list[float]) -> str:
-    """A mean with its spread."""
-    mean = f"{statistics.mean(values):.3f}"
+def shown(values: list[float], form: str) -> str:
+    """A mean with its spread, where there is one."""
+    mean = format(statistics.mean(values), form)
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.3f}"
 
 

@@ -66,6 +66,13 @@ class Budget:
         budget.check_feasible(inventory)
         return budget
 
+    def share_cut(self, inventory: UnitInventory) -> float:
+        """Share of the inventory's parameters, or of its KV cache if that is larger, that has to go."""
+        kept = [self.cost / inventory.total_cost]
+        if self.kv_width is not None:
+            kept.append(self.kv_width / inventory.total_kv_width)
+        return max(0.0, 1 - min(kept))
+
     def smallest_width(self, group: UnitGroup) -> int:
         """Fewest units that the group may keep: its minimum, rounded up to the alignment."""
         step = self.multiple_of[group.kind]

@@ -104,7 +104,11 @@ class GateOptions(_Options):
 
     epochs: int = Field(default=1, ge=1, description="passes over the calibration sequences while gates are trained")
     batch_size: int = Field(default=1, ge=1, description="sequences in one training step")
-    learning_rate: float = Field(default=2e-2, gt=0, description="AdamW's learning rate for the gate scores")
+    learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="AdamW's learning rate for the gate scores; None grows with the cut, 2e-2 for a half",
+    )
     schedule: Literal["cosine", "constant"] = Field(
         default="cosine", description="course of the learning rates of gates and scales; cosine falls to zero"
     )

@@ -66,6 +66,13 @@ def test_kv_cap_is_a_second_budget(small_inventory: UnitInventory) -> None:
     assert mask.share("kv") == 0.5 and mask.share("ffn") == 1.0
 
 
+def test_the_share_cut_is_the_larger_of_parameters_and_kv_cache(small_inventory: UnitInventory) -> None:
+    # 64 parameters: 0.8 of them is 51; four KV heads, of which a cap of 0.5 leaves two.
+    assert resolve(small_inventory, keep_ratio=0.8).share_cut(small_inventory) == 1 - 51 / 64
+    assert resolve(small_inventory, keep_ratio=0.8, kv_keep_ratio=0.5).share_cut(small_inventory) == 0.5
+    assert resolve(small_inventory, keep_ratio=1).share_cut(small_inventory) == 0
+
+
 def test_alignment_keeps_blocks_by_their_mean_score(small_inventory: UnitInventory) -> None:
     scores = torch.tensor([1.0, 0, 9, 1, 8, 1, 1, 0, 6, 6, 5, 5])
     # Channel blocks of two: layer 0 (9, 8) and (1, 1), layer 1 (6, 6) and (5, 5). 20 + 3 * 6 = 38 of 41.6.

@@ -12,7 +12,7 @@ from optimum_grasprune.config import BudgetOptions
 from optimum_grasprune.families import family_of
 from optimum_grasprune.gating import bounded_scale, frozen, gated, straight_through, train_gates, train_scales
 from optimum_grasprune.gating import train as training
-from optimum_grasprune.gating.train import Schedule, batches, budget_at
+from optimum_grasprune.gating.train import Schedule, batches, budget_at, gate_learning_rate
 from optimum_grasprune.surgery import build_pruned_model
 from tests.conftest import logits_of
 
@@ -175,6 +175,13 @@ def test_the_budget_shrinks_geometrically_to_what_was_asked() -> None:
     assert costs == [400, 200, 100, 100]
     assert budget_at(budget, 400, 0.5, 0.0).kv_width == 7
     assert budget_at(budget, 400, 0.0, 0.0) is budget and budget_at(budget, 100, 0.5, 0.0) is budget
+
+
+def test_the_learning_rate_grows_with_the_cut_unless_it_was_asked_for() -> None:
+    assert gate_learning_rate(None, 0.5) == 2e-2
+    assert gate_learning_rate(None, 0.2) == pytest.approx(1e-2, rel=0.01)
+    assert gate_learning_rate(None, 0.0) == 0.0
+    assert gate_learning_rate(0.3, 0.2) == 0.3
 
 
 def test_schedules() -> None:

@@ -34,7 +34,7 @@ RECIPE_OPTIONS = (
     ("statistic_samples", "N", "sequences that statistics and least squares look at"),
     ("epochs", "N", "passes over them while gates are trained"),
     ("batch_size", "N", "sequences in one step"),
-    ("learning_rate", "RATE", "of the gate scores"),
+    ("learning_rate", "RATE", "of the gate scores; unless given, it grows with the cut"),
     ("schedule", "NAME", "course of the learning rates: cosine or constant"),
     ("temperature", "TAU", "of the gates' sigmoid"),
     ("start", "NAME", "gate scores at the start: zero or fisher"),

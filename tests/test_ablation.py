@@ -1,0 +1,58 @@
+"""`benchmarks/ablation.py`, on the random model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "ablation.py"
+
+
+@pytest.fixture(scope="module")
+def ablation() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ablation", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_changes_are_paired_with_the_recipe_by_seed(ablation: ModuleType) -> None:
+    table = {"default": {"A": [1.0, 3.0], "B": [0.5, 0.5]}, "zero start": {"A": [1.25, 3.25], "B": [0.4, 0.8]}}
+    assert ablation.markdown(table).splitlines()[2:] == [
+        "| default | 2.000 ± 1.414 | 0.500 ± 0.000 |",
+        "| zero start | +0.250 ± 0.000 | +0.100 ± 0.283 |",
+    ]
+    assert ablation.markdown({"default": {"A": [1.0]}, "x": {"A": [0.75]}}).splitlines()[3] == "| x | -0.250 |"
+
+
+def test_excess_loss_is_the_logarithm_of_the_ratio(ablation: ModuleType) -> None:
+    cells = [{"keep_ratio": 0.5, "perplexity": {"A": 10 * math.e}}]
+    losses = ablation.excess_losses({"dense": {"perplexity": {"A": 10.0}}, "cells": cells})
+    assert losses == {(0.5, "A"): pytest.approx(1)}
+
+
+def test_every_change_gives_a_row(
+    ablation: ModuleType, model_folder: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = ["--num-samples", "4", "--scale-samples", "4", "--held-out", "2", "--seq-len", "24"]
+    corpora = ["--dataset", str(corpus_file), "--dataset-split", "[:80%]", "--evaluate", f"end={corpus_file}[90%:]"]
+    evaluation = ["--eval-seq-len", "32", "--eval-samples", "4"]
+    chosen = ["--output", str(tmp_path), "--keep-ratios", "0.5", "--changes", "zero start"]
+    command = ["ablation", str(model_folder), *chosen, "--", *quick, *corpora, *evaluation]
+    monkeypatch.setattr(sys, "argv", command)
+    ablation.main()
+    table = json.loads((tmp_path / "ablation.json").read_text())
+    assert list(table) == ["default", "no compensation", "scales only", "least squares only", "zero start"]
+    assert all(len(row["end, ρ = 0.5"]) == 1 for row in table.values())
+    recipes = {
+        file.parents[1].name: json.loads(file.read_text())["inputs"]["recipe"]["start"]
+        for file in tmp_path.glob("*/cells/*")
+    }
+    assert recipes == {"default-0": "fisher", "zero-start-0": "zero"}
