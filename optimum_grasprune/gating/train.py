@@ -58,9 +58,9 @@ def gate_learning_rate(asked: float | None, cut: float) -> float:
     cut: share of the parameters, or of the KV cache if that is larger, that has to go. The way that scores travel is
     the rate times the steps. A mild cut needs few changes of the start's order, and the further gates travel beyond
     them, the more they suit the calibration text alone. So it is 1e-2 for a cut of a fifth, 2e-2 for a half, as
-    measured, and the power through both elsewhere.
+    measured, and 2e-2 · (2 · cut)^¾ elsewhere, in two significant digits, so that it can be written down and asked for.
     """
-    return 2e-2 * (2 * cut) ** 0.75 if asked is None else asked
+    return float(f"{2e-2 * (2 * cut) ** 0.75:.1e}") if asked is None else asked
 
 
 def budget_at(budget: Budget, whole: int, warmup: float, progress: float) -> Budget:

@@ -178,8 +178,8 @@ def test_the_budget_shrinks_geometrically_to_what_was_asked() -> None:
 
 
 def test_the_learning_rate_grows_with_the_cut_unless_it_was_asked_for() -> None:
-    assert gate_learning_rate(None, 0.5) == 2e-2
-    assert gate_learning_rate(None, 0.2) == pytest.approx(1e-2, rel=0.01)
+    assert [gate_learning_rate(None, cut) for cut in (0.2, 0.4, 0.5, 0.6)] == [1e-2, 1.7e-2, 2e-2, 2.3e-2]
+    assert gate_learning_rate(None, 0.2000001) == 1e-2
     assert gate_learning_rate(None, 0.0) == 0.0
     assert gate_learning_rate(0.3, 0.2) == 0.3
 
