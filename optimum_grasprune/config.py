@@ -83,8 +83,10 @@ class CalibrationOptions(_Options):
     text_column: str = Field(
         default="text", description="column that holds the text, for everything but plain text files"
     )
-    num_samples: int = Field(
-        default=512, ge=1, description="number of calibration sequences, drawn at random with the seed"
+    num_samples: int | None = Field(
+        default=None,
+        ge=1,
+        description="number of calibration sequences, drawn at random with the seed; None is 131,072 tokens in all",
     )
     seq_len: int | None = Field(
         default=None,

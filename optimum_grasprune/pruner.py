@@ -260,7 +260,7 @@ class GRASPPruner:
     def _provenance(self, model: PreTrainedModel, calibration: Calibration | None) -> dict[str, Any]:
         recipe = self.config.to_dict()
         if calibration is not None:  # what it came to, so that a replay draws the same sequences
-            recipe["seq_len"] = calibration.tokens_NS.shape[1]
+            recipe["num_samples"], recipe["seq_len"] = calibration.tokens_NS.shape
         return {
             "format": RECORD_VERSION,
             "recipe": recipe,

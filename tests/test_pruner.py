@@ -128,12 +128,14 @@ def test_sequences_are_as_long_as_suits_the_model(reads: int, length: int) -> No
     assert calibration_length(LlamaConfig(max_position_embeddings=reads), None) == length
 
 
-def test_length_of_the_sequences_is_recorded(
-    config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+def test_number_and_length_of_the_sequences_are_recorded(
+    config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pruner = GRASPPruner(config.model_copy(update={"seq_len": None, "method": "flap"}))
+    monkeypatch.setattr("optimum_grasprune.calibration.data.CALIBRATION_TOKENS", 4 * 64 + 1)
+    pruner = GRASPPruner(config.model_copy(update={"num_samples": None, "seq_len": None, "method": "flap"}))
     pruner.prune_model(model, tokenizer)
-    assert pruner.record["recipe"]["seq_len"] == 64 and pruner.record["calibration"]["sequences"] == [4, 64]
+    assert (pruner.record["recipe"]["num_samples"], pruner.record["recipe"]["seq_len"]) == (4, 64)
+    assert pruner.record["calibration"]["sequences"] == [4, 64]
 
 
 def test_a_method_that_needs_no_calibration_reads_no_corpus(

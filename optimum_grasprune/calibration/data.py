@@ -39,6 +39,9 @@ HUB_ALIASES: dict[str, dict[str, Any]] = {
 }
 """Usual names of Hugging Face datasets -> how they are loaded."""
 
+CALIBRATION_TOKENS = 2**17
+"""Tokens in all calibration sequences together, unless their number is given."""
+
 _TABLE_READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 _SHIPPED = "sampled"
 _SLICE = re.compile(r"(?P<name>\w*)(\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\])?")
@@ -172,13 +175,13 @@ def tokenize(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> Tensor:
 
 
 def sample_sequences(tokens_T: Tensor, options: CalibrationOptions, length: int, seed: int) -> Tensor:
-    """Calibration sequences drawn at random, shape (num_samples, length), int64.
+    """Calibration sequences drawn at random, shape (N, length), int64.  (N: `num_samples`, or by CALIBRATION_TOKENS.)
 
     The corpus is cut into blocks from a random offset and the blocks are shuffled; once they are used up it is cut anew
     from another offset. So every part of the corpus is seen about equally often, and no sequence twice.
     Raises DataError when the corpus is shorter than one sequence, OptionError when it holds fewer different ones.
     """
-    count = options.num_samples
+    count = options.num_samples or max(1, CALIBRATION_TOKENS // length)
     if len(tokens_T) < length:
         raise DataError(
             f"the calibration corpus {options.dataset} has {len(tokens_T)} tokens, less than one sequence of {length}"

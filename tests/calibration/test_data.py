@@ -19,7 +19,7 @@ from optimum_grasprune.config import CalibrationOptions
 from optimum_grasprune.errors import DataError, OptionError
 
 
-def sequences(corpus: int, *, num_samples: int, seq_len: int, seed: int = 0) -> torch.Tensor:
+def sequences(corpus: int, *, num_samples: int | None, seq_len: int, seed: int = 0) -> torch.Tensor:
     return sample_sequences(torch.arange(corpus), CalibrationOptions(num_samples=num_samples), seq_len, seed)
 
 
@@ -42,6 +42,11 @@ def test_more_sequences_than_blocks_are_cut_anew() -> None:
     drawn = sequences(105, num_samples=25, seq_len=10)
     assert drawn.shape == (25, 10)
     assert len({start % 10 for start in drawn[:, 0].tolist()}) > 1
+
+
+@pytest.mark.parametrize(("seq_len", "number"), [(512, 256), (256, 512), (1000, 131), (200_000, 1)])
+def test_as_many_sequences_as_the_tokens_make(seq_len: int, number: int) -> None:
+    assert sequences(300_000, num_samples=None, seq_len=seq_len).shape == (number, seq_len)
 
 
 def test_corpus_of_exactly_one_sequence() -> None:

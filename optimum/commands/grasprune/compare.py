@@ -130,8 +130,8 @@ class CompareCommand(Subcommand):
             raise OptionError(option, error.value, error.reason) from None
         if len(configs) not in (1, corpora):
             raise OptionError("eval_samples", args.eval_samples, f"should be one number, or {corpora}: one a corpus")
-        limits = [config.num_samples for config in configs] * (corpora // len(configs))
-        return configs[0].seq_len or EVALUATION_WINDOW, None if args.eval_samples is None else limits
+        limits = [config.num_samples for config in configs if config.num_samples is not None]
+        return configs[0].seq_len or EVALUATION_WINDOW, limits * (corpora // len(configs)) or None
 
     def _output(self) -> str:
         """OUTPUT, which argparse takes for one more value where it follows an option that takes many."""

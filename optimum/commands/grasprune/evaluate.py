@@ -87,6 +87,5 @@ class EvaluateCommand(Subcommand):
         if window > (longest := model.config.max_position_embeddings):
             raise OptionError("seq_len", window, f"the model {source} reads at most {longest} tokens")
         tokens_T = tokenize(corpus, load_tokenizer(source, trust_remote_code=trust))
-        limit = config.num_samples if self.args.num_samples is not None else None
-        result = perplexity(model, windows_of(tokens_T, window, limit), config.batch_size)
+        result = perplexity(model, windows_of(tokens_T, window, config.num_samples), config.batch_size)
         return {"model": source, "parameters": count_parameters(model), **result.to_dict()}
