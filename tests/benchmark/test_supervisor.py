@@ -61,7 +61,12 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="re
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_the_owner_is_killed(tmp_path: Path, sign: int) -> None:
     log = tmp_path / "log"
-    owner = subprocess.Popen([sys.executable, "-c", OWNER, FAMILY, str(log)], stderr=subprocess.DEVNULL)
+    # Where the tests run in the background of a shell, an interrupt is ignored, and a child inherits that.
+    owner = subprocess.Popen(
+        [sys.executable, "-c", OWNER, FAMILY, str(log)],
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     pids = started(log)
     assert len(pids) == 2 and all(map(alive, pids))
     owner.send_signal(sign)
