@@ -5,7 +5,7 @@
 Every change is a run of `optimum-cli grasprune compare` with one option changed, in a folder of its own, so that a run
 that was stopped is taken up where it was. COMPARE-OPTIONS hold for all of them. The table is written to
 FOLDER/ablation.md and FOLDER/ablation.json, anew after each change: rise of the loss over the dense model for the
-recipe as it is, and what each change adds to it, seed by seed.
+recipe as it is, and what each change adds to it, seed by seed. A folder is for one model and one recipe.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -86,21 +87,48 @@ def main() -> None:
     divider = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     args = parser.parse_args(sys.argv[1:divider])
     args.compare_options = sys.argv[divider + 1 :]
+    refuse_foreign(parser, args)
     args.output.mkdir(parents=True, exist_ok=True)
 
+    run = {name: getattr(args, name) for name in ("model", "recipe", "seeds", "compare_options")}
     table: dict[str, dict[str, list[float]]] = {}
     for change in ("", *args.changes):
         for seed in args.seeds:
             for row, comparison in compare(args, change, seed).items():
                 for (ratio, corpus), loss in excess_losses(comparison).items():
                     table.setdefault(row, {}).setdefault(f"{corpus}, ρ = {ratio:g}", []).append(loss)
-        (args.output / "ablation.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
-        (args.output / "ablation.md").write_text(markdown(table), encoding="utf-8")
+        whole = json.dumps({**run, "excess_loss": table}, indent=2)
+        (args.output / "ablation.json").write_text(whole + "\n", encoding="utf-8")
+        (args.output / "ablation.md").write_text(heading(run) + markdown(table), encoding="utf-8")
     print(markdown(table))
 
 
+def refuse_foreign(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End with one line when the folder holds the table of something else, which this one would overwrite."""
+    earlier = args.output / "ablation.json"
+    if not earlier.exists():
+        return
+    found = json.loads(earlier.read_text(encoding="utf-8"))
+    for name in ("model", "recipe"):
+        if found[name] != getattr(args, name):
+            held = f"{name} {found[name]}, not {getattr(args, name)}"
+            parser.error(f"--output {args.output} holds the ablation of {held}")
+
+
+def heading(run: dict[str, Any]) -> str:
+    """What the table shows, and how it was made."""
+    *several, last = map(str, run["seeds"])
+    seeds = f"Mean ± standard deviation over the seeds {', '.join(several)} and {last}" if several else f"Seed {last}"
+    return (
+        f"# Ablation of `{run['recipe']}` on {Path(run['model']).name}\n\n"
+        "First row: rise of the loss over the dense model, ln(perplexity ÷ dense), in nats. Other rows: what a change "
+        f"adds to it, paired by seed; positive is worse. {seeds}.\n\n"
+        f"Options of `compare`: `{shlex.join(run['compare_options'])}`\n\n"
+    )
+
+
 def markdown(table: dict[str, dict[str, list[float]]]) -> str:
-    """Nats, mean over seeds ± standard deviation: the first row's excess loss, and what the others add to it."""
+    """The first row's excess loss, and what the others add to it."""
     (recipe, whole), *changes = table.items()
     lines = [f"| change | {' | '.join(whole)} |", f"|---|{'---:|' * len(whole)}"]
     lines.append(f"| {recipe} | {' | '.join(shown(values, '.3f') for values in whole.values())} |")

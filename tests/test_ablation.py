@@ -39,7 +39,12 @@ def test_excess_loss_is_the_logarithm_of_the_ratio(ablation: ModuleType) -> None
 
 
 def test_every_change_gives_a_row(
-    ablation: ModuleType, model_folder: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ablation: ModuleType,
+    model_folder: Path,
+    corpus_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     quick = ["--num-samples", "4", "--scale-samples", "4", "--held-out", "2", "--seq-len", "24"]
     corpora = ["--dataset", str(corpus_file), "--dataset-split", "[:80%]", "--evaluate", f"end={corpus_file}[90%:]"]
@@ -48,7 +53,7 @@ def test_every_change_gives_a_row(
     command = ["ablation", str(model_folder), *chosen, "--", *quick, *corpora, *evaluation]
     monkeypatch.setattr(sys, "argv", command)
     ablation.main()
-    table = json.loads((tmp_path / "ablation.json").read_text())
+    table = json.loads((tmp_path / "ablation.json").read_text())["excess_loss"]
     assert list(table) == ["default", "no compensation", "scales only", "least squares only", "zero start"]
     assert all(len(row["end, ρ = 0.5"]) == 1 for row in table.values())
     recipes = {
@@ -56,3 +61,8 @@ def test_every_change_gives_a_row(
         for file in tmp_path.glob("*/cells/*")
     }
     assert recipes == {"default-0": "fisher", "zero-start-0": "zero"}
+    assert "zero start" in (tmp_path / "ablation.md").read_text()
+    monkeypatch.setattr(sys, "argv", [*command[:2], *chosen, "--recipe", "quick"])
+    with pytest.raises(SystemExit, match="2"):
+        ablation.main()
+    assert "holds the ablation of recipe default, not quick" in capsys.readouterr().err

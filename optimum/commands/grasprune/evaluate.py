@@ -77,15 +77,13 @@ class EvaluateCommand(Subcommand):
 
     def _measure(self, source: str, corpus: Any, config: Any) -> dict[str, Any]:
         from optimum_grasprune.calibration import tokenize
-        from optimum_grasprune.errors import OptionError
         from optimum_grasprune.evaluation import EVALUATION_WINDOW, perplexity, windows_of
-        from optimum_grasprune.loading import count_parameters, load_model, load_tokenizer
+        from optimum_grasprune.loading import check_length, count_parameters, load_model, load_tokenizer
 
         trust = self.args.trust_remote_code
         model = load_model(source, dtype="float32", device=config.device, trust_remote_code=trust)
         window = config.seq_len or EVALUATION_WINDOW
-        if window > (longest := model.config.max_position_embeddings):
-            raise OptionError("seq_len", window, f"the model {source} reads at most {longest} tokens")
+        check_length(model.config, "seq_len", window, source)
         tokens_T = tokenize(corpus, load_tokenizer(source, trust_remote_code=trust))
         result = perplexity(model, windows_of(tokens_T, window, config.num_samples), config.batch_size)
         return {"model": source, "parameters": count_parameters(model), **result.to_dict()}
