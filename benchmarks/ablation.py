@@ -38,6 +38,9 @@ CHANGES: dict[str, list[str]] = {
 COMPENSATIONS = {"": "", "no compensation": "+none", "scales only": "+scales", "least squares only": "+least_squares"}
 """Names of further rows, and what is added to the recipe's name in `compare`: they share one training of the gates."""
 
+Table = dict[str, dict[str, list[float]]]
+"""Excess losses of one corpus by row and keep ratio, a value for each seed."""
+
 
 def compare(args: argparse.Namespace, change: str, seed: int) -> dict[str, dict[str, Any]]:
     """One change with one seed at all ratios: comparisons by the names of their rows."""
@@ -64,11 +67,11 @@ def folder_of(args: argparse.Namespace, change: str, seed: int) -> Path:
     return args.output / f"{change.replace(' ', '-') or args.recipe}-{seed}"
 
 
-def excess_losses(comparison: dict[str, Any]) -> dict[tuple[float, str], float]:
-    """ln(perplexity ÷ dense) for each keep ratio and corpus, in nats."""
+def excess_losses(comparison: dict[str, Any]) -> dict[tuple[str, str], float]:
+    """ln(perplexity ÷ dense) for each corpus and keep ratio, in nats."""
     dense = comparison["dense"]["perplexity"]
     return {
-        (cell["keep_ratio"], corpus): math.log(value / dense[corpus])
+        (corpus, f"{cell['keep_ratio']:g}"): math.log(value / dense[corpus])
         for cell in comparison["cells"]
         for corpus, value in cell["perplexity"].items()
     }
@@ -91,16 +94,17 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
 
     run = {name: getattr(args, name) for name in ("model", "recipe", "seeds", "compare_options")}
-    table: dict[str, dict[str, list[float]]] = {}
+    tables: dict[str, Table] = {}
     for change in ("", *args.changes):
         for seed in args.seeds:
             for row, comparison in compare(args, change, seed).items():
-                for (ratio, corpus), loss in excess_losses(comparison).items():
-                    table.setdefault(row, {}).setdefault(f"{corpus}, ρ = {ratio:g}", []).append(loss)
-        whole = json.dumps({**run, "excess_loss": table}, indent=2)
+                for (corpus, ratio), loss in excess_losses(comparison).items():
+                    tables.setdefault(corpus, {}).setdefault(row, {}).setdefault(ratio, []).append(loss)
+        page = heading(run) + "\n".join(f"## {corpus}\n\n{markdown(table)}" for corpus, table in tables.items())
+        whole = json.dumps({**run, "excess_loss": tables}, indent=2)
         (args.output / "ablation.json").write_text(whole + "\n", encoding="utf-8")
-        (args.output / "ablation.md").write_text(heading(run) + markdown(table), encoding="utf-8")
-    print(markdown(table))
+        (args.output / "ablation.md").write_text(page, encoding="utf-8")
+    print(page)
 
 
 def refuse_foreign(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -127,20 +131,20 @@ def heading(run: dict[str, Any]) -> str:
     )
 
 
-def markdown(table: dict[str, dict[str, list[float]]]) -> str:
-    """The first row's excess loss, and what the others add to it."""
+def markdown(table: Table) -> str:
+    """One corpus: the first row's excess loss, and what the others add to it."""
     (recipe, whole), *changes = table.items()
-    lines = [f"| change | {' | '.join(whole)} |", f"|---|{'---:|' * len(whole)}"]
+    lines = [f"| change | {' | '.join(f'ρ = {ratio}' for ratio in whole)} |", f"|---|{'---:|' * len(whole)}"]
     lines.append(f"| {recipe} | {' | '.join(shown(values, '.3f') for values in whole.values())} |")
     for change, row in changes:
         # Paired by seed: seeds move all rows alike, and that is not what a change does.
-        added = [[value - base for value, base in zip(row[c], whole[c], strict=True)] for c in whole]
+        added = [[value - base for value, base in zip(row[r], whole[r], strict=True)] for r in whole]
         lines.append(f"| {change} | {' | '.join(shown(values, '+.3f') for values in added)} |")
     return "\n".join(lines) + "\n"
 
 
 def shown(values: list[float], form: str) -> str:
-    """A mean with its spread, where there is one."""
+    """A mean with its spread over the seeds, where there are several."""
     mean = format(statistics.mean(values), form)
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.3f}"
 
