@@ -18,7 +18,7 @@ from optimum.commands.grasprune.base import add_field_options, chosen_options
 from optimum.commands.grasprune.export import BUDGET_OPTIONS
 
 from optimum_grasprune import Budget, PruningPlan
-from optimum_grasprune.checkpoint import check_output, read_plan
+from optimum_grasprune.checkpoint import read_plan
 from optimum_grasprune.config import BudgetOptions
 from optimum_grasprune.dummy import (
     SHAPES,
@@ -32,6 +32,7 @@ from optimum_grasprune.dummy import (
 )
 from optimum_grasprune.errors import GraspruneError, OptionError
 from optimum_grasprune.families import family_of
+from optimum_grasprune.files import check_output
 from optimum_grasprune.loading import count_parameters, empty_model
 
 DTYPES = ("bfloat16", "float16", "float32")

@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from .checkpoint import write_file
-from .comparison import points_of, shown, slug
+from .comparison import points_of, shown
+from .files import slug, write_file
 
 LOG_FROM = 5
 """Highest perplexity over lowest from which on the axis is logarithmic."""

@@ -11,7 +11,7 @@ from matplotlib import image, rcParams
 from matplotlib.axes import Axes
 
 from optimum_grasprune.plots import perplexity_figure, rendered, write_plots
-from tests.test_comparison import RESULT
+from tests.comparison.test_tables import RESULT
 
 LINES = {"default": [(0.4, 30.0), (0.5, 12.0), (0.8, 6.0)], "flap": [(0.4, 80.0), (0.8, 7.0)]}
 

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from optimum_grasprune.checkpoint import write_file
+from optimum_grasprune.files import write_file
 from optimum_grasprune.plots import COLOURS, INK, dress, rendered, titled
 
 LABELS = {"grasprune": "gate training", "fasp": "FASP"}

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch.utils.benchmark import Timer
 
-from optimum_grasprune.checkpoint import write_json
 from optimum_grasprune.dummy import SHAPES
+from optimum_grasprune.files import write_json
 from optimum_grasprune.loading import resolve_device
 
 PACKAGES = ("optimum-grasprune", "torch", "transformers", "vllm")

@@ -10,9 +10,9 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..checkpoint import read_record
-from ..comparison import slug
 from ..errors import OptionError
 from ..families import Family, family_of
+from ..files import slug
 from ..loading import count_parameters, empty_model, load_config
 from .bounds import Shape
 

@@ -11,8 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from ..checkpoint import write_file
-from ..comparison import slug
+from ..files import slug, write_file
 from ..plots import COLOURS, INK, MARKERS, dress, rendered, titled
 from .summary import Spread, spread, values_of
 

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..comparison import slug
 from ..errors import GraspruneError
+from ..files import slug
 from .checkpoints import Checkpoint
 from .engine import Engine
 from .metrics import (

@@ -17,9 +17,10 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LlamaConfig, PreTrainedConfig
 
 from ..budget import Budget
-from ..checkpoint import RECORD_NAME, add_code, needs_code, staged_folder, write_json
+from ..checkpoint import RECORD_NAME, add_code, needs_code
 from ..errors import OptionError
 from ..families import family_of
+from ..files import staged_folder, write_json
 from ..loading import empty_model
 from ..plan import PruningPlan
 from ..pruner import RECORD_VERSION, budget_record, describe_model

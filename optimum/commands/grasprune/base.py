@@ -59,7 +59,7 @@ class Subcommand(BaseOptimumCLICommand):
         if self.args.json:
             from pathlib import Path
 
-            from optimum_grasprune.checkpoint import write_json
+            from optimum_grasprune.files import write_json
 
             write_json(Path(self.args.json), result)
 

@@ -105,7 +105,7 @@ class ExportCommand(Subcommand):
 
     def execute(self) -> None:
         """Prune, save, summarise."""
-        from optimum_grasprune.checkpoint import check_output
+        from optimum_grasprune.files import check_output
         from optimum_grasprune.pruner import GRASPPruner
         from optimum_grasprune.report import print_summary
 

@@ -1,0 +1,128 @@
+"""What a comparison is made of: cells, each one method at one ratio, and the texts to measure on."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..calibration import Corpus, load_corpus
+from ..config import RECIPES, GRASPConfig
+from ..errors import OptionError
+from ..files import slug
+from ..methods import get_method, method_names
+from ..pruner import GRASPPruner
+
+SAME_FOR_ALL = ("dataset", "dataset_split", "text_column", "seed")
+"""Fields that no recipe decides for itself in a comparison: every cell has the same data and seed."""
+
+_ENTRY = re.compile(r"(?P<name>[^+:]+)(?:\+(?P<compensation>[^+:]+))?(?::(?P<pattern>[^+]+))?")
+_CORPUS = re.compile(r"(?P<name>[^=]+)=(?P<source>.+?)(?:\[(?P<part>[^\[\]]+)\])?")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one ratio. entry: the method as the user named it.  config: the whole recipe."""
+
+    entry: str
+    config: GRASPConfig
+
+    @property
+    def name(self) -> str:
+        """Names the cell in messages."""
+        return f"{self.entry} at {self.config.keep_ratio:g}"
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file that holds the cell's result."""
+        return f"{slug(self.entry)}-{self.config.keep_ratio!r}.json"
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the recipe looks at calibration data."""
+        return get_method(self.config.method).looks_at_data(self.config)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A text to measure perplexity on. windows_WS: its windows of tokens, shape (W, S), int64."""
+
+    name: str
+    corpus: Corpus
+    windows_WS: Tensor
+
+    def describe(self) -> dict[str, Any]:
+        """What identifies it: two evaluations of the same description measure the same tokens."""
+        count, window = self.windows_WS.shape
+        tokens_hash = hashlib.sha256(self.windows_WS.numpy().tobytes()).hexdigest()
+        return {**self.corpus.describe(), "windows": count, "window": window, "tokens_sha256": tokens_hash}
+
+
+def cells_of(entries: Sequence[str], ratios: Sequence[object], options: Mapping[str, Any]) -> list[Cell]:
+    """Every entry at every ratio, highest first; all are checked before any is returned.
+
+    entries: names of recipes or methods, each as NAME[+COMPENSATION][:PATTERN].  ratios: shares between 0 and 1.
+    options: fields of `GRASPConfig` that override the recipes'.  Raises OptionError.
+    """
+    default = RECIPES["default"](**options)
+    shared = {**{name: getattr(default, name) for name in SAME_FOR_ALL}, **options}
+    cells: dict[tuple[str, float], Cell] = {}
+    for entry in entries:
+        of_entry = [Cell(entry, _configuration(entry, ratio, shared)) for ratio in ratios]
+        for cell in sorted(of_entry, key=lambda cell: -cell.config.keep_ratio):
+            cells[entry, cell.config.keep_ratio] = cell
+    return list(cells.values())
+
+
+def _configuration(entry: str, ratio: object, options: Mapping[str, Any]) -> GRASPConfig:
+    match = _ENTRY.fullmatch(entry)
+    if not match:
+        raise OptionError("methods", entry, "should look like NAME, NAME+COMPENSATION or NAME:PATTERN")
+    name = match["name"]
+    own: dict[str, Any] = {field: match[field] for field in ("compensation", "pattern") if match[field]}
+    recipe = RECIPES.get(name)
+    if recipe is None:
+        if name not in method_names():
+            known = f"the recipes {', '.join(RECIPES)} and the methods {', '.join(method_names())}"
+            raise OptionError("methods", entry, f"no such recipe or method; there are {known}")
+        recipe, own["method"] = RECIPES["default"], name
+    try:
+        config = recipe(**{**options, **own, "keep_ratio": ratio})
+        GRASPPruner(config)  # which checks that the method supports it
+    except OptionError as error:
+        raise as_given(error, entry, own) from None
+    return config
+
+
+def as_given(error: OptionError, entry: str, own: Mapping[str, Any]) -> OptionError:
+    """The error in the user's options: one --methods and one --keep-ratios, not each configuration's fields."""
+    if error.option == "keep_ratio":
+        return OptionError("keep_ratios", error.value, error.reason)
+    if error.option in own:
+        return OptionError("methods", entry, error.reason)
+    return error
+
+
+def read_corpora(entries: Sequence[str], text_column: str) -> dict[str, Corpus]:
+    """Evaluation corpora by name. entries: each as NAME=PATH or NAME=PATH[PART], PART a slice or the name of a split.
+
+    Raises OptionError or DataError.
+    """
+    corpora: dict[str, Corpus] = {}
+    for entry in entries:
+        match = _CORPUS.fullmatch(entry)
+        if not match:
+            raise OptionError("evaluate", entry, "should look like NAME=PATH or NAME=PATH[90%:]")
+        if slug(match["name"]) in map(slug, corpora):
+            raise OptionError("evaluate", entry, "another corpus has this name")
+        part = match["part"]
+        split = f"[{part}]" if part and ":" in part else part
+        try:
+            corpora[match["name"]] = load_corpus(match["source"], split, text_column)
+        except OptionError as error:
+            raise OptionError("evaluate", entry, error.reason) from None
+    return corpora

@@ -1,0 +1,287 @@
+"""Running the cells of a comparison on one model.
+
+Every cell is a file of its own in the output folder, so that a comparison that was stopped is taken up where it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..budget import Budget
+from ..calibration import Corpus, load_corpus, tokenize
+from ..config import GRASPConfig
+from ..errors import GraspruneError, OptionError
+from ..evaluation import EVALUATION_WINDOW, perplexity, windows_of
+from ..families import family_of
+from ..files import results_folder, write_json
+from ..loading import (
+    calibration_length,
+    check_length,
+    count_parameters,
+    empty_model,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
+from ..masks import UnitMask
+from ..pruner import GRASPPruner, describe_model
+from .cells import SAME_FOR_ALL, Cell, Evaluation, as_given
+from .tables import shown
+
+CELLS_FOLDER = "cells"
+DENSE_NAME = "dense.json"
+RESULT_FORMAT = 1
+
+_AFTER_THE_CHOICE = {
+    "compensation",
+    "restoration",
+    "damping",
+    "scale_samples",
+    "scale_epochs",
+    "scale_learning_rate",
+}
+"""Fields that the choice of units does not depend on; its scores depend on the keep ratio neither."""
+
+
+def check_folder(output: Path) -> None:
+    """Make the folder of a comparison, or find the one that is to be continued; CheckpointError when it is neither."""
+    results_folder(output, CELLS_FOLDER, "comparison")
+
+
+class Comparison:
+    """Runs cells on one model. Making one checks everything that can be checked before the work starts.
+
+    source: model folder or hub name.  corpora: evaluation corpora by name.  window: tokens in an evaluation window.
+    limits: windows of each corpus, from its start; None for all.  device: where the dense model is measured.
+    Raises GraspruneError.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        cells: Sequence[Cell],
+        corpora: Mapping[str, Corpus],
+        output: Path,
+        *,
+        window: int = EVALUATION_WINDOW,
+        limits: Sequence[int] | None = None,
+        device: str = "auto",
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.source, self.cells, self.output = source, tuple(cells), output
+        self.device, self.trust_remote_code = device, trust_remote_code
+        config = load_config(source, trust_remote_code=trust_remote_code)
+        check_length(config, "eval_seq_len", window)
+        self._check_cells(config)
+        self.tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+        self.evaluations = [
+            Evaluation(name, corpus, windows_of(tokenize(corpus, self.tokenizer), window, limit))
+            for (name, corpus), limit in zip(corpora.items(), limits or (None,) * len(corpora), strict=True)
+        ]
+        self.described = {evaluation.name: evaluation.describe() for evaluation in self.evaluations}
+        self.base_model = identity(source, config)
+        check_folder(output)
+
+    def run(self, announce: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+        """Measure the dense model and every cell that is not finished yet; the whole comparison as JSON types.
+
+        announce: called with one line about every cell.
+        A cell that a GraspruneError stops holds it as `error` and stops no other; the next run tries it again.
+        """
+        dense = self._dense(announce)
+        base = _Base(self.source, self.trust_remote_code)
+        known = _Known()
+        cells = []
+        for number, cell in enumerate(self.cells, start=1):
+            result = self._finished(self._path_of(cell), self._inputs(cell))
+            place = f"cell {number} of {len(self.cells)}, {cell.name}"
+            if result is None:
+                announce(f"{place}: running")
+                result = self._run_cell(cell, base, known)
+                announce(f"{place}: {_outcome_line(result)}")
+            else:
+                announce(f"{place}: finished before")
+            cells.append(_reported(cell, result))
+        return {
+            "format": RESULT_FORMAT,
+            "model": {"source": self.source, **self.base_model},
+            "options": {name: getattr(self.cells[0].config, name) for name in SAME_FOR_ALL},
+            "corpora": self.described,
+            "dense": {key: value for key, value in dense.items() if key != "inputs"},
+            "cells": cells,
+            "versions": {name: version(name) for name in ("optimum-grasprune", "torch", "transformers")}
+            | {"python": platform.python_version()},
+        }
+
+    def _check_cells(self, config: Any) -> None:
+        family, model = family_of(config), empty_model(config)
+        inventory, parameters = family.inventory(model), count_parameters(model)
+        self._corpus_hashes: dict[tuple[str, str | None, str], str] = {}
+        for cell in self.cells:
+            options = cell.config
+            try:
+                if options.pattern == "units":
+                    Budget.resolve(options, inventory, parameters)
+            except OptionError as error:
+                raise as_given(error, cell.entry, {}) from None
+            if not cell.calibrated:
+                continue
+            calibration_length(config, options.seq_len)
+            if (key := _corpus_key(options)) not in self._corpus_hashes:
+                self._corpus_hashes[key] = load_corpus(*key).sha256
+
+    def _path_of(self, cell: Cell) -> Path:
+        return self.output / CELLS_FOLDER / cell.file_name
+
+    def _inputs(self, cell: Cell | None) -> dict[str, Any]:
+        """All that a result depends on; the dense model's without a cell."""
+        inputs: dict[str, Any] = {
+            "base_model": self.base_model,
+            "evaluation": self.described,
+        }
+        if cell is not None:
+            inputs["recipe"] = cell.config.to_dict()
+            inputs["calibration"] = self._corpus_hashes[_corpus_key(cell.config)] if cell.calibrated else None
+        return inputs
+
+    def _finished(self, path: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The stored result if it is of these inputs, and no error."""
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        same = isinstance(stored, dict) and stored.get("inputs") == inputs
+        return stored if same and "perplexity" in stored else None
+
+    def _dense(self, announce: Callable[[str], None]) -> dict[str, Any]:
+        path, inputs = self.output / DENSE_NAME, self._inputs(None)
+        if (stored := self._finished(path, inputs)) is not None:
+            announce("dense: finished before")
+            return stored
+        announce("dense: measuring")
+        model = load_model(self.source, dtype="float32", device=self.device, trust_remote_code=self.trust_remote_code)
+        result = {"inputs": inputs, "parameters": count_parameters(model), "perplexity": self._measure(model)}
+        write_json(path, result)
+        announce(f"dense: {_outcome_line(result)}")
+        return result
+
+    def _run_cell(self, cell: Cell, base: _Base, known: _Known) -> dict[str, Any]:
+        result: dict[str, Any] = {"inputs": self._inputs(cell)}
+        try:
+            result.update(self._pruned(cell, base, known))
+        except GraspruneError as error:
+            result["error"] = str(error)
+        write_json(self._path_of(cell), result)
+        return result
+
+    def _pruned(self, cell: Cell, base: _Base, known: _Known) -> dict[str, Any]:
+        model = base.model_for(cell.config)
+        scores_key = _key_without(_AFTER_THE_CHOICE | {"keep_ratio"}, cell.config)
+        choice_key = _key_without(_AFTER_THE_CHOICE, cell.config)
+        scores, candidates = known.scores.get(scores_key), known.candidates.get(choice_key)
+        pruner = GRASPPruner(cell.config)
+        start = time.perf_counter()
+        pruned = pruner.prune_model(model, self.tokenizer, scores=scores, candidates=candidates)
+        seconds = time.perf_counter() - start
+        known.scores[scores_key], known.candidates[choice_key] = pruner.scores, pruner.candidates
+        return {
+            "kept": pruner.record.get("budget", {}).get("kept", {}),
+            "compensation": pruner.record.get("compensation", []),
+            "choice": pruner.record.get("choice", []),
+            "seconds": round(seconds, 2),
+            "scores_reused": scores is not None,
+            "choice_reused": candidates is not None,
+            "perplexity": self._measure(widened(pruned)),
+        }
+
+    def _measure(self, model: PreTrainedModel) -> dict[str, float]:
+        return {evaluation.name: perplexity(model, evaluation.windows_WS).perplexity for evaluation in self.evaluations}
+
+
+@dataclass
+class _Known:
+    """What earlier cells computed, by the options that it depends on."""
+
+    scores: dict[str, Tensor | None] = field(default_factory=dict)
+    candidates: dict[str, Mapping[str, UnitMask] | None] = field(default_factory=dict)
+
+
+def _key_without(names: set[str], config: GRASPConfig) -> str:
+    return json.dumps({name: value for name, value in config.to_dict().items() if name not in names})
+
+
+class _Base:
+    """The base model, loaded when it is first needed, and again only for another precision or device."""
+
+    def __init__(self, source: str, trust_remote_code: bool) -> None:
+        self.source, self.trust_remote_code = source, trust_remote_code
+        self._key: tuple[str, str] | None = None
+        self._model: PreTrainedModel | None = None
+
+    def model_for(self, config: GRASPConfig) -> PreTrainedModel:
+        """The model in the precision and on the device of a configuration."""
+        key = (config.dtype, config.device)
+        if self._model is None or self._key != key:
+            self._model = None  # two at once may be more than the device holds
+            self._model = load_model(
+                self.source, dtype=config.dtype, device=config.device, trust_remote_code=self.trust_remote_code
+            )
+            self._key = key
+        return self._model
+
+
+def widened(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in fp32 for measuring; the given one, and what it shares with others, stays as it is."""
+    if all(parameter.dtype == torch.float32 for parameter in model.parameters()):
+        return model
+    return copy.deepcopy(model).float()
+
+
+def identity(source: str, config: Any) -> dict[str, Any]:
+    """What makes a base model another one: its shapes and its weights, wherever they lie."""
+    described = describe_model(empty_model(config))
+    shapes = {name: value for name, value in described.items() if name not in ("name", "dtype")}
+    return {**shapes, "weights": _weights_hash(source) or f"{source}@{getattr(config, '_commit_hash', None)}"}
+
+
+def _weights_hash(source: str) -> str | None:
+    files = sorted(path for kind in ("*.safetensors", "*.bin") for path in Path(source).glob(kind))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _reported(cell: Cell, stored: Mapping[str, Any]) -> dict[str, Any]:
+    # The model and the corpora are those of the whole comparison; its table needs no copy of them in every cell.
+    outcome = {key: value for key, value in stored.items() if key != "inputs"}
+    own = {key: stored["inputs"][key] for key in ("recipe", "calibration")}
+    return {"entry": cell.entry, "keep_ratio": cell.config.keep_ratio, **outcome, **own}
+
+
+def _corpus_key(config: GRASPConfig) -> tuple[str, str | None, str]:
+    return config.dataset, config.dataset_split, config.text_column
+
+
+def _outcome_line(result: Mapping[str, Any]) -> str:
+    if "error" in result:
+        return f"failed: {result['error']}"
+    measured = ", ".join(f"{name} {shown(value)}" for name, value in result["perplexity"].items())
+    return f"perplexity {measured}" + (f"; {result['seconds']:.0f} s" if "seconds" in result else "")

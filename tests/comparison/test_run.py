@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from optimum_grasprune import GRASPConfig, GRASPPruner
+from optimum_grasprune.comparison import Comparison, cells_of, read_corpora
+from optimum_grasprune.comparison.run import check_folder, identity, widened
+from optimum_grasprune.errors import CheckpointError, DataError, OptionError
+from tests.conftest import logits_of
+
+QUICK = {"num_samples": 4, "seq_len": 24, "epochs": 1}
+
+
+def test_output_folder(tmp_path: Path) -> None:
+    check_folder(tmp_path / "a" / "b")
+    check_folder(tmp_path / "a" / "b")
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").touch()
+    for output, message in (
+        (tmp_path / "file", "is a file, not a folder"),
+        (tmp_path / "full", "holds something other than a comparison"),
+        (Path("/proc/nowhere"), "cannot be written"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            check_folder(output)
+
+
+def test_identity_is_shapes_and_weights(
+    build_model: Callable[..., LlamaForCausalLM], model_folder: Path, tmp_path: Path
+) -> None:
+    def saved(seed: int) -> dict[str, Any]:
+        model = build_model(seed=seed)
+        model.save_pretrained(tmp_path / str(seed))
+        return identity(str(tmp_path / str(seed)), model.config)
+
+    assert saved(0) == identity(str(model_folder), build_model().config)
+    assert saved(1) != saved(0)
+
+
+def test_widening_leaves_the_dense_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    dense = model.bfloat16()
+    before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
+    text = "Number one is followed by number two. " * 40
+    for method, options in (("magnitude", {}), ("statistical", {"pattern": "2:4"})):
+        config = GRASPConfig(method=method, compensation="none", **QUICK, **options)
+        pruned = GRASPPruner(config).prune_model(dense, tokenizer, [text])
+        wide = widened(pruned)
+        assert {tensor.dtype for tensor in wide.parameters()} == {torch.float32}
+        assert {tensor.dtype for tensor in pruned.parameters()} == {torch.bfloat16}
+        assert set(before) == set(dense.state_dict())
+        for name, tensor in dense.state_dict().items():
+            assert tensor.dtype == before[name].dtype and torch.equal(tensor, before[name]), name
+        wide.model.embed_tokens.weight.data.zero_()
+        assert torch.equal(dense.model.embed_tokens.weight, before["model.embed_tokens.weight"])
+
+
+def test_a_model_in_fp32_is_not_copied(model: LlamaForCausalLM) -> None:
+    assert widened(model) is model
+    tokens_BS = torch.arange(2, 12)[None]
+    assert torch.allclose(
+        logits_of(widened(copy.deepcopy(model).bfloat16()), tokens_BS), logits_of(model, tokens_BS), atol=1
+    )
+
+
+def comparison(model_folder: Path, corpus_file: Path, output: Path, **options: Any) -> Comparison:
+    cells = cells_of(["random"], [0.5], {**QUICK, "dataset": str(corpus_file), **options})
+    return Comparison(
+        str(model_folder), cells, read_corpora([f"end={corpus_file}[90%:]"], "text"), output, window=32, limits=[3]
+    )
+
+
+def test_damaged_or_foreign_cells_are_run_again(model_folder: Path, corpus_file: Path, tmp_path: Path) -> None:
+    first = comparison(model_folder, corpus_file, tmp_path).run()
+    file = tmp_path / "cells" / "random-0.5.json"
+    good = json.loads(file.read_text())
+    for content in ("{", "[]", "{}", json.dumps({**good, "inputs": {}})):
+        file.write_text(content)
+        again = comparison(model_folder, corpus_file, tmp_path).run()
+        assert again["cells"][0]["perplexity"] == first["cells"][0]["perplexity"]
+        assert json.loads(file.read_text())["inputs"] == good["inputs"]
+
+
+def test_checks_before_any_work(model_folder: Path, corpus_file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    corpora = read_corpora([f"end={corpus_file}[90%:]"], "text")
+    for entries, ratios, options, window, error, message in (
+        (["flap"], [0.5], {"dataset": "/nowhere.txt"}, 32, OptionError, "no such file"),
+        (["flap"], [0.5], {"seq_len": 200}, 32, OptionError, "the model reads at most 128 tokens"),
+        (["flap"], [0.8, 0.01], {}, 32, OptionError, "keep_ratios=0.01: too small for"),
+        (["flap"], [0.5], {}, 129, OptionError, "eval_seq_len=129: the model reads at most 128 tokens"),
+    ):
+        cells = cells_of(entries, ratios, {**QUICK, "dataset": str(corpus_file), **options})
+        with pytest.raises(error, match=message):
+            Comparison(str(model_folder), cells, corpora, output, window=window)
+    short = tmp_path / "short.txt"
+    short.write_text("too short")
+    cells = cells_of(["random"], [0.5], {"dataset": "/nowhere.txt", "seq_len": 200})  # random looks at no data
+    with pytest.raises(DataError, match="less than one window of 32"):
+        Comparison(str(model_folder), cells, read_corpora([f"s={short}"], "text"), output, window=32)
+    assert not output.exists()
+    Comparison(str(model_folder), cells, corpora, output, window=32)
