@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shlex
 import shutil
 import statistics
@@ -20,6 +19,9 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from optimum_grasprune.comparison.tables import excess_loss
+from optimum_grasprune.files import write_file, write_json
 
 CHANGES: dict[str, list[str]] = {
     "zero start": ["--start", "zero"],
@@ -69,11 +71,10 @@ def folder_of(args: argparse.Namespace, change: str, seed: int) -> Path:
 
 def excess_losses(comparison: dict[str, Any]) -> dict[tuple[str, str], float]:
     """ln(perplexity ÷ dense) for each corpus and keep ratio, in nats."""
-    dense = comparison["dense"]["perplexity"]
     return {
-        (corpus, f"{cell['keep_ratio']:g}"): math.log(value / dense[corpus])
+        (corpus, f"{cell['keep_ratio']:g}"): excess_loss(comparison, cell, corpus)
         for cell in comparison["cells"]
-        for corpus, value in cell["perplexity"].items()
+        for corpus in cell["perplexity"]
     }
 
 
@@ -101,9 +102,8 @@ def main() -> None:
                 for (corpus, ratio), loss in excess_losses(comparison).items():
                     tables.setdefault(corpus, {}).setdefault(row, {}).setdefault(ratio, []).append(loss)
         page = heading(run) + "\n".join(f"## {corpus}\n\n{markdown(table)}" for corpus, table in tables.items())
-        whole = json.dumps({**run, "excess_loss": tables}, indent=2)
-        (args.output / "ablation.json").write_text(whole + "\n", encoding="utf-8")
-        (args.output / "ablation.md").write_text(page, encoding="utf-8")
+        write_json(args.output / "ablation.json", {**run, "excess_loss": tables})
+        write_file(args.output / "ablation.md", page.encode())
     print(page)
 
 

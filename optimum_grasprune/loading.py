@@ -96,11 +96,11 @@ def longest_context(config: PreTrainedConfig) -> int | None:
     return getattr(config, "max_position_embeddings", None)
 
 
-def check_length(config: PreTrainedConfig, option: str, length: int, source: str = "") -> None:
-    """Raise OptionError when a model reads fewer tokens at once than the option asks for; `source` says which."""
+def check_length(config: PreTrainedConfig, option: str, length: int, model: str = "the model") -> None:
+    """Raise OptionError when a model reads fewer tokens at once than the option asks for; model: what it is called."""
     longest = longest_context(config)
     if longest is not None and length > longest:
-        raise OptionError(option, length, f"the model {source}".rstrip() + f" reads at most {longest} tokens")
+        raise OptionError(option, length, f"{model} reads at most {longest} tokens")
 
 
 def calibration_length(config: PreTrainedConfig, asked: int | None) -> int:

@@ -83,7 +83,7 @@ class EvaluateCommand(Subcommand):
         trust = self.args.trust_remote_code
         model = load_model(source, dtype="float32", device=config.device, trust_remote_code=trust)
         window = config.seq_len or EVALUATION_WINDOW
-        check_length(model.config, "seq_len", window, source)
+        check_length(model.config, "seq_len", window, f"the model {source}")
         tokens_T = tokenize(corpus, load_tokenizer(source, trust_remote_code=trust))
         result = perplexity(model, windows_of(tokens_T, window, config.num_samples), config.batch_size)
         return {"model": source, "parameters": count_parameters(model), **result.to_dict()}
