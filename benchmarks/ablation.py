@@ -26,7 +26,7 @@ from optimum_grasprune.files import write_file, write_json
 CHANGES: dict[str, list[str]] = {
     "zero start": ["--start", "zero"],
     "Fisher start in 8 rounds": ["--start-rounds", "8"],
-    "full cut from the first step": ["--budget-warmup", "0"],
+    "shrinking budget": ["--budget-warmup", "0.5"],
     "learning rate 0.01": ["--learning-rate", "0.01"],
     "learning rate 0.05": ["--learning-rate", "0.05"],
     "constant learning rate": ["--schedule", "constant"],

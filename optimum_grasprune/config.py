@@ -284,6 +284,7 @@ class GRASPConfig(
                 "statistic_samples": 64,
                 "scale_samples": 128,
                 "snapshots": 2,
+                "budget_warmup": 0.0,
                 **overrides,
             }
         )
