@@ -66,5 +66,6 @@ def test_recipes_use_what_is_learnt_in_order(recipe: str) -> None:
     from optimum_grasprune.config import RECIPES
 
     config = RECIPES[recipe]()
-    assert config.start == "fisher" and config.budget_warmup > 0 and config.snapshots > 1
+    assert config.start == "fisher" and config.snapshots > 1
+    assert (config.budget_warmup > 0) == (recipe != "quick")  # which has too few steps for it
     get_method(config.method).check(config)
