@@ -36,7 +36,8 @@ def cost(config: GRASPConfig) -> float:
     judged = held_out * (2 * len(DAMPINGS) + config.snapshots + 2) / 2
     length = config.seq_len or CALIBRATION_LENGTH
     number = config.num_samples or CALIBRATION_TOKENS // length
-    return (statistics + number * config.epochs + search + judged + min(number, config.scale_samples)) * length
+    scales = config.scale_epochs * min(number, config.scale_samples)
+    return (statistics + number * config.epochs + search + judged + scales) * length
 
 
 def test_default_costs_less_than_the_paper_and_recipes_are_in_order() -> None:
