@@ -276,7 +276,7 @@ class GRASPConfig(
 
     @classmethod
     def quick(cls, **overrides: Any) -> GRASPConfig:
-        """Fewer and shorter sequences, too few for a budget that shrinks on the way: for a first look."""
+        """Fewer and shorter sequences, and the full cut from the first step: for a first look."""
         return cls(
             **{
                 "num_samples": 192,

@@ -67,5 +67,5 @@ def test_recipes_use_what_is_learnt_in_order(recipe: str) -> None:
 
     config = RECIPES[recipe]()
     assert config.start == "fisher" and config.snapshots > 1
-    assert (config.budget_warmup > 0) == (recipe != "quick")  # which has too few steps for it
+    assert (config.budget_warmup > 0) == (recipe != "quick")  # the short one, which takes the full cut at once
     get_method(config.method).check(config)
