@@ -30,6 +30,7 @@ class Budget:
     minimum: units that must stay in every group of a kind.  multiple_of: every group's width is a multiple of it.
     options: the request these limits were resolved from, kept for error messages and reports.
     fixed_cost: parameters outside the inventory that count against a `total` budget (0 for `prunable`).
+    added_cost: parameters that compensation will add, which count against it too.
     """
 
     cost: int
@@ -38,20 +39,25 @@ class Budget:
     multiple_of: Mapping[Kind, int] = field(default_factory=lambda: {"ffn": 1, "kv": 1})
     options: BudgetOptions = field(default_factory=lambda: BudgetOptions())
     fixed_cost: int = 0
+    added_cost: int = 0
 
     @classmethod
-    def resolve(cls, options: BudgetOptions, inventory: UnitInventory, total_parameters: int) -> Budget:
+    def resolve(
+        cls, options: BudgetOptions, inventory: UnitInventory, total_parameters: int, added_parameters: int = 0
+    ) -> Budget:
         """Absolute limits from ratios.
 
-        total_parameters: all parameters of the model, tied ones once. Raises BudgetError or OptionError when no mask
-        can meet the limits.
+        total_parameters: all parameters of the model, tied ones once.  added_parameters: those that compensation adds.
+        Raises BudgetError or OptionError when no mask can meet the limits.
         """
-        fixed = total_parameters - inventory.total_cost if options.budget == "total" else 0
+        of_all = options.budget == "total"
+        fixed = total_parameters - inventory.total_cost if of_all else 0
+        added = added_parameters if of_all else 0
         ratio = exact_ratio(options.keep_ratio)
         kv_ratio = None if options.kv_keep_ratio is None else exact_ratio(options.kv_keep_ratio)
         tensor_parallel = options.tensor_parallel_size
         budget = cls(
-            cost=math.floor(ratio * (inventory.total_cost + fixed)) - fixed,
+            cost=math.floor(ratio * (inventory.total_cost + fixed)) - fixed - added,
             kv_width=None if kv_ratio is None else math.floor(kv_ratio * inventory.total_kv_width),
             minimum={"ffn": options.min_ffn_channels, "kv": options.min_kv_groups},
             multiple_of={
@@ -60,6 +66,7 @@ class Budget:
             },
             options=options,
             fixed_cost=fixed,
+            added_cost=added,
         )
         for group in inventory.groups:
             budget.check_group(group)
@@ -98,7 +105,8 @@ class Budget:
         least_kv = sum(self.smallest_width(group) * group.kv_width for group in inventory.groups)
         if least_cost > self.cost:
             whole = inventory.total_cost + self.fixed_cost
-            self._refuse("keep_ratio", self.options.keep_ratio, least_cost + self.fixed_cost, whole)
+            least = least_cost + self.fixed_cost + self.added_cost
+            self._refuse("keep_ratio", self.options.keep_ratio, least, whole)
         if self.kv_width is not None and least_kv > self.kv_width:
             self._refuse("kv_keep_ratio", self.options.kv_keep_ratio, least_kv, inventory.total_kv_width)
 
@@ -108,6 +116,8 @@ class Budget:
         parts += [f"{KIND_LABELS[kind]}s in multiples of {n}" for kind, n in self.multiple_of.items() if n > 1]
         if self.fixed_cost and option == "keep_ratio":
             parts.append(f"{self.fixed_cost:,} parameters that are never pruned")
+        if self.added_cost and option == "keep_ratio":
+            parts.append(f"{self.added_cost:,} that the compensation adds")
         raise BudgetError(option, value, f"too small for {', '.join(parts)}; the nearest feasible value is {nearest}")
 
 

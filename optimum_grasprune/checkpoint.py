@@ -21,6 +21,7 @@ from .files import staged_folder, write_json
 from .loading import load_model
 from .modeling import CODE_FILES, PRUNED_CLASSES, auto_map
 from .plan import PruningPlan
+from .record import in_todays_words
 
 RECORD_NAME = "grasp_config.json"
 
@@ -94,7 +95,7 @@ def read_plan(path: str | os.PathLike[str]) -> tuple[PruningPlan, dict[str, Any]
             raise KeyError(*sorted(absent))
         if record.get("plan", {}) is None:
             raise PlanError(f"{file} holds no pruning plan: single weights were set to zero, no units were cut")
-        return PruningPlan.from_dict(record["plan"]), record
+        return PruningPlan.from_dict(record["plan"]), in_todays_words(record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PlanError(f"{file} holds no pruning plan: {error!r}") from None
 

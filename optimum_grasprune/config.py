@@ -73,15 +73,21 @@ class CalibrationOptions(_Options):
 
     dataset: str = Field(
         default="builtin",
-        description="calibration corpus: a text, jsonl, csv or parquet file (also .gz), a Hugging Face dataset as "
-        "NAME or NAME:CONFIG, 'wikitext2', 'c4', 'builtin' (the standard library's text) or 'sampled' (English); "
-        "several with commas between them are mixed in equal parts",
+        description="calibration corpus: a text, jsonl, csv or parquet file (also .gz), a folder of them or one that "
+        "`save_to_disk` wrote, a Hugging Face dataset as NAME or NAME:CONFIG, 'wikitext2', 'c4', 'builtin' (the "
+        "standard library's text) or 'sampled' (English); several with commas between them are mixed in equal parts",
     )
     dataset_split: str | None = Field(
         default=None, description="split or slice of it, as in 'train', 'train[:90%]' or, for a file, '[:90%]'"
     )
     text_column: str = Field(
-        default="text", description="column that holds the text, for everything but plain text files"
+        default="text",
+        description="column that holds the text, for everything but plain text files; conversations (lists of messages "
+        "with role and content) go through the tokenizer's chat template",
+    )
+    bos: bool | None = Field(
+        default=None,
+        description="whether each sequence starts with a BOS token; None is what the tokenizer does by itself",
     )
     num_samples: int | None = Field(
         default=None,
@@ -96,7 +102,7 @@ class CalibrationOptions(_Options):
     held_out: int | None = Field(
         default=None,
         ge=0,
-        description="further sequences, from the end of the corpus, on whose loss candidates and compensations are "
+        description="further sequences, from the end of each corpus, on whose loss candidates and compensations are "
         "chosen; 0 takes them unseen, None is the method's own number",
     )
 
@@ -169,11 +175,18 @@ class MethodOptions(_Options):
         description="inputs that the least squares fit: what stays of the dense model's, or those that the layers "
         "already restored give; auto is the method's own",
     )
+    least_squares: Literal["auto", "robust", "plain"] = Field(
+        default="auto",
+        description="how least squares take massive activations: robust leaves outlying tokens out and measures the "
+        "ridge in median diagonals of the Gram matrix, plain takes all tokens and mean diagonals, as FASP does; auto "
+        "is the method's own",
+    )
     damping: float | None = Field(
         default=None,
         gt=0,
-        description="ridge of the least squares towards the weights as they are, in units of the Gram matrix's median "
-        "diagonal; None tries several on held-out data",
+        description="ridge of the least squares towards the weights as they are, in mean diagonals of the Gram matrix "
+        "(plain) or in median ones (robust); None is 0.01 for plain, and for robust the best of several on held-out "
+        "data",
     )
 
 

@@ -46,3 +46,7 @@ class CheckpointError(GraspruneError):
 
 class PlanError(GraspruneError):
     """A pruning plan does not fit the model that it is replayed on."""
+
+
+class GraspruneWarning(UserWarning):
+    """Something that a user should know and that stops nothing; the command line prints it as one line."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -16,43 +17,44 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .allocation import Outcome, choose
 from .budget import Budget, exact_ratio
-from .calibration import Corpus, corpus_in_memory, hold_out, load_corpus, sample_sequences, tokenize
 from .checkpoint import save_checkpoint
-from .compensation import DAMPINGS, STEPS, Means, refitted_model
+from .compensation import STEPS, Means, added_parameters, refitted_model
 from .compensation.elements import restore_element_energy
 from .config import GRASPConfig
-from .errors import GraspruneError, OptionError, PlanError
+from .corpora import FEW_HELD_OUT, TokenizedCorpus, corpus_in_memory, load_corpus, tokenize
+from .errors import GraspruneError, GraspruneWarning, OptionError, PlanError
 from .families import Family, family_of, head_dimension
 from .loading import calibration_length, count_parameters
 from .masks import ElementMask, UnitMask
 from .methods import Task, get_method
 from .plan import PruningPlan
+from .record import RECORD_FORMAT, mixed_as_one_text
 from .report import model_card
 from .surgery import fold_scales
 from .surgery.elements import build_sparse_model
 from .units import UnitInventory
 
-RECORD_VERSION = 1
 NO_TOKENS_NS = torch.empty(0, 0, dtype=torch.int64)
 _RECORDED_PACKAGES = ("optimum-grasprune", "torch", "transformers")
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The corpus and the sequences drawn from it.
+    """A corpus and the sequences drawn from it.
 
     tokens_NS: what methods and compensations learn from, shape (N, S).  held_out_NS: what choices are judged on; none
     where nothing is to be chosen.
     """
 
-    corpus: Corpus
+    tokenized: TokenizedCorpus
     tokens_NS: Tensor
     held_out_NS: Tensor
 
     def describe(self) -> dict[str, Any]:
         """What a checkpoint records of it."""
         return {
-            **self.corpus.describe(),
+            **self.tokenized.corpus.describe(),
+            "first_tokens": list(self.tokenized.first),
             "sequences": list(self.tokens_NS.shape),
             "held_out_sequences": len(self.held_out_NS),
         }
@@ -85,7 +87,7 @@ class GRASPPruner:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        texts: Sequence[str] | None = None,
+        texts: Sequence[Any] | TokenizedCorpus | None = None,
         scores: Tensor | None = None,
         candidates: Mapping[str, UnitMask] | None = None,
     ) -> PreTrainedModel:
@@ -93,7 +95,8 @@ class GRASPPruner:
 
         With another `pattern` than "units" it is a model of the same class and size, with zeros in it.
 
-        texts: calibration texts, in place of the corpus that the configuration names.
+        texts: calibration texts, or conversations (lists of messages with `role` and `content`), in place of the corpus
+            that the configuration names; a corpus that is tokenized already is taken as it is.
         scores: `scores` of an earlier run of the same method on the same model and corpus, which need not be computed
             again: they fit any budget.
         candidates: `candidates` of an earlier run that differs in nothing but what makes up for the cut.
@@ -105,7 +108,8 @@ class GRASPPruner:
         # Where single weights are cut, every unit stays.
         budget = Budget(inventory.total_cost)
         if whole_units:
-            budget = Budget.resolve(self.config, inventory, count_parameters(model))
+            added = added_parameters(self.method.means_for(self.config), model, family)
+            budget = Budget.resolve(self.config, inventory, count_parameters(model), added)
         calibration = self._calibration(model, tokenizer, texts, self.config)
         tokens_NS = held_out_NS = NO_TOKENS_NS
         if calibration is not None:
@@ -145,8 +149,8 @@ class GRASPPruner:
             tokens_NS = self._recorded_tokens(model, tokenizer, recipe, origin)
             if "least_squares" in steps:
                 recorded = None if origin is None else origin["damping"]
-                damping = recorded or recipe.damping or DAMPINGS[0]
-        pruned = refitted_model(model, plan.without_scales(), family, means, tokens_NS, damping or DAMPINGS[0])
+                damping = recorded or recipe.damping or means.fit.dampings[0]
+        pruned = refitted_model(model, plan.without_scales(), family, means, tokens_NS, damping)
         fold_scales(pruned, plan, family)
         self._finish(model, tokenizer, family, Outcome(plan, pruned, steps, damping, ()), None, None)
         if origin is not None:
@@ -192,7 +196,13 @@ class GRASPPruner:
         calibration = self._calibration(model, tokenizer, None, recipe)
         if calibration is None:
             raise PlanError("the plan's recipe has no calibration data to refit weights to")
-        if origin is not None and (origin["calibration"] or {}).get("sha256") != calibration.corpus.sha256:
+        if origin is not None and mixed_as_one_text(origin):
+            raise PlanError(
+                f"the plan's weights were refitted to {recipe.dataset} mixed as version 0.1 did it, which cannot be "
+                "drawn again; replay it with another compensation: scales or none"
+            )
+        corpus = calibration.tokenized.corpus
+        if origin is not None and (origin["calibration"] or {}).get("sha256") != corpus.sha256:
             raise PlanError(f"the corpus {recipe.dataset} is not the one that the plan was calibrated on")
         return calibration.tokens_NS[: recipe.statistic_samples]
 
@@ -200,22 +210,22 @@ class GRASPPruner:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
-        texts: Sequence[str] | None,
+        texts: Sequence[Any] | TokenizedCorpus | None,
         config: GRASPConfig,
     ) -> Calibration | None:
         method = get_method(config.method)
         if not method.looks_at_data(config):
             return None
         length = calibration_length(model.config, config.seq_len)
+        if isinstance(texts, TokenizedCorpus):
+            return drawn(texts, config, length)
         if texts is None:
             corpus = load_corpus(config.dataset, config.dataset_split, config.text_column)
         else:
             corpus = corpus_in_memory(texts)
         if tokenizer is None:
             raise GraspruneError("a tokenizer is needed to calibrate")
-        held_out = method.held_out_for(config)
-        tokens_T, held_out_NS = hold_out(tokenize(corpus, tokenizer), held_out, length)
-        return Calibration(corpus, sample_sequences(tokens_T, config, length, config.seed), held_out_NS)
+        return drawn(tokenize(corpus, tokenizer, model.config.vocab_size, bos=config.bos), config, length)
 
     def _finish(
         self,
@@ -262,12 +272,31 @@ class GRASPPruner:
         if calibration is not None:  # what it came to, so that a replay draws the same sequences
             recipe["num_samples"], recipe["seq_len"] = calibration.tokens_NS.shape
         return {
-            "format": RECORD_VERSION,
+            "format": RECORD_FORMAT,
             "recipe": recipe,
             "base_model": describe_model(model),
             "calibration": None if calibration is None else calibration.describe(),
             "versions": {name: version(name) for name in _RECORDED_PACKAGES} | {"python": platform.python_version()},
         }
+
+
+def drawn(tokenized: TokenizedCorpus, config: GRASPConfig, length: int) -> Calibration:
+    """The calibration sequences of a recipe, of `length` tokens, and what it holds out.
+
+    Raises DataError or OptionError when the corpus is too short. Warns where little is held out, unless asked for.
+    """
+    method = get_method(config.method)
+    rest, held_out_NS = tokenized.hold_out(method.held_out_for(config), length)
+    sequences_NS = rest.sample(config, length, config.seed)
+    if config.held_out is None and method.held_out and len(held_out_NS) < FEW_HELD_OUT:
+        warnings.warn(
+            f"the corpus {tokenized.corpus.source} is so short that only {len(held_out_NS)} of {method.held_out} "
+            f"sequences of {length} tokens could be held out: between candidates, and between what makes up for the "
+            "cut, they decide little better than chance; use more text",
+            GraspruneWarning,
+            stacklevel=2,
+        )
+    return Calibration(tokenized, sequences_NS, held_out_NS)
 
 
 def describe_model(model: PreTrainedModel) -> dict[str, Any]:

@@ -85,6 +85,16 @@ def test_total_budget_counts_what_is_never_pruned(small_inventory: UnitInventory
     assert budget.cost == 147 - 100  # floor(0.9 * 164) less the 100 outside the inventory
 
 
+def test_what_compensation_adds_counts_in_a_total_budget(small_inventory: UnitInventory) -> None:
+    options = BudgetOptions(keep_ratio=0.9, budget="total")
+    assert Budget.resolve(options, small_inventory, 164, 20).cost == 147 - 100 - 20
+    with pytest.raises(BudgetError, match=r"that the compensation adds; the nearest feasible value is 0.9513"):
+        Budget.resolve(options, small_inventory, 164, 30)
+    assert Budget.resolve(options.model_copy(update={"keep_ratio": 0.9513}), small_inventory, 164, 30).cost == 26
+    prunable = BudgetOptions(keep_ratio=0.9)
+    assert Budget.resolve(prunable, small_inventory, 164, 20) == Budget.resolve(prunable, small_inventory, 164)
+
+
 def test_ratio_is_read_as_the_decimal_that_was_written() -> None:
     inventory = UnitInventory((UnitGroup(0, "ffn", 100, 1),))
     assert resolve(inventory, keep_ratio=0.29).cost == 29  # 0.29 * 100 is 28.999… in floating point

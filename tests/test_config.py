@@ -4,9 +4,9 @@ import pytest
 from pydantic import ValidationError
 
 from optimum_grasprune import GRASPConfig
-from optimum_grasprune.calibration.data import CALIBRATION_TOKENS
-from optimum_grasprune.compensation import DAMPINGS
+from optimum_grasprune.compensation import FITS
 from optimum_grasprune.config import RECIPES
+from optimum_grasprune.corpora.sequences import CALIBRATION_TOKENS
 from optimum_grasprune.errors import OptionError
 from optimum_grasprune.loading import CALIBRATION_LENGTH
 from optimum_grasprune.methods import get_method
@@ -33,7 +33,7 @@ def cost(config: GRASPConfig) -> float:
     statistics = config.statistic_samples * (config.start == "fisher")
     search = config.search_trials * config.search_samples / 2
     held_out = get_method(config.method).held_out_for(config)
-    judged = held_out * (2 * len(DAMPINGS) + config.snapshots + 2) / 2
+    judged = held_out * (2 * len(FITS["robust"].dampings) + config.snapshots + 2) / 2
     length = config.seq_len or CALIBRATION_LENGTH
     number = config.num_samples or CALIBRATION_TOKENS // length
     scales = config.scale_epochs * min(number, config.scale_samples)

@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, load_pruned_model
-from optimum_grasprune.calibration import load_corpus, tokenize
 from optimum_grasprune.checkpoint import save_checkpoint
-from optimum_grasprune.evaluation import perplexity, windows_of
+from optimum_grasprune.corpora import load_corpus, tokenize
+from optimum_grasprune.evaluation import perplexity
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import load_model, load_tokenizer
 from optimum_grasprune.surgery import build_pruned_model
@@ -45,7 +45,7 @@ def pruner() -> GRASPPruner:
 @pytest.fixture(scope="module")
 def windows() -> torch.Tensor:
     """Held-out text of the built-in corpus."""
-    return windows_of(tokenize(load_corpus("sampled", "[90%:]"), load_tokenizer(str(TINY_LLAMA))), 128, 60)
+    return tokenize(load_corpus("sampled", "[90%:]"), load_tokenizer(str(TINY_LLAMA))).windows(128, 60)
 
 
 def test_trained_gates_beat_random_units_and_scales_improve_them(pruner: GRASPPruner, windows: torch.Tensor) -> None:

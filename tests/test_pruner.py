@@ -2,15 +2,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
 from optimum_grasprune.checkpoint import read_plan
 from optimum_grasprune.errors import GraspruneError, OptionError, PlanError
-from optimum_grasprune.loading import calibration_length
+from optimum_grasprune.families import family_of
+from optimum_grasprune.loading import calibration_length, count_parameters
+from optimum_grasprune.methods import get_method
 from tests.conftest import make_model
 
 
@@ -131,7 +137,7 @@ def test_sequences_are_as_long_as_suits_the_model(reads: int, length: int) -> No
 def test_number_and_length_of_the_sequences_are_recorded(
     config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("optimum_grasprune.calibration.data.CALIBRATION_TOKENS", 4 * 64 + 1)
+    monkeypatch.setattr("optimum_grasprune.corpora.sequences.CALIBRATION_TOKENS", 4 * 64 + 1)
     pruner = GRASPPruner(config.model_copy(update={"num_samples": None, "seq_len": None, "method": "flap"}))
     pruner.prune_model(model, tokenizer)
     assert (pruner.record["recipe"]["num_samples"], pruner.record["recipe"]["seq_len"]) == (4, 64)
@@ -151,7 +157,7 @@ def test_calibrating_on_strings(
     config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     pruner = GRASPPruner(config.model_copy(update={"dataset": "/nowhere/corpus.txt"}))
-    pruner.prune_model(model, tokenizer, texts=["A text about pruning. " * 20, "Another one. " * 20])
+    pruner.prune_model(model, tokenizer, texts=["A text about pruning. " * 200, "Another one. " * 200])
     assert pruner.record["calibration"]["source"] == "in memory"
 
 
@@ -159,3 +165,67 @@ def test_nothing_to_save_yet(config: GRASPConfig, tmp_path: Path) -> None:
     with pytest.raises(GraspruneError, match="call prune_model first"):
         GRASPPruner(config).save(tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("variant", [{}, {"attention_bias": True}, {"attention_bias": True, "mlp_bias": True}])
+@pytest.mark.parametrize("method", ["flap", "random"])
+def test_a_total_budget_pays_for_output_biases(
+    method: str, variant: dict[str, bool], config: GRASPConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    options = {"method": method, "compensation": "bias", "budget": "total", "keep_ratio": 0.75}
+    dense = make_model(**variant)
+    pruned = GRASPPruner(config.model_copy(update=options)).prune_model(dense, tokenizer)
+    asked = math.floor(Fraction("0.75") * count_parameters(dense))
+    cheapest = min(group.cost for group in family_of(dense.config).inventory(dense).groups)
+    assert asked - cheapest < count_parameters(pruned) <= asked
+
+
+def test_fasp_is_run_as_published(
+    config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    def record(**options: object) -> dict[str, object]:
+        pruner = GRASPPruner(config.model_copy(update={"method": "fasp", **options}))
+        pruner.prune_model(model, tokenizer)
+        return pruner.record
+
+    assert record()["damping"] == 0.01
+    assert record(damping=0.1)["damping"] == 0.1
+    assert record(least_squares="robust")["damping"] == 4.0
+    means = get_method("fasp").means_for(config)
+    assert means.fit.outliers and means.fit.diagonal == "mean" and means.restoration == "sequential"
+    means = get_method("grasprune").means_for(config)
+    assert not means.fit.outliers and means.fit.diagonal == "median"
+
+
+def test_sequences_start_with_the_tokenizers_first_token(
+    config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    seen: list[torch.Tensor] = []
+
+    def see(_: object, inputs: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
+        seen.append(inputs[0] if inputs else named["input_ids"])
+
+    model.model.register_forward_pre_hook(see, with_kwargs=True)
+    pruner = GRASPPruner(config)
+    pruner.prune_model(model, tokenizer)
+    assert seen and all((tokens_BS[:, 0] == 0).all() and not (tokens_BS[:, 1:] == 0).any() for tokens_BS in seen)
+    assert pruner.record["calibration"]["first_tokens"] == [0]
+    seen.clear()
+    pruner = GRASPPruner(config.model_copy(update={"bos": False}))
+    pruner.prune_model(model, tokenizer)
+    assert seen and not any((tokens_BS == 0).any() for tokens_BS in seen)
+    assert pruner.record["calibration"]["first_tokens"] == []
+
+
+def test_a_plan_on_a_mixture_of_version_0_1_is_refused_where_weights_were_refitted(
+    config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, corpus_file: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text(corpus_file.read_text().replace("child", "adult"))
+    options = {"method": "fasp", "dataset": f"{corpus_file},{other}"}
+    saved(config.model_copy(update=options), tokenizer, tmp_path / "pruned")
+    plan, record = read_plan(tmp_path / "pruned")
+    GRASPPruner(GRASPConfig()).replay(make_model(), tokenizer, plan, record)
+    with pytest.raises(PlanError, match="mixed as version 0.1 did it, which cannot be drawn again"):
+        GRASPPruner(GRASPConfig()).replay(make_model(), tokenizer, plan, {**record, "format": 1})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
-from ..compensation import DAMPINGS, Means, refitted_model, restored_on_dense_inputs, take_weights
+from ..compensation import Means, refitted_model, restored_on_dense_inputs, take_weights
 from ..evaluation import mean_loss
 from ..gating import gated, train_scales
 from ..masks import UnitMask
@@ -67,13 +67,13 @@ def choose(candidates: Mapping[str, UnitMask], means: Means, task: Task) -> Outc
         best = judge.outcome()
     else:
         *_, plan = plans.values()
-        damping = task.config.damping or DAMPINGS[0]
+        damping = task.config.damping or means.fit.dampings[0]
         used = damping if "least_squares" in means.steps else None
         best = Outcome(plan, _built(plan, means, task, damping), means.weight_steps, used, ())
     return _scaled(best, task) if "scales" in means.steps else best
 
 
-def _built(plan: PruningPlan, means: Means, task: Task, damping: float = DAMPINGS[0]) -> PreTrainedModel:
+def _built(plan: PruningPlan, means: Means, task: Task, damping: float | None = None) -> PreTrainedModel:
     return refitted_model(task.model, plan, task.family, means, task.statistic_tokens_NS, damping)
 
 
@@ -84,14 +84,14 @@ def _refitted(plans: Mapping[str, PruningPlan], means: Means, task: Task) -> Ite
         for name, plan in plans.items():
             yield name, Outcome(plan, _built(plan, means, task), steps, None, ())
         return
-    dampings = DAMPINGS if task.config.damping is None else (task.config.damping,)
+    dampings = means.fit.dampings if task.config.damping is None else (task.config.damping,)
     trials = [(name, damping) for name in plans for damping in dampings]
     if means.restoration == "sequential":
         for name, damping in trials:
             yield name, Outcome(plans[name], _built(plans[name], means, task, damping), steps, damping, ())
         return
     pairs = [(plans[name], damping) for name, damping in trials]
-    weights = restored_on_dense_inputs(task.model, pairs, task.family, task.statistic_tokens_NS)
+    weights = restored_on_dense_inputs(task.model, pairs, task.family, task.statistic_tokens_NS, means.fit)
     for (name, damping), refitted in zip(trials, weights, strict=True):
         pruned = _built(plans[name], Means(()), task)
         take_weights(pruned, refitted, task.family)

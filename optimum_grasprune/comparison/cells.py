@@ -10,17 +10,20 @@ from typing import Any
 
 from torch import Tensor
 
-from ..calibration import Corpus, load_corpus
 from ..config import RECIPES, GRASPConfig
+from ..corpora import Corpus, load_corpus
 from ..errors import OptionError
 from ..files import slug
 from ..methods import get_method, method_names
 from ..pruner import GRASPPruner
 
-SAME_FOR_ALL = ("dataset", "dataset_split", "text_column", "seed")
+SAME_FOR_ALL = ("dataset", "dataset_split", "text_column", "bos", "seed")
 """Fields that no recipe decides for itself in a comparison: every cell has the same data and seed."""
 
-_ENTRY = re.compile(r"(?P<name>[^+:]+)(?:\+(?P<compensation>[^+:]+))?(?::(?P<pattern>[^+]+))?")
+_ENTRY = re.compile(
+    r"(?P<name>[^+:@]+)(?:\+(?P<compensation>[^+:@]+))?(?::(?P<pattern>[^+@]+))?(?:@(?P<options>[^=,]+=[^,]+(?:,.+)?))?"
+)
+_OF_THE_COMPARISON = {"keep_ratio", "method", *SAME_FOR_ALL}
 _CORPUS = re.compile(r"(?P<name>[^=]+)=(?P<source>.+?)(?:\[(?P<part>[^\[\]]+)\])?")
 
 
@@ -65,7 +68,8 @@ class Evaluation:
 def cells_of(entries: Sequence[str], ratios: Sequence[object], options: Mapping[str, Any]) -> list[Cell]:
     """Every entry at every ratio, highest first; all are checked before any is returned.
 
-    entries: names of recipes or methods, each as NAME[+COMPENSATION][:PATTERN].  ratios: shares between 0 and 1.
+    entries: names of recipes or methods, each as NAME[+COMPENSATION][:PATTERN][@OPTION=VALUE,…].  ratios: shares
+    between 0 and 1.
     options: fields of `GRASPConfig` that override the recipes'.  Raises OptionError.
     """
     default = RECIPES["default"](**options)
@@ -81,9 +85,12 @@ def cells_of(entries: Sequence[str], ratios: Sequence[object], options: Mapping[
 def _configuration(entry: str, ratio: object, options: Mapping[str, Any]) -> GRASPConfig:
     match = _ENTRY.fullmatch(entry)
     if not match:
-        raise OptionError("methods", entry, "should look like NAME, NAME+COMPENSATION or NAME:PATTERN")
+        raise OptionError(
+            "methods", entry, "should look like NAME, NAME+COMPENSATION, NAME:PATTERN or NAME@OPTION=VALUE"
+        )
     name = match["name"]
     own: dict[str, Any] = {field: match[field] for field in ("compensation", "pattern") if match[field]}
+    own.update(_own_options(entry, match["options"]))
     recipe = RECIPES.get(name)
     if recipe is None:
         if name not in method_names():
@@ -96,6 +103,20 @@ def _configuration(entry: str, ratio: object, options: Mapping[str, Any]) -> GRA
     except OptionError as error:
         raise as_given(error, entry, own) from None
     return config
+
+
+def _own_options(entry: str, text: str | None) -> dict[str, str]:
+    """The fields that an entry sets for itself, from OPTION=VALUE,OPTION=VALUE."""
+    fields: dict[str, str] = {}
+    for part in text.split(",") if text else ():
+        name, _, value = part.partition("=")
+        field = name.strip().removeprefix("--").replace("-", "_")
+        if field in _OF_THE_COMPARISON:
+            raise OptionError("methods", entry, f"{field} is the same for the whole comparison")
+        if field not in GRASPConfig.model_fields:
+            raise OptionError("methods", entry, f"there is no option {field}")
+        fields[field] = value.strip()
+    return fields
 
 
 def as_given(error: OptionError, entry: str, own: Mapping[str, Any]) -> OptionError:

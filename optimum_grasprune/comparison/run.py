@@ -21,10 +21,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..budget import Budget
-from ..calibration import Corpus, load_corpus, tokenize
+from ..compensation import added_parameters
 from ..config import GRASPConfig
+from ..corpora import Corpus, TokenizedCorpus, load_corpus, tokenize
 from ..errors import GraspruneError, OptionError
-from ..evaluation import EVALUATION_WINDOW, perplexity, windows_of
+from ..evaluation import EVALUATION_WINDOW, perplexity
 from ..families import family_of
 from ..files import results_folder, write_json
 from ..loading import (
@@ -37,7 +38,8 @@ from ..loading import (
     load_tokenizer,
 )
 from ..masks import UnitMask
-from ..pruner import GRASPPruner, describe_model
+from ..methods import get_method
+from ..pruner import GRASPPruner, describe_model, drawn
 from .cells import SAME_FOR_ALL, Cell, Evaluation, as_given
 from .tables import shown
 
@@ -85,10 +87,10 @@ class Comparison:
         self.device, self.trust_remote_code = device, trust_remote_code
         config = load_config(source, trust_remote_code=trust_remote_code)
         check_length(config, "eval_seq_len", window)
-        self._check_cells(config)
         self.tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+        self._check_cells(config)
         self.evaluations = [
-            Evaluation(name, corpus, windows_of(tokenize(corpus, self.tokenizer), window, limit))
+            Evaluation(name, corpus, self._tokenized(corpus, config).windows(window, limit))
             for (name, corpus), limit in zip(corpora.items(), limits or (None,) * len(corpora), strict=True)
         ]
         self.described = {evaluation.name: evaluation.describe() for evaluation in self.evaluations}
@@ -122,26 +124,30 @@ class Comparison:
             "corpora": self.described,
             "dense": {key: value for key, value in dense.items() if key != "inputs"},
             "cells": cells,
-            "versions": {name: version(name) for name in ("optimum-grasprune", "torch", "transformers")}
-            | {"python": platform.python_version()},
+            "versions": {**computing_versions(), "python": platform.python_version()},
         }
+
+    def _tokenized(self, corpus: Corpus, config: Any) -> TokenizedCorpus:
+        return tokenize(corpus, self.tokenizer, config.vocab_size, bos=self.cells[0].config.bos)
 
     def _check_cells(self, config: Any) -> None:
         family, model = family_of(config), empty_model(config)
         inventory, parameters = family.inventory(model), count_parameters(model)
-        self._corpus_hashes: dict[tuple[str, str | None, str], str] = {}
+        self._calibrations: dict[tuple[str, str | None, str], TokenizedCorpus] = {}
         for cell in self.cells:
             options = cell.config
             try:
                 if options.pattern == "units":
-                    Budget.resolve(options, inventory, parameters)
+                    added = added_parameters(get_method(options.method).means_for(options), model, family)
+                    Budget.resolve(options, inventory, parameters, added)
             except OptionError as error:
                 raise as_given(error, cell.entry, {}) from None
             if not cell.calibrated:
                 continue
-            calibration_length(config, options.seq_len)
-            if (key := _corpus_key(options)) not in self._corpus_hashes:
-                self._corpus_hashes[key] = load_corpus(*key).sha256
+            length = calibration_length(config, options.seq_len)
+            if (key := _corpus_key(options)) not in self._calibrations:
+                self._calibrations[key] = self._tokenized(load_corpus(*key), config)
+            drawn(self._calibrations[key], options, length)  # is refused where the corpus is too short
 
     def _path_of(self, cell: Cell) -> Path:
         return self.output / CELLS_FOLDER / cell.file_name
@@ -151,11 +157,15 @@ class Comparison:
         inputs: dict[str, Any] = {
             "base_model": self.base_model,
             "evaluation": self.described,
+            "versions": computing_versions(),
         }
         if cell is not None:
             inputs["recipe"] = cell.config.to_dict()
-            inputs["calibration"] = self._corpus_hashes[_corpus_key(cell.config)] if cell.calibrated else None
+            inputs["calibration"] = self._calibration(cell).corpus.sha256 if cell.calibrated else None
         return inputs
+
+    def _calibration(self, cell: Cell) -> TokenizedCorpus:
+        return self._calibrations[_corpus_key(cell.config)]
 
     def _finished(self, path: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
         """The stored result if it is of these inputs, and no error."""
@@ -194,7 +204,8 @@ class Comparison:
         scores, candidates = known.scores.get(scores_key), known.candidates.get(choice_key)
         pruner = GRASPPruner(cell.config)
         start = time.perf_counter()
-        pruned = pruner.prune_model(model, self.tokenizer, scores=scores, candidates=candidates)
+        texts = self._calibration(cell) if cell.calibrated else None
+        pruned = pruner.prune_model(model, self.tokenizer, texts, scores=scores, candidates=candidates)
         seconds = time.perf_counter() - start
         known.scores[scores_key], known.candidates[choice_key] = pruner.scores, pruner.candidates
         return {
@@ -241,6 +252,11 @@ class _Base:
             )
             self._key = key
         return self._model
+
+
+def computing_versions() -> dict[str, str]:
+    """The packages whose version a result depends on; a result of others is not taken for finished."""
+    return {name: version(name) for name in ("optimum-grasprune", "torch", "transformers")}
 
 
 def widened(model: PreTrainedModel) -> PreTrainedModel:

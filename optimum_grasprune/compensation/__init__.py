@@ -14,7 +14,7 @@ from ..families import Family
 from ..plan import PruningPlan
 from ..surgery import build_pruned_model
 from .first_order import add_missing_mean, restore_energy
-from .least_squares import restore_in_sequence, restored_on_dense_inputs, take_weights
+from .least_squares import FITS, Fit, restore_in_sequence, restored_on_dense_inputs, take_weights
 
 STEPS: dict[str, tuple[str, ...]] = {
     "none": (),
@@ -29,14 +29,13 @@ STEPS: dict[str, tuple[str, ...]] = {
 WEIGHT_STEPS = ("least_squares", "bias", "energy")
 """The steps that change weights and so need the calibration sequences again when a plan is replayed."""
 
-DAMPINGS = (4.0, 0.5, 0.05, 0.005)
-"""Ridges that are tried where held-out data can choose; the first is taken where they cannot."""
-
 __all__ = [
-    "DAMPINGS",
+    "FITS",
     "STEPS",
     "WEIGHT_STEPS",
+    "Fit",
     "Means",
+    "added_parameters",
     "refit",
     "refitted_model",
     "restored_on_dense_inputs",
@@ -46,15 +45,23 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Means:
-    """The compensations that may be used. steps: in order.  restoration: inputs of the least squares."""
+    """The compensations that may be used. steps: in order.  restoration, fit: inputs and rule of the least squares."""
 
     steps: tuple[str, ...]
     restoration: str = "dense"
+    fit: Fit = FITS["robust"]
 
     @property
     def weight_steps(self) -> tuple[str, ...]:
         """The steps that refit weights."""
         return tuple(step for step in self.steps if step in WEIGHT_STEPS)
+
+
+def added_parameters(means: Means, model: PreTrainedModel, family: Family) -> int:
+    """Parameters that the steps add to a model: a bias to each output projection that has none."""
+    if "bias" not in means.steps:
+        return 0
+    return sum(linear.out_features for linear in family.output_projections(model).values() if linear.bias is None)
 
 
 def refitted_model(
@@ -63,16 +70,15 @@ def refitted_model(
     family: Family,
     means: Means,
     tokens_NS: Tensor,
-    damping: float = DAMPINGS[0],
+    damping: float | None = None,
 ) -> PreTrainedModel:
     """The sliced model of an unscaled plan with its weights refitted by each of the steps that do so.
 
-    tokens_NS: what statistics look at, shape (N, S).  damping: of the least squares.
+    tokens_NS: what statistics look at, shape (N, S).  damping: of the least squares; None for the rule's first.
     """
     pruned = build_pruned_model(dense, plan, family, output_bias="bias" in means.steps)
     for step in means.weight_steps:
-        in_sequence = means.restoration == "sequential"
-        refit(step, dense, pruned, plan, family, tokens_NS, damping=damping, in_sequence=in_sequence)
+        refit(step, dense, pruned, plan, family, tokens_NS, means, damping or means.fit.dampings[0])
     return pruned
 
 
@@ -83,20 +89,19 @@ def refit(
     plan: PruningPlan,
     family: Family,
     tokens_NS: Tensor,
-    *,
+    means: Means,
     damping: float,
-    in_sequence: bool,
 ) -> None:
     """Do one of `WEIGHT_STEPS` to a sliced model, in place. tokens_NS: what statistics look at, shape (N, S).
 
-    damping, in_sequence: of the least squares.
+    means, damping: how least squares are done.
     """
     if step == "bias":
         add_missing_mean(dense, pruned, plan, family, tokens_NS)
     elif step == "energy":
         restore_energy(dense, pruned, plan, family, tokens_NS)
-    elif in_sequence:
-        restore_in_sequence(dense, pruned, plan, family, tokens_NS, damping)
+    elif means.restoration == "sequential":
+        restore_in_sequence(dense, pruned, plan, family, tokens_NS, damping, means.fit)
     else:
-        (weights,) = restored_on_dense_inputs(dense, [(plan, damping)], family, tokens_NS)
+        (weights,) = restored_on_dense_inputs(dense, [(plan, damping)], family, tokens_NS, means.fit)
         take_weights(pruned, weights, family)

@@ -23,7 +23,8 @@ from ..families import family_of
 from ..files import staged_folder, write_json
 from ..loading import empty_model
 from ..plan import PruningPlan
-from ..pruner import RECORD_VERSION, budget_record, describe_model
+from ..pruner import budget_record, describe_model
+from ..record import RECORD_FORMAT
 from ..report import GITHUB_NAME
 from ..surgery import pruned_config
 from .shapes import dummy_tokenizer
@@ -109,7 +110,7 @@ def _record(dummy: Dummy, config: PreTrainedConfig, seed: int) -> dict[str, Any]
     dense, pruned = empty_model(dummy.config), empty_model(config)
     options = {} if dummy.budget is None else dummy.budget.options.to_dict()
     return {
-        "format": RECORD_VERSION,
+        "format": RECORD_FORMAT,
         "dummy": MEANINGLESS,
         "recipe": {**options, "seed": seed},
         "base_model": {**describe_model(dense), "name": f"{dummy.shape} (random weights)"},

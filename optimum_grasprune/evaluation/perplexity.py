@@ -1,6 +1,6 @@
 """Perplexity: fp32 log-softmax, fp64 sum, non-overlapping windows.
 
-Shape suffixes: T tokens of a corpus, W windows, B batch, S sequence.
+Shape suffixes: W windows, B batch, S sequence.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..errors import DataError, GraspruneError
+from ..errors import GraspruneError
 from ..gating.gates import frozen
 from ..loss import next_token_loss
 
@@ -34,15 +34,6 @@ class Perplexity:
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON types."""
         return asdict(self)
-
-
-def windows_of(tokens_T: Tensor, window: int, limit: int | None = None) -> Tensor:
-    """The first non-overlapping windows of a corpus, shape (W, S); what does not fill a window is left out."""
-    count = len(tokens_T) // window
-    if count == 0:
-        raise DataError(f"the evaluation corpus has {len(tokens_T)} tokens, less than one window of {window}")
-    count = count if limit is None else min(count, limit)
-    return tokens_T[: count * window].view(count, window)
 
 
 @torch.no_grad()

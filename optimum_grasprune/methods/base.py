@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..budget import Budget, project
-from ..compensation import STEPS, Means
+from ..compensation import FITS, STEPS, Means
 from ..config import GRASPConfig
 from ..errors import OptionError
 from ..families import Family
@@ -67,6 +67,9 @@ class Method(ABC):
     restoration: Literal["dense", "sequential"] = "dense"
     """What `restoration="auto"` is: the inputs that least squares fit."""
 
+    least_squares: Literal["robust", "plain"] = "robust"
+    """What `least_squares="auto"` is: how least squares take massive activations."""
+
     held_out: int = 0
     """What `held_out=None` is: calibration sequences that choices are judged on; 0 where nothing is left to choose."""
 
@@ -94,7 +97,9 @@ class Method(ABC):
     def means_for(self, config: GRASPConfig) -> Means:
         """The compensations that the configuration asks for."""
         compensation = self.compensation if config.compensation == "auto" else config.compensation
-        return Means(STEPS[compensation], self.restoration if config.restoration == "auto" else config.restoration)
+        restoration = self.restoration if config.restoration == "auto" else config.restoration
+        fit = self.least_squares if config.least_squares == "auto" else config.least_squares
+        return Means(STEPS[compensation], restoration, FITS[fit])
 
     def looks_at_data(self, config: GRASPConfig) -> bool:
         """Whether the method, or what makes up for its cut, needs calibration sequences."""

@@ -20,6 +20,7 @@ class FASP(Method):
     allocation = "uniform"
     compensation = "least_squares"
     restoration = "sequential"
+    least_squares = "plain"
 
     def score(self, task: Task) -> Tensor:
         """Σ over the unit's columns j of ‖X_j‖₂ · Σ_i |W_ij|, shape (units,).  (Section 3.1)"""

@@ -5,6 +5,8 @@ Shape suffixes: T tokens, O output features, I input features before the cut, K 
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -19,14 +21,22 @@ def usual_tokens(x_TI: Tensor, limit: float = 5.0) -> Tensor:
     return norm_T <= limit * norm_T.median()
 
 
-def restored_weight(weight_OI: Tensor, kept_K: Tensor, gram_KK: Tensor, cross_IK: Tensor, damping: float) -> Tensor:
+def restored_weight(
+    weight_OI: Tensor,
+    kept_K: Tensor,
+    gram_KK: Tensor,
+    cross_IK: Tensor,
+    damping: float,
+    diagonal: Literal["median", "mean"] = "median",
+) -> Tensor:
     """The kept columns that come closest to the whole product: least squares with a ridge towards the old columns.
 
     W* = W_K + (W C − W_K G)(G + δI)⁻¹ minimises ‖W X − W* Z‖² + δ‖W* − W_K‖².  (FASP, arXiv 2501.09412, section 3.3)
 
     weight_OI: the dense weight.  kept_K: indices of the columns that stay.  gram_KK: G = Z Zᵀ.  cross_IK: C = X Zᵀ.
     X are the inputs of the dense layer, Z those of the pruned one, tokens in columns; Z may be X's kept rows.
-    damping: δ in units of G's median diagonal, which, unlike the mean, no massive activation can move.
+    damping: δ in units of G's median or mean diagonal, as `diagonal` says; the median, of those that are not zero, is
+    moved by no massive activation.
     A channel that is always zero keeps its column. Returns shape (O, K), in the dtype of gram_KK. Solved by Cholesky,
     never by an inverse.
     """
@@ -37,7 +47,8 @@ def restored_weight(weight_OI: Tensor, kept_K: Tensor, gram_KK: Tensor, cross_IK
     if not len(alive_K):
         return old_OK
     missing_OK = weight_OI @ cross_IK - old_OK @ gram_KK
-    return old_OK + _solve(gram_KK, damping * float(alive_K.median()), missing_OK)
+    unit = alive_K.median() if diagonal == "median" else diagonal_K.mean()
+    return old_OK + _solve(gram_KK, damping * float(unit), missing_OK)
 
 
 def _solve(gram_KK: Tensor, ridge: float, right_OK: Tensor) -> Tensor:

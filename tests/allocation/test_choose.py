@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, UnitMask
 from optimum_grasprune.allocation import choose
-from optimum_grasprune.compensation import DAMPINGS, Means
+from optimum_grasprune.compensation import FITS, Means
 from optimum_grasprune.evaluation import mean_loss
 from optimum_grasprune.methods import Task
 from tests.conftest import TINY_LLAMA
@@ -32,14 +32,14 @@ def test_without_held_out_data_the_last_candidate_wins_with_every_compensation(t
     candidates = masks(task)
     outcome = choose(candidates, Means(("least_squares", "scales")), blind)
     assert outcome.plan.group(0, "ffn").kept == tuple(candidates["2"].kept(0, "ffn"))
-    assert outcome.steps == ("least_squares", "scales") and outcome.damping == DAMPINGS[0]
+    assert outcome.steps == ("least_squares", "scales") and outcome.damping == FITS["robust"].dampings[0]
     assert outcome.judgements == ()
 
 
 def test_the_outcome_is_the_best_of_all_that_was_measured(task: Task) -> None:
     outcome = choose(masks(task), Means(("least_squares", "scales")), task)
     losses = [judgement.loss for judgement in outcome.judgements]
-    assert len(losses) == 3 + 2 * len(DAMPINGS) + 1
+    assert len(losses) == 3 + 2 * len(FITS["robust"].dampings) + 1
     assert mean_loss(outcome.model, task.held_out_NS) == pytest.approx(min(losses), abs=1e-5)
     winner = min(outcome.judgements, key=lambda judgement: judgement.loss)
     assert winner.compensation == (" ".join(outcome.steps) or "none")

@@ -47,7 +47,7 @@ def test_every_command_has_help_with_an_example(cli: Cli, command: str) -> None:
 
 def test_options_are_the_fields_of_the_config() -> None:
     assert {*FIELDS, *SWITCHES} == set(GRASPConfig.model_fields)
-    assert len(RECIPE_OPTIONS + BUDGET_OPTIONS) + 2 == len(set(FIELDS))
+    assert len(RECIPE_OPTIONS + BUDGET_OPTIONS) + 3 == len(set(FIELDS))  # and bos, dtype, device
 
 
 def test_export_evaluate_inspect(cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path) -> None:

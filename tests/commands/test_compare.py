@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import json
 import sys
 from collections.abc import Callable
@@ -162,6 +163,22 @@ def test_what_would_come_out_differently_is_run_again(
     assert len(pruned) == 2
 
 
+@pytest.mark.parametrize("package", ["optimum-grasprune", "torch", "transformers"])
+def test_results_of_other_versions_are_not_taken_for_finished(
+    compare: Cli, pruned: list[tuple[str, float, bool]], monkeypatch: pytest.MonkeyPatch, package: str, tmp_path: Path
+) -> None:
+    options = {"methods": ("random",), "ratios": ("0.8",)}
+    assert compare(**options).code == 0
+    dense = (tmp_path / "out" / "dense.json").stat().st_mtime_ns
+    installed = importlib.metadata.version
+    other = lambda name: "0.0.1" if name == package else installed(name)  # noqa: E731
+    monkeypatch.setattr("optimum_grasprune.comparison.run.version", other)
+    outcome = compare(**options)
+    assert outcome.code == 0 and len(pruned) == 2 and "finished before" not in outcome.out
+    assert (tmp_path / "out" / "dense.json").stat().st_mtime_ns > dense
+    assert "finished before" in compare(**options).out and len(pruned) == 2
+
+
 def test_changed_corpora_run_again(
     compare: Cli, pruned: list[tuple[str, float, bool]], corpus_file: Path, tmp_path: Path
 ) -> None:
@@ -260,6 +277,7 @@ def test_missing_matplotlib_is_told_before_any_work(
     ("options", "message"),
     [
         (("--methods", "magic"), "--methods magic: no such recipe or method; there are the recipes "),
+        (("--methods", "flap@seed=1"), "--methods flap@seed=1: seed is the same for the whole comparison"),
         (("--methods", "flap:2:4"), "--methods flap:2:4: flap supports only units"),
         (("--methods", "flap+glue"), "--methods flap+glue: input should be 'auto', 'none'"),
         (("--keep-ratios", "1.2"), "--keep-ratios 1.2: input should be less than or equal to 1"),

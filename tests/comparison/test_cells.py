@@ -42,6 +42,15 @@ def test_pattern_and_compensation_of_an_entry() -> None:
     assert cell.file_name == "statistical+none-2-4-0.5.json"
 
 
+def test_options_of_an_entry() -> None:
+    robust, plain = cells_of(["fasp@least_squares=robust,held-out=32", "fasp"], [0.5], QUICK)
+    assert (robust.config.least_squares, robust.config.held_out) == ("robust", 32)
+    assert (plain.config.least_squares, plain.config.held_out) == ("auto", None)
+    assert robust.file_name == "fasp-least_squares-robust-held-out-32-0.5.json"
+    (cell,) = cells_of(["statistical+none:2:4@num_samples=8"], [0.5], QUICK)
+    assert (cell.config.pattern, cell.config.compensation, cell.config.num_samples) == ("2:4", "none", 8)
+
+
 def test_all_cells_have_the_same_data_and_seed() -> None:
     assert RECIPES["paper"]().dataset != RECIPES["default"]().dataset
     cells = cells_of(["default", "paper", "flap"], [0.5], {"seed": "3"})
@@ -56,6 +65,16 @@ def test_all_cells_have_the_same_data_and_seed() -> None:
         (["magic"], [0.5], {}, "--methods magic: no such recipe or method; there are the recipes "),
         (["flap+magic"], [0.5], {}, "--methods flap+magic: input should be 'auto', 'none'"),
         (["flap:2:4"], [0.5], {}, "--methods flap:2:4: flap supports only units"),
+        (
+            ["flap@"],
+            [0.5],
+            {},
+            "--methods flap@: should look like NAME, NAME+COMPENSATION, NAME:PATTERN or NAME@",
+        ),
+        (["flap@held_out"], [0.5], {}, "--methods flap@held_out: should look like"),
+        (["flap@magic=1"], [0.5], {}, "--methods flap@magic=1: there is no option magic"),
+        (["flap@seed=1"], [0.5], {}, "--methods flap@seed=1: seed is the same for the whole comparison"),
+        (["flap@damping=0"], [0.5], {}, "--methods flap@damping=0: input should be greater than 0"),
         (["statistical:3:7"], [0.5], {}, "--methods statistical:3:7: input should be 'units'"),
         (["statistical:2:4"], [0.5, 0.8], {}, "--keep-ratios 0.8: pattern 2:4 keeps exactly half"),
         (["+none"], [0.5], {}, "--methods +none: should look like NAME"),

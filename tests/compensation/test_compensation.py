@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -7,7 +9,7 @@ from transformers import LlamaForCausalLM
 from optimum_grasprune import PruningPlan, UnitMask
 from optimum_grasprune.calibration import collect_moments
 from optimum_grasprune.calibration.layerwise import LayerStream
-from optimum_grasprune.compensation import refit
+from optimum_grasprune.compensation import FITS, Means, least_squares, refit
 from optimum_grasprune.errors import GraspruneError
 from optimum_grasprune.families import family_of
 from optimum_grasprune.surgery import build_pruned_model, feature_indices
@@ -27,7 +29,8 @@ def refitted(model: LlamaForCausalLM, step: str, **options: object) -> LlamaForC
     family, plan = family_of(model.config), half(model)
     pruned = build_pruned_model(model, plan, family, output_bias=step == "bias")
     values = {"damping": 0.1, "in_sequence": False, **options}
-    refit(step, model, pruned, plan, family, TOKENS, **values)  # type: ignore[arg-type]
+    means = Means((step,), "sequential" if values["in_sequence"] else "dense", values.get("fit", FITS["robust"]))  # type: ignore[arg-type]
+    refit(step, model, pruned, plan, family, TOKENS, means, values["damping"])  # type: ignore[arg-type]
     return pruned  # type: ignore[return-value]
 
 
@@ -121,3 +124,31 @@ def test_a_dead_channel_changes_nothing_else(model: LlamaForCausalLM) -> None:
     assert all(torch.isfinite(tensor).all() for tensor in pruned.state_dict().values())
     dense_column = model.model.layers[0].mlp.down_proj.weight[:, 4]
     torch.testing.assert_close(pruned.model.layers[0].mlp.down_proj.weight[:, 2], dense_column)
+
+
+@pytest.mark.parametrize("in_sequence", [False, True])
+def test_plain_least_squares_count_every_token_and_robust_ones_do_not(
+    model: LlamaForCausalLM, in_sequence: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[tuple[int, str]] = []
+    restored = least_squares.restored_weight
+
+    def watched(weight_OI: torch.Tensor, kept_K: torch.Tensor, gram_KK: torch.Tensor, *others: Any) -> torch.Tensor:
+        counted.append((int(gram_KK[0, 0] > 1e9), others[-1]))
+        return restored(weight_OI, kept_K, gram_KK, *others)
+
+    monkeypatch.setattr(least_squares, "restored_weight", watched)
+    # The first token of each sequence carries a massive activation in the first channel of each output projection.
+    for linear in family_of(model.config).output_projections(model).values():
+        linear.register_forward_pre_hook(lambda _, inputs: (_with_outlier(inputs[0]),))
+    refitted(model, "least_squares", in_sequence=in_sequence, fit=FITS["robust"])
+    assert set(counted) == {(0, "median")}
+    counted.clear()
+    refitted(model, "least_squares", in_sequence=in_sequence, fit=FITS["plain"])
+    assert (1, "mean") in counted and {diagonal for _, diagonal in counted} == {"mean"}
+
+
+def _with_outlier(x_BSI: torch.Tensor) -> torch.Tensor:
+    x_BSI = x_BSI.clone()
+    x_BSI[:, 0, 0] = 1e5
+    return x_BSI

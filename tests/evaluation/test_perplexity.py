@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from optimum_grasprune.corpora import windows_of
 from optimum_grasprune.errors import DataError, GraspruneError
-from optimum_grasprune.evaluation import perplexity, windows_of
+from optimum_grasprune.evaluation import perplexity
 from optimum_grasprune.loss import next_token_loss
 
 

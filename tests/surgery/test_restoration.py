@@ -141,3 +141,15 @@ def test_energy_factors_by_hand() -> None:
     )
     assert energy_factors(torch.tensor([2.0]), torch.tensor([1.0])).tolist() == pytest.approx([2**0.5])
     assert torch.isfinite(energy_factors(torch.tensor([1e300]).double(), torch.tensor([1e-300]).double())).all()
+
+
+def test_damping_is_measured_in_the_diagonal_that_is_named() -> None:
+    # Two kept channels of three, all independent: the ridge alone decides how far the old weights are kept to.
+    gram, weight = torch.diag(torch.tensor([1.0, 2, 9])), torch.tensor([[1.0, 1, 1]])
+    cross = torch.tensor([[1.0, 0, 0], [0, 2, 0], [0, 0, 9]]) + 0.5
+    kept = torch.arange(3)
+    for diagonal, unit in (("median", 2.0), ("mean", 4.0)):
+        ridge = 0.5 * unit
+        expected = weight + (weight @ cross - weight @ gram) @ torch.linalg.inv(gram + ridge * torch.eye(3))
+        found = restored_weight(weight, kept, gram, cross, 0.5, diagonal)  # type: ignore[arg-type]
+        torch.testing.assert_close(found, expected)

@@ -7,6 +7,8 @@ import os
 import sys
 import warnings
 from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -26,8 +28,9 @@ class Subcommand(BaseOptimumCLICommand):
         from optimum_grasprune.errors import GraspruneError, OptionError
 
         try:
-            self._check_json()
-            self.execute()
+            with self._warnings_as_lines():
+                self._check_json()
+                self.execute()
         except OptionError as error:
             self.fail(error.flag_line)
         except GraspruneError as error:
@@ -48,6 +51,22 @@ class Subcommand(BaseOptimumCLICommand):
 
         if self.args.json and (Path(self.args.json).is_dir() or not os.access(Path(self.args.json).parent, os.W_OK)):
             raise OptionError("json", self.args.json, "cannot be written")
+
+    @contextmanager
+    def _warnings_as_lines(self) -> Iterator[None]:
+        from optimum_grasprune.errors import GraspruneWarning
+
+        shown = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **others: Any) -> None:
+            if issubclass(category, GraspruneWarning):
+                print(f"{self.parser.prog}: warning: {message}", file=sys.stderr)
+            else:
+                shown(message, category, *where, **others)
+
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
 
     def fail(self, line: str) -> None:
         """End with exit code 2 and one line."""
@@ -77,6 +96,12 @@ def add_field_options(group: argparse._ArgumentGroup, options: tuple[tuple[str, 
     """Options that set fields of GRASPConfig. options: name of the field, metavar and help of each."""
     for name, metavar, text in options:
         group.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=text)
+
+
+def add_bos_option(group: argparse._ArgumentGroup) -> None:
+    """The switches of `CalibrationOptions.bos`."""
+    text = "start each sequence with a BOS token, or none; by default as the tokenizer does by itself"
+    group.add_argument("--bos", action=argparse.BooleanOptionalAction, help=text)
 
 
 def add_example(parser: argparse.ArgumentParser, example: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from optimum.commands.base import CommandInfo
 
 from .base import (
     Subcommand,
+    add_bos_option,
     add_example,
     add_field_options,
     add_model_options,
@@ -49,7 +51,7 @@ class CompareCommand(Subcommand):
             required=True,
             action=_Extend,
             help="recipes (default, paper, …) or methods (flap, fasp, …: the default recipe with that method), each "
-            "also as NAME+COMPENSATION or NAME:PATTERN; an unknown name lists all",
+            "also as NAME+COMPENSATION, NAME:PATTERN or NAME@OPTION=VALUE,…; an unknown name lists all",
         )
         required.add_argument(
             "--keep-ratios", metavar="R", nargs="+", required=True, action=_Extend, help="keep ratios of every method"
@@ -73,7 +75,9 @@ class CompareCommand(Subcommand):
             help="windows from the start of each corpus, one number for all or one for each; all by default",
         )
         add_field_options(parser.add_argument_group("Budget"), _common(BUDGET_OPTIONS))
-        add_field_options(parser.add_argument_group("Recipe, of all methods"), _common(RECIPE_OPTIONS))
+        recipe = parser.add_argument_group("Recipe, of all methods")
+        add_field_options(recipe, _common(RECIPE_OPTIONS))
+        add_bos_option(recipe)
         run = parser.add_argument_group("Optional arguments")
         run.add_argument("--gradient-checkpointing", action="store_true", help="save memory, about a third slower")
         run.add_argument("--no-plot", action="store_true", help="write tables only; needs no matplotlib")
@@ -167,7 +171,7 @@ def _is_value(option: str, text: str) -> bool:
     from optimum_grasprune.config import RECIPES
     from optimum_grasprune.methods import method_names
 
-    return text.partition(":")[0].partition("+")[0] in {*RECIPES, *method_names()}
+    return re.split("[+:@]", text)[0] in {*RECIPES, *method_names()}
 
 
 def _common(options: Sequence[tuple[str, str, str]]) -> tuple[tuple[str, str, str], ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from optimum.commands.base import CommandInfo
 
-from .base import Subcommand, add_example, add_model_options, checked_config
+from .base import Subcommand, add_bos_option, add_example, add_model_options, checked_config
 
 
 class EvaluateCommand(Subcommand):
@@ -36,12 +36,13 @@ class EvaluateCommand(Subcommand):
         optional.add_argument("--seq-len", metavar="N", help="tokens in a window; 512 by default")
         optional.add_argument("--num-samples", metavar="N", help="windows to score, from the start; all by default")
         optional.add_argument("--batch-size", metavar="N", help="windows scored at once; 1 by default")
+        add_bos_option(optional)
         optional.add_argument("--device", metavar="DEVICE", help="torch device, as in cpu or cuda:0; auto by default")
         add_model_options(optional, dtype=False)
 
     def execute(self) -> None:
         """Measure each model on the same text, then print one table."""
-        from optimum_grasprune.calibration import load_corpus
+        from optimum_grasprune.corpora import load_corpus
         from optimum_grasprune.report import print_table
 
         args = self.args
@@ -54,6 +55,7 @@ class EvaluateCommand(Subcommand):
             seq_len=args.seq_len,
             num_samples=args.num_samples,
             batch_size=args.batch_size,
+            bos=args.bos,
             device=args.device,
         )
         corpus = load_corpus(config.dataset, config.dataset_split, config.text_column)
@@ -76,14 +78,20 @@ class EvaluateCommand(Subcommand):
         self.write_result({"corpus": corpus.describe(), "models": results})
 
     def _measure(self, source: str, corpus: Any, config: Any) -> dict[str, Any]:
-        from optimum_grasprune.calibration import tokenize
-        from optimum_grasprune.evaluation import EVALUATION_WINDOW, perplexity, windows_of
+        from optimum_grasprune.corpora import tokenize
+        from optimum_grasprune.evaluation import EVALUATION_WINDOW, perplexity
         from optimum_grasprune.loading import check_length, count_parameters, load_model, load_tokenizer
 
         trust = self.args.trust_remote_code
         model = load_model(source, dtype="float32", device=config.device, trust_remote_code=trust)
         window = config.seq_len or EVALUATION_WINDOW
         check_length(model.config, "seq_len", window, f"the model {source}")
-        tokens_T = tokenize(corpus, load_tokenizer(source, trust_remote_code=trust))
-        result = perplexity(model, windows_of(tokens_T, window, config.num_samples), config.batch_size)
-        return {"model": source, "parameters": count_parameters(model), **result.to_dict()}
+        tokenizer = load_tokenizer(source, trust_remote_code=trust)
+        tokenized = tokenize(corpus, tokenizer, model.config.vocab_size, bos=config.bos)
+        result = perplexity(model, tokenized.windows(window, config.num_samples), config.batch_size)
+        return {
+            "model": source,
+            "parameters": count_parameters(model),
+            "first_tokens": list(tokenized.first),
+            **result.to_dict(),
+        }

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from optimum.commands.base import CommandInfo
 
-from .base import Subcommand, add_example, add_field_options, add_model_options, chosen_options
+from .base import (
+    Subcommand,
+    add_bos_option,
+    add_example,
+    add_field_options,
+    add_model_options,
+    chosen_options,
+)
 
 if TYPE_CHECKING:
     from optimum_grasprune.config import GRASPConfig
@@ -24,10 +31,10 @@ RECIPE_OPTIONS = (
     (
         "dataset",
         "PATH|NAME",
-        "calibration corpus: a text, jsonl, csv or parquet file, a Hugging Face dataset, builtin or sampled",
+        "calibration corpus: a text, jsonl, csv or parquet file, a folder, a Hugging Face dataset, builtin or sampled",
     ),
     ("dataset_split", "SPLIT", "split or slice of it: train, train[:90%%], or [:90%%] of a file"),
-    ("text_column", "NAME", "column that holds the text, where the corpus is a table"),
+    ("text_column", "NAME", "column that holds the text or conversations, where the corpus is a table"),
     ("num_samples", "N", "calibration sequences"),
     ("seq_len", "N", "tokens in each"),
     ("held_out", "N", "further ones on which candidates and compensations are judged"),
@@ -44,7 +51,12 @@ RECIPE_OPTIONS = (
     ("search_trials", "N", "per-layer widths that are tried on the true loss"),
     ("search_samples", "N", "sequences that each of them is measured on"),
     ("search_seconds", "SECONDS", "time limit of that search"),
-    ("damping", "FACTOR", "ridge of the least squares, in median diagonals of the Gram matrix"),
+    ("least_squares", "NAME", "how they take massive activations: robust, plain, or auto: the method's own"),
+    (
+        "damping",
+        "FACTOR",
+        "ridge of the least squares, in median (robust) or mean (plain) Gram diagonals",
+    ),
     ("scale_samples", "N", "sequences that scales are trained on"),
     ("scale_epochs", "N", "passes over them"),
     ("restoration", "NAME", "inputs of the least squares: dense, sequential, or auto: the method's own"),
@@ -62,7 +74,7 @@ BUDGET_OPTIONS = (
     ("tensor_parallel_size", "N", "tensor-parallel size to serve with"),
 )
 SWITCHES = ("gradient_checkpointing",)
-FIELDS = (*(name for name, _, _ in RECIPE_OPTIONS + BUDGET_OPTIONS), "dtype", "device")
+FIELDS = (*(name for name, _, _ in RECIPE_OPTIONS + BUDGET_OPTIONS), "bos", "dtype", "device")
 
 
 def given_fields(args: argparse.Namespace, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -94,6 +106,7 @@ class ExportCommand(Subcommand):
             help="what options default to: quick, default, thorough or paper",
         )
         add_field_options(recipe, RECIPE_OPTIONS)
+        add_bos_option(recipe)
         recipe.add_argument(
             "--plan", metavar="PATH", help="replay a saved plan (a checkpoint or its grasp_config.json)"
         )

@@ -9,53 +9,11 @@ from pathlib import Path
 
 import datasets
 import pytest
-import torch
 from transformers import PreTrainedTokenizerFast
 
-from optimum_grasprune.calibration import corpus_in_memory, hold_out, load_corpus, sample_sequences, tokenize
-from optimum_grasprune.calibration.data import mixed
-from optimum_grasprune.calibration.standard_library import is_held_out
-from optimum_grasprune.config import CalibrationOptions
+from optimum_grasprune.corpora import corpus_in_memory, load_corpus, tokenize
+from optimum_grasprune.corpora.standard_library import is_held_out
 from optimum_grasprune.errors import DataError, OptionError
-
-
-def sequences(corpus: int, *, num_samples: int | None, seq_len: int, seed: int = 0) -> torch.Tensor:
-    return sample_sequences(torch.arange(corpus), CalibrationOptions(num_samples=num_samples), seq_len, seed)
-
-
-def test_sequences_are_seeded_random_and_contiguous() -> None:
-    drawn = sequences(1000, num_samples=20, seq_len=10)
-    assert drawn.shape == (20, 10)
-    assert torch.equal(drawn - drawn[:, :1], torch.arange(10).expand(20, 10))
-    assert torch.equal(drawn, sequences(1000, num_samples=20, seq_len=10))
-    assert not torch.equal(drawn, sequences(1000, seed=1, num_samples=20, seq_len=10))
-    assert drawn[:, 0].tolist() != sorted(drawn[:, 0].tolist())
-
-
-def test_one_pass_covers_the_corpus_before_anything_repeats() -> None:
-    drawn = sequences(1000, num_samples=99, seq_len=10)
-    assert len(set(drawn[:, 0].tolist())) == 99
-    assert drawn.unique().numel() == 990
-
-
-def test_more_sequences_than_blocks_are_cut_anew() -> None:
-    drawn = sequences(105, num_samples=25, seq_len=10)
-    assert drawn.shape == (25, 10)
-    assert len({start % 10 for start in drawn[:, 0].tolist()}) > 1
-
-
-@pytest.mark.parametrize(("seq_len", "number"), [(512, 256), (256, 512), (1000, 131), (200_000, 1)])
-def test_as_many_sequences_as_the_tokens_make(seq_len: int, number: int) -> None:
-    assert sequences(300_000, num_samples=None, seq_len=seq_len).shape == (number, seq_len)
-
-
-def test_corpus_of_exactly_one_sequence() -> None:
-    assert sequences(10, num_samples=1, seq_len=10).tolist() == [list(range(10))]
-
-
-def test_too_short_corpus_is_an_error() -> None:
-    with pytest.raises(DataError, match="has 9 tokens, less than one sequence of 10"):
-        sequences(9, num_samples=1, seq_len=10)
 
 
 def test_file_formats_hold_the_same_text(tmp_path: Path) -> None:
@@ -105,7 +63,7 @@ def test_sampled_corpus_is_english(tokenizer: PreTrainedTokenizerFast) -> None:
     corpus = load_corpus("sampled")
     assert len(corpus.text) > 500_000
     assert corpus.text.count(" the ") > 2000
-    assert len(tokenize(corpus, tokenizer)) >= len(corpus.text)  # one token per byte, and no special ones
+    assert len(tokenize(corpus, tokenizer).parts[0]) >= len(corpus.text)  # one token per byte, and no special ones
 
 
 def test_builtin_corpus_is_split_by_module() -> None:
@@ -141,35 +99,9 @@ def test_usual_names_reach_the_library_with_their_arguments(name: str, monkeypat
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert load_corpus(name).text == "from\n\nthe hub"
     assert load_corpus(name, "validation").split == "validation"
-    assert [call["split"] for call in asked] == ["train[:5000]" if "c4" in name else "train", "validation"]
+    limit = "[:5000]" if "c4" in name else ""
+    assert [call["split"] for call in asked] == [f"train{limit}", f"validation{limit}"]
+    load_corpus(name, "train[:70]")
+    load_corpus(name, "[10%:]")
+    assert [call["split"] for call in asked[2:]] == ["train[:70]", "train[10%:]"]
     assert asked[0]["path"] == ("allenai/c4" if "c4" in name else "Salesforce/wikitext")
-
-
-def test_several_corpora_are_mixed_in_equal_parts(tmp_path: Path) -> None:
-    for name, letter, length in (("a.txt", "a", 6400), ("b.txt", "b", 90_000)):
-        (tmp_path / name).write_text(letter * length)
-    corpus = load_corpus(f"{tmp_path / 'a.txt'},{tmp_path / 'b.txt'}")
-    assert corpus.text.count("a") == corpus.text.count("b") == 6400
-    tail = corpus.text[-400:]  # what would be held out
-    assert "a" in tail and "b" in tail
-
-
-def test_mixing_by_hand() -> None:
-    assert mixed(["abcd", "123456"], pieces=2) == "ab\n\n12\n\ncd\n\n34"
-
-
-def test_held_out_sequences_are_the_end_and_at_most_an_eighth() -> None:
-    tokens = torch.arange(100)
-    rest, held_out = hold_out(tokens, 2, 5)
-    assert rest.tolist() == list(range(90)) and held_out.tolist() == [list(range(90, 95)), list(range(95, 100))]
-    rest, held_out = hold_out(tokens, 16, 5)
-    assert held_out.shape == (2, 5)
-    rest, held_out = hold_out(tokens, 16, 20)
-    assert torch.equal(rest, tokens) and held_out.shape == (0, 20)
-
-
-def test_no_sequence_twice_even_where_the_corpus_holds_just_enough() -> None:
-    drawn = sequences(20, num_samples=16, seq_len=5)
-    assert len({tuple(row) for row in drawn.tolist()}) == 16
-    with pytest.raises(OptionError, match="has 20 tokens, which hold only 16 different sequences of 5"):
-        sequences(20, num_samples=17, seq_len=5)

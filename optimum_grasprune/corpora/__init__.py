@@ -1,0 +1,21 @@
+"""Corpora: where text comes from, and how sequences are drawn from it."""
+
+from .corpus import Conversations, Corpus, Text, corpus_in_memory
+from .sequences import FEW_HELD_OUT, TokenizedCorpus, first_tokens, hold_out, sample_sequences, tokenize, windows_of
+from .sources import load_corpus, local_sources
+
+__all__ = [
+    "FEW_HELD_OUT",
+    "Conversations",
+    "Corpus",
+    "Text",
+    "TokenizedCorpus",
+    "corpus_in_memory",
+    "first_tokens",
+    "hold_out",
+    "load_corpus",
+    "local_sources",
+    "sample_sequences",
+    "tokenize",
+    "windows_of",
+]

@@ -1,0 +1,33 @@
+"""Splits and slices of them, as in 'train', 'train[:90%]' or '[90%:]': of characters in a text, of rows in a table."""
+
+from __future__ import annotations
+
+import re
+
+from ..errors import OptionError
+
+_SLICE = re.compile(r"(?P<name>\w*)(\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\])?")
+
+
+def parsed(split: str | None, length: int) -> tuple[str, range]:
+    """(name of the split, positions that its slice takes of `length`); an empty name where only a slice is given.
+
+    Percentages are rounded down. Raises OptionError when the split does not look like one.
+    """
+    match = _SLICE.fullmatch(split or "")
+    if not match:
+        raise OptionError("dataset_split", split, "should look like 'train', 'train[:90%]' or '[90%:]'")
+    start, stop = _position(match["start"], length, 0), _position(match["stop"], length, length)
+    return match["name"], range(length)[start:stop]
+
+
+def sliced_text(text: str, split: str | None) -> str:
+    """The part of a text that a slice like 'train[10%:90%]' names; the name before the brackets is of no account."""
+    _, taken = parsed(split, len(text))
+    return text[taken.start : taken.stop]
+
+
+def _position(mark: str | None, length: int, default: int) -> int:
+    if mark is None:
+        return default
+    return length * int(mark[:-1]) // 100 if mark.endswith("%") else int(mark)
