@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import CheckpointError, PlanError
 from .files import staged_folder, write_json
 from .loading import load_model
-from .modeling import CODE_FILES, PRUNED_CLASSES, auto_map
+from .modeling import PRUNED_CLASSES
 from .plan import PruningPlan
 from .record import in_todays_words
 
@@ -49,8 +48,6 @@ def save_checkpoint(
             raise
         except Exception as error:  # safetensors reports a full disk as an error type of its own
             raise CheckpointError(f"the output folder {output} cannot be written: {error}") from None
-        if needs_code(model.config.model_type):
-            add_code(folder, model.config)
         write_json(folder / RECORD_NAME, record)
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
@@ -59,13 +56,6 @@ def save_checkpoint(
 def needs_code(model_type: str) -> bool:
     """Whether models of this type are classes of ours; a stock model, with zeros in it or not, needs no code."""
     return any(config_class.model_type == model_type for config_class, _, _ in PRUNED_CLASSES.values())
-
-
-def add_code(folder: Path, config: PreTrainedConfig) -> None:
-    """Put the modelling files beside a pruned model's config.json, and name them in it."""
-    for file in CODE_FILES:
-        shutil.copyfile(file, folder / file.name)
-    _add_auto_map(folder / "config.json", auto_map(config))
 
 
 def load_pruned_model(
@@ -98,9 +88,3 @@ def read_plan(path: str | os.PathLike[str]) -> tuple[PruningPlan, dict[str, Any]
         return PruningPlan.from_dict(record["plan"]), in_todays_words(record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PlanError(f"{file} holds no pruning plan: {error!r}") from None
-
-
-def _add_auto_map(config_file: Path, entry: dict[str, str]) -> None:
-    content = json.loads(config_file.read_text(encoding="utf-8"))
-    content["auto_map"] = entry
-    config_file.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

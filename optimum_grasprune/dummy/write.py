@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LlamaConfig, PreTrainedConfig
 
 from ..budget import Budget
-from ..checkpoint import RECORD_NAME, add_code, needs_code
+from ..checkpoint import RECORD_NAME
 from ..errors import OptionError
 from ..families import family_of
 from ..files import staged_folder, write_json
@@ -72,8 +72,6 @@ def write_dummy(
         config.save_pretrained(folder)
         GenerationConfig.from_model_config(config).save_pretrained(folder)
         dummy_tokenizer(dummy.config).save_pretrained(folder)
-        if needs_code(config.model_type):
-            add_code(folder, config)
         if not config_only:
             write_random_weights(config, folder, seed, max_shard_size)
         if dummy.plan is not None:

@@ -1,9 +1,10 @@
 """Configurations of pruned models: transformers' own `per_layer_config` over a dense configuration.
 
 This file and `modeling_grasp.py` travel inside every checkpoint, so that it loads with `trust_remote_code=True` where
-optimum-grasprune is not installed. They import nothing but transformers and each other.
+optimum-grasprune is not installed; `save_pretrained` writes them, whoever calls it. They import nothing but transformers and each other.
 """
 
+import os
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -34,3 +35,22 @@ class GRASPLlamaConfig(LlamaConfig):
         """Keep the dense widths among the public keys: serving engines read them before they look at single layers."""
         super().__post_init__(**kwargs)
         self.allow_global_per_layer_attribute_access = True
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write config.json, with an `auto_map` that names every class of the code files, which go beside it.
+
+        transformers alone would name the classes of what it has just saved, and leave the others as they were read.
+        """
+        # In here, because that file imports this one. transformers reads this line too: it takes both files along.
+        from .modeling_grasp import GRASPLlamaForCausalLM, GRASPLlamaModel
+
+        classes = {
+            "AutoConfig": type(self),
+            "AutoModel": GRASPLlamaModel,
+            "AutoModelForCausalLM": GRASPLlamaForCausalLM,
+        }
+        self.auto_map = {auto: f"{cls.__module__.rsplit('.', 1)[-1]}.{cls.__name__}" for auto, cls in classes.items()}
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+
+GRASPLlamaConfig.register_for_auto_class()  # whoever saves one, Trainer or PEFT, writes the code files with it

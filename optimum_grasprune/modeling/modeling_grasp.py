@@ -65,3 +65,7 @@ class GRASPLlamaForCausalLM(LlamaForCausalLM):
             super().__init__(config)
         self.model = GRASPLlamaModel(config)
         self.post_init()
+
+
+GRASPLlamaModel.register_for_auto_class("AutoModel")
+GRASPLlamaForCausalLM.register_for_auto_class("AutoModelForCausalLM")
