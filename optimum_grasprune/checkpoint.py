@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import CheckpointError, PlanError
 from .files import staged_folder, write_json
+from .generation import savable, write_generation
 from .loading import load_model
 from .modeling import PRUNED_CLASSES
 from .plan import PruningPlan
@@ -41,7 +42,9 @@ def save_checkpoint(
     """
     with staged_folder(output, overwrite=overwrite) as folder:
         try:
-            model.save_pretrained(folder, max_shard_size=max_shard_size)
+            with savable(model) as generation:
+                model.save_pretrained(folder, max_shard_size=max_shard_size)
+            write_generation(generation, folder)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
         except OSError:

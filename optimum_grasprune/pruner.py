@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .allocation import Outcome, choose
 from .budget import Budget, exact_ratio
@@ -24,6 +24,7 @@ from .config import GRASPConfig
 from .corpora import FEW_HELD_OUT, TokenizedCorpus, corpus_in_memory, load_corpus, tokenize
 from .errors import GraspruneError, GraspruneWarning, OptionError, PlanError
 from .families import Family, family_of, head_dimension
+from .generation import generation_settings, set_generation
 from .loading import calibration_length, count_parameters
 from .masks import ElementMask, UnitMask
 from .methods import Task, get_method
@@ -82,6 +83,7 @@ class GRASPPruner:
         self.scores: Tensor | None = None
         self.candidates: Mapping[str, UnitMask] | None = None
         self.record: dict[str, Any] = {}
+        self._generation = GenerationConfig()
 
     def prune_model(
         self,
@@ -103,6 +105,7 @@ class GRASPPruner:
         Raises UnsupportedFamilyError, BudgetError, OptionError or DataError before any training starts.
         """
         family = family_of(model.config)
+        self._generation = generation_settings(model)
         inventory = family.inventory(model)
         whole_units = self.config.pattern == "units"
         # Where single weights are cut, every unit stays.
@@ -140,6 +143,7 @@ class GRASPPruner:
         if self.config.pattern != "units":
             raise OptionError("pattern", self.config.pattern, "a plan holds whole units")
         family = family_of(model.config)
+        self._generation = generation_settings(model)
         steps = self._replayed_steps(plan, origin)
         plan = plan if "scales" in steps else plan.without_scales()
         means, tokens_NS, damping = Means(steps), NO_TOKENS_NS, None
@@ -237,6 +241,7 @@ class GRASPPruner:
         calibration: Calibration | None,
     ) -> PreTrainedModel:
         self.model, self.tokenizer, self.plan = outcome.model, tokenizer, outcome.plan
+        set_generation(self.model, self._generation)
         self.record = {
             **self._provenance(model, calibration),
             "budget": budget_record(family, model, self.model, budget),
@@ -256,6 +261,7 @@ class GRASPPruner:
         if "energy" in steps:
             restore_element_energy(task.model, sparse, mask, task.statistic_tokens_NS)
         self.model, self.tokenizer, self.plan = sparse, tokenizer, None
+        set_generation(sparse, self._generation)
         self.scores = self.candidates = None
         self.record = {
             **self._provenance(task.model, calibration),

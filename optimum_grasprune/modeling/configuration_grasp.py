@@ -1,7 +1,8 @@
 """Configurations of pruned models: transformers' own `per_layer_config` over a dense configuration.
 
 This file and `modeling_grasp.py` travel inside every checkpoint, so that it loads with `trust_remote_code=True` where
-optimum-grasprune is not installed; `save_pretrained` writes them, whoever calls it. They import nothing but transformers and each other.
+optimum-grasprune is not installed: `save_pretrained` writes them, whoever calls it. They import nothing but
+transformers and each other.
 """
 
 import os

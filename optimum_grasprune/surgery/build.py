@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import Tensor
@@ -97,5 +98,6 @@ def _materialise(config: PreTrainedConfig, state: dict[str, Tensor], like: PreTr
     problems = {name: keys for name, keys in info.items() if keys}
     if problems:
         raise CheckpointError(f"the pruned tensors do not fit the pruned configuration: {problems}")
-    pruned.generation_config = like.generation_config
+    pruned.generation_config = copy.deepcopy(like.generation_config)
+    pruned.config.name_or_path = pruned.name_or_path = like.config.name_or_path
     return pruned.to(like.device).train(like.training)

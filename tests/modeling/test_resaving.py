@@ -25,8 +25,8 @@ AUTO_MAP = {
 }
 TOKENS_BS = torch.arange(12).view(1, 12)
 
-# Saves the configuration of the first folder alone, before a model was loaded. Then loads every folder that it is given,
-# saves it again, loads that too, and leaves the logits of both.
+# Saves the configuration of the first folder alone, before a model was loaded. Then it loads every folder that it is
+# given, saves it again, loads that too, and leaves the logits of both.
 ELSEWHERE = """
 import sys
 from pathlib import Path
@@ -109,7 +109,7 @@ def test_resaved_checkpoints_load_without_this_package(pruned: Path, tmp_path: P
 
 def complete(folder: Path) -> None:
     """Both code files are there and all of their classes are named."""
-    assert CODE <= {file.name for file in folder.iterdir()}
+    assert {file.name for file in folder.iterdir()} >= CODE
     assert json.loads((folder / "config.json").read_text())["auto_map"] == AUTO_MAP
 
 
