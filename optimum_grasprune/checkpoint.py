@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import split_torch_state_dict_into_shards
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .errors import CheckpointError, PlanError
-from .files import staged_folder, write_json
+from .errors import CheckpointError, OptionError, PlanError
+from .files import resolved, write_json
 from .generation import savable, write_generation
 from .loading import load_model
 from .modeling import PRUNED_CLASSES
+from .outputs import Source, check_apart
 from .plan import PruningPlan
 from .record import in_todays_words
-
-RECORD_NAME = "grasp_config.json"
+from .staging import RECORD_NAME, UnmovedError, check_output, staged_folder
 
 
 def save_checkpoint(
@@ -34,13 +39,24 @@ def save_checkpoint(
     *,
     card: str = "",
     overwrite: bool = False,
-    max_shard_size: str = "5GB",
+    max_shard_size: int | str = "5GB",
+    sources: Sequence[Source] = (),
 ) -> None:
-    """Write a pruned model. All files are written beside `output` and moved there at once.
+    """Write a pruned model: all of it or nothing, and with `overwrite` in place of an older checkpoint's files only.
 
-    record: what goes into `grasp_config.json`.  card: the model card.  Raises CheckpointError on a failed write.
+    record: what goes into `grasp_config.json`.  card: the model card.
+    sources: what it was made from, which it may not replace.
+    Raises OptionError on a bad shard size, CheckpointError when it cannot be written. The record, whose plan replays,
+    is kept somewhere else then, and the message says where.
     """
-    with staged_folder(output, overwrite=overwrite) as folder:
+    check_shard_size(max_shard_size)
+    with _record_kept(record, Path(tempfile.gettempdir())):
+        check_apart(output, sources)
+        check_output(output, overwrite=overwrite)
+    with (
+        _record_kept(record, resolved(output).parent, Path(tempfile.gettempdir())),
+        staged_folder(output, overwrite=overwrite) as folder,
+    ):
         try:
             with savable(model) as generation:
                 model.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -54,6 +70,44 @@ def save_checkpoint(
         write_json(folder / RECORD_NAME, record)
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def check_shard_size(size: int | str) -> None:
+    """Raise OptionError unless transformers can split weights by this size; called before any long work starts."""
+    try:
+        split_torch_state_dict_into_shards({}, max_shard_size=size)
+        positive = (float(size.strip()[:-2]) if isinstance(size, str) else size) > 0
+    except (ValueError, OverflowError, TypeError, AttributeError):
+        positive = False
+    if not positive:
+        raise OptionError("max_shard_size", size, "should be a size like 2GB or 500MB")
+
+
+@contextmanager
+def _record_kept(record: dict[str, Any], *folders: Path) -> Iterator[None]:
+    """Keep the record in the first of the folders that can be written if no checkpoint comes to be."""
+    try:
+        yield
+    except UnmovedError:
+        raise  # the whole checkpoint is kept
+    except CheckpointError as error:
+        if record.get("plan") is None or (file := _kept(record, folders)) is None:
+            raise
+        raise CheckpointError(f"{error}; --plan {file} makes the checkpoint again") from None
+
+
+def _kept(record: dict[str, Any], folders: Sequence[Path]) -> Path | None:
+    for folder in folders:
+        try:
+            own = Path(tempfile.mkdtemp(prefix="grasprune-unsaved-", dir=folder))
+        except OSError:
+            continue
+        try:
+            write_json(own / RECORD_NAME, record)
+            return own / RECORD_NAME
+        except CheckpointError:
+            own.rmdir()
+    return None
 
 
 def needs_code(model_type: str) -> bool:
@@ -88,6 +142,6 @@ def read_plan(path: str | os.PathLike[str]) -> tuple[PruningPlan, dict[str, Any]
             raise KeyError(*sorted(absent))
         if record.get("plan", {}) is None:
             raise PlanError(f"{file} holds no pruning plan: single weights were set to zero, no units were cut")
-        return PruningPlan.from_dict(record["plan"]), in_todays_words(record)
+        return replace(PruningPlan.from_dict(record["plan"]), source=file.absolute()), in_todays_words(record)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PlanError(f"{file} holds no pruning plan: {error!r}") from None

@@ -1,14 +1,11 @@
-"""Files and folders that are there whole or not at all."""
+"""Files and folders of results, and whether they can be written."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +14,41 @@ from .errors import CheckpointError
 _SLUG = re.compile(r"[^\w.+-]+")
 
 
-@contextmanager
-def staged_folder(output: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to write into that becomes `output` when the block ends well and vanishes when it does not.
+def resolved(output: str | os.PathLike[str]) -> Path:
+    """Where an output really lies, links followed; CheckpointError when one of them leads nowhere."""
+    path = Path(output).absolute()
+    for part in (path, *path.parents):
+        if os.path.islink(part) and not os.path.exists(part):  # unlike Path's, they never raise
+            raise CheckpointError(f"the output {output} cannot be written: {part} is a link to nothing")
+    return Path(os.path.realpath(output))
 
-    Raises CheckpointError when `output` cannot be written, or holds something and `overwrite` is false.
+
+def made_folders(folder: Path) -> list[Path]:
+    """Make a folder and those above it that are missing; the ones that were made, outermost first. OSError."""
+    missing = [part for part in (folder, *folder.parents) if not os.path.exists(part)]
+    made: list[Path] = []
+    try:
+        for part in reversed(missing):
+            part.mkdir()
+            made.append(part)
+    except OSError:
+        for part in reversed(made):
+            part.rmdir()
+        raise
+    return made
+
+
+def try_writing(folder: Path) -> None:
+    """Raise OSError unless a folder can be made, if need be, and written to; nothing of the attempt stays.
+
+    Permissions alone do not tell: root passes them all, and fails on a file system that is mounted read-only.
     """
-    target = Path(output).absolute()
-    check_output(target, overwrite=overwrite)
+    made = made_folders(folder)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise CheckpointError(f"the output folder {output} cannot be written: {error.strerror}") from None
-    try:
-        yield staging
-        _open_up(staging)
-        _replace(target, staging)
-    except OSError as error:
-        raise CheckpointError(f"the output folder {output} cannot be written: {error.strerror or error}") from None
+        os.rmdir(tempfile.mkdtemp(prefix=".", dir=folder))
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def check_output(output: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Raise CheckpointError unless a checkpoint may be written there; called before any long work starts."""
-    target = Path(output)
-    if target.exists() and not target.is_dir():
-        raise CheckpointError(f"the output {output} is a file, not a folder")
-    if target.is_dir() and any(target.iterdir()):
-        if not overwrite:
-            raise CheckpointError(f"the output folder {output} is not empty; use --overwrite to replace it")
-        if not (target / "config.json").is_file():
-            raise CheckpointError(f"the output folder {output} holds something other than a model; it is not replaced")
-    nearest = next(folder for folder in (target.absolute(), *target.absolute().parents) if folder.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise CheckpointError(f"the output folder {output} cannot be written: no permission in {nearest}")
+        for part in reversed(made):
+            part.rmdir()
 
 
 def results_folder(output: Path, marker: str, what: str) -> Path:
@@ -61,18 +57,17 @@ def results_folder(output: Path, marker: str, what: str) -> Path:
     marker: the folder inside it that says so, which is returned.  what: the name of such results in messages.
     Raises CheckpointError when it is something else, or cannot be written.
     """
-    inner = output / marker
+    inner = resolved(output) / marker
     if output.exists() and not output.is_dir():
         raise CheckpointError(f"the output {output} is a file, not a folder")
     if output.is_dir() and any(output.iterdir()) and not inner.is_dir():
         raise CheckpointError(f"the output folder {output} holds something other than a {what}")
     try:
         inner.mkdir(parents=True, exist_ok=True)
+        for folder in (output, inner):
+            try_writing(folder)
     except OSError as error:
         raise CheckpointError(f"the output folder {output} cannot be written: {error.strerror}") from None
-    for folder in (output, inner):
-        if not os.access(folder, os.W_OK):
-            raise CheckpointError(f"the output folder {output} cannot be written: no permission in {folder}")
     return inner
 
 
@@ -82,11 +77,18 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file; what was there stays until the new one is whole. CheckpointError when it cannot be written."""
-    partial = path.with_name(f".{path.name}.partial")
+    """Write a file; what was there stays until the new one is whole. CheckpointError when it cannot be written.
+
+    A link stays one, and what is no file (a terminal, a pipe, /dev/null) is written to, not replaced.
+    """
+    target = Path(os.path.realpath(path))
+    partial = target.with_name(f".{target.name}.partial")
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
         partial.write_bytes(content)
-        os.replace(partial, path)
+        os.replace(partial, target)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from None
@@ -107,27 +109,3 @@ def _pretty(value: Any, indent: int = 0) -> str:
         pad = " " * (indent + 2)
         return "[\n" + ",\n".join(pad + json.dumps(item) for item in value) + "\n" + " " * indent + "]"
     return json.dumps(value, allow_nan=False)
-
-
-def _replace(target: Path, staging: Path) -> None:
-    if not target.exists():
-        staging.rename(target)
-        return
-    # A folder cannot be renamed over a full one: the old one steps aside, and comes back if the move fails.
-    aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-    target.rename(aside / "old")
-    try:
-        staging.rename(target)
-    except OSError:
-        (aside / "old").rename(target)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _open_up(folder: Path) -> None:
-    # Temporary folders and safetensors files are private to their maker; a server often runs as another user.
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)

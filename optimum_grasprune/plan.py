@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,13 @@ class GroupPlan:
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """All groups of a model, in inventory order."""
+    """All groups of a model, in inventory order.
+
+    source: the file that it was read from, which a checkpoint made by it must not replace.
+    """
 
     groups: tuple[GroupPlan, ...]
+    source: Path | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def from_mask(cls, mask: UnitMask) -> PruningPlan:

@@ -28,9 +28,10 @@ from .generation import generation_settings, set_generation
 from .loading import calibration_length, count_parameters
 from .masks import ElementMask, UnitMask
 from .methods import Task, get_method
+from .outputs import Source, corpora, local, models
 from .plan import PruningPlan
 from .record import RECORD_FORMAT, mixed_as_one_text
-from .report import model_card
+from .report import model_card, public_name
 from .surgery import fold_scales
 from .surgery.elements import build_sparse_model
 from .units import UnitInventory
@@ -84,6 +85,7 @@ class GRASPPruner:
         self.candidates: Mapping[str, UnitMask] | None = None
         self.record: dict[str, Any] = {}
         self._generation = GenerationConfig()
+        self._sources: list[Source] = []
 
     def prune_model(
         self,
@@ -106,6 +108,7 @@ class GRASPPruner:
         """
         family = family_of(model.config)
         self._generation = generation_settings(model)
+        self._sources = self._read(model, None if texts is None else "")
         inventory = family.inventory(model)
         whole_units = self.config.pattern == "units"
         # Where single weights are cut, every unit stays.
@@ -144,6 +147,8 @@ class GRASPPruner:
             raise OptionError("pattern", self.config.pattern, "a plan holds whole units")
         family = family_of(model.config)
         self._generation = generation_settings(model)
+        dataset = None if origin is None else origin["recipe"].get("dataset")
+        self._sources = self._read(model, dataset) + local("the plan", plan.source)
         steps = self._replayed_steps(plan, origin)
         plan = plan if "scales" in steps else plan.without_scales()
         means, tokens_NS, damping = Means(steps), NO_TOKENS_NS, None
@@ -165,8 +170,14 @@ class GRASPPruner:
             self.record["choice"] = origin["choice"]
         return pruned
 
-    def save(self, output: str | os.PathLike[str], *, overwrite: bool = False, max_shard_size: str = "5GB") -> None:
-        """Write the pruned model as a checkpoint folder; CheckpointError when it cannot be written."""
+    def save(
+        self, output: str | os.PathLike[str], *, overwrite: bool = False, max_shard_size: int | str = "5GB"
+    ) -> None:
+        """Write the pruned model as a checkpoint folder.
+
+        overwrite: replace the files of an older checkpoint in it; all others stay.
+        Raises CheckpointError when it cannot be written, or is, contains or lies in what the model was made from.
+        """
         if self.model is None:
             raise GraspruneError("there is nothing to save: call prune_model first")
         save_checkpoint(
@@ -177,7 +188,13 @@ class GRASPPruner:
             card=model_card(self.record),
             overwrite=overwrite,
             max_shard_size=max_shard_size,
+            sources=self._sources,
         )
+
+    def _read(self, model: PreTrainedModel, dataset: str | None) -> list[Source]:
+        """What lies on this machine of the model and the corpus, which is the configuration's unless given."""
+        corpus = self.config.dataset if dataset is None else dataset
+        return [*models("the model that was pruned", model.config.name_or_path), *corpora("the corpus", corpus)]
 
     def _replayed_steps(self, plan: PruningPlan, origin: Mapping[str, Any] | None) -> tuple[str, ...]:
         asked = self.config.compensation
@@ -309,7 +326,7 @@ def describe_model(model: PreTrainedModel) -> dict[str, Any]:
     """What identifies a base model: its name and its shapes."""
     config = model.config
     return {
-        "name": config.name_or_path,
+        "name": public_name(config.name_or_path or ""),
         "model_type": config.model_type,
         "hidden_size": config.hidden_size,
         "num_hidden_layers": config.num_hidden_layers,

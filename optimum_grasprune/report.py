@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
+from pathlib import PureWindowsPath
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -46,6 +49,17 @@ def print_summary(record: dict[str, Any], title: str) -> None:
     if record.get("plan", {}) is None:
         footer += "; the weights that were cut are stored as zeros, the model has its dense size"
     print_table(title, ("", "dense", "pruned", "kept"), budget_rows(record), footer)
+
+
+def public_name(source: str) -> str:
+    """What a model or corpus is called elsewhere: its name on a hub, or the last part of its path on this machine."""
+    cached = re.findall(r"models--([^/]+?)--([^/]+)/snapshots/", source)
+    if cached:
+        return "/".join(cached[-1])
+    of_a_machine = source.startswith((".", "/", "~")) or "\\" in source or source.count("/") > 1
+    if source and (of_a_machine or os.path.exists(source)):
+        return PureWindowsPath(os.path.abspath(source) if source.startswith(".") else source).name
+    return source
 
 
 def model_card(record: dict[str, Any]) -> str:
@@ -142,8 +156,9 @@ def _calibration_line(record: dict[str, Any]) -> str:
     if calibration is None:
         return "Made without calibration data."
     count, length = calibration["sequences"]
+    source = ", ".join(public_name(part.strip()) for part in calibration["source"].split(","))
     return (
-        f"Calibrated on {count} sequences of {length} tokens of `{calibration['source']}` "
+        f"Calibrated on {count} sequences of {length} tokens of `{source}` "
         f"(sha256 `{calibration['sha256'][:16]}…`), seed {record['recipe']['seed']}."
     )
 

@@ -109,9 +109,17 @@ def test_full_disk_during_a_real_save(
             device.write("x" * 10_000)
 
     monkeypatch.setattr(type(pruner.model), "save_pretrained", save_to_full_disk)
-    with pytest.raises(CheckpointError, match="cannot be written: No space left on device"):
+    with pytest.raises(CheckpointError, match="cannot be written: No space left on device") as failure:
         pruner.save(tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+    (kept,) = tmp_path.iterdir()
+    assert f"--plan {kept / 'grasp_config.json'} makes the checkpoint again" in str(failure.value)
+    monkeypatch.undo()
+    pruner.save(tmp_path / "first")
+    again = GRASPPruner(config)
+    again.replay(make_model(), tokenizer, *read_plan(kept))
+    again.save(tmp_path / "again")
+    for file in (tmp_path / "first").iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
 
 
 def test_plan_from_folder_and_from_file(checkpoint: Path, tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from optimum_grasprune.errors import CheckpointError
-from optimum_grasprune.files import check_output, slug, staged_folder, write_json
+from optimum_grasprune.files import slug, write_json
+from optimum_grasprune.staging import check_output, staged_folder
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError(28, "No space left on device")])
@@ -22,6 +23,7 @@ def test_overwriting_replaces_a_checkpoint_as_a_whole(tmp_path: Path) -> None:
     old = tmp_path / "out"
     old.mkdir()
     (old / "config.json").write_text("{}")
+    (old / "grasp_config.json").write_text('{"recipe": {}, "base_model": {}}')
     (old / "model-00002-of-00002.safetensors").write_text("stale")
     with pytest.raises(CheckpointError, match="is not empty; use --overwrite"), staged_folder(old):
         pass
@@ -35,6 +37,7 @@ def test_failed_overwrite_leaves_the_old_checkpoint(tmp_path: Path) -> None:
     old = tmp_path / "out"
     old.mkdir()
     (old / "config.json").write_text("old")
+    (old / "grasp_config.json").write_text('{"recipe": {}, "base_model": {}}')
     with pytest.raises(RuntimeError), staged_folder(old, overwrite=True):
         raise RuntimeError
     assert (old / "config.json").read_text() == "old"

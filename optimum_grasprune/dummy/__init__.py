@@ -2,7 +2,7 @@
 
 from .shapes import SHAPES, dummy_tokenizer, shape_config
 from .widths import Shares, chosen_mask, profile, shares_of, uniform_mask
-from .write import Dummy, write_dummy
+from .write import Dummy, is_replaceable, write_dummy
 
 __all__ = [
     "SHAPES",
@@ -10,6 +10,7 @@ __all__ = [
     "Shares",
     "chosen_mask",
     "dummy_tokenizer",
+    "is_replaceable",
     "profile",
     "shape_config",
     "shares_of",

@@ -17,15 +17,15 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LlamaConfig, PreTrainedConfig
 
 from ..budget import Budget
-from ..checkpoint import RECORD_NAME
-from ..errors import OptionError
+from ..checkpoint import check_shard_size
 from ..families import family_of
-from ..files import staged_folder, write_json
+from ..files import write_json
 from ..loading import empty_model
 from ..plan import PruningPlan
 from ..pruner import budget_record, describe_model
 from ..record import RECORD_FORMAT
 from ..report import GITHUB_NAME
+from ..staging import RECORD_NAME, is_pruned_checkpoint, staged_folder
 from ..surgery import pruned_config
 from .shapes import dummy_tokenizer
 
@@ -67,8 +67,9 @@ def write_dummy(
     The largest shard is in memory at once, or the largest tensor if that is larger. Raises CheckpointError when the
     folder cannot be written, OptionError when the shard size is none.
     """
+    check_shard_size(max_shard_size)
     config = dummy.served_config
-    with staged_folder(output, overwrite=overwrite) as folder:
+    with staged_folder(output, overwrite=overwrite, replaceable=is_replaceable) as folder:
         config.save_pretrained(folder)
         GenerationConfig.from_model_config(config).save_pretrained(folder)
         dummy_tokenizer(dummy.config).save_pretrained(folder)
@@ -79,13 +80,16 @@ def write_dummy(
         (folder / "README.md").write_text(_card(dummy, seed, config_only), encoding="utf-8")
 
 
+def is_replaceable(folder: Path) -> bool:
+    """Whether a folder holds a dummy, whose card says so, or a checkpoint that was pruned."""
+    card = folder / "README.md"
+    return is_pruned_checkpoint(folder) or (card.is_file() and MEANINGLESS.encode() in card.read_bytes())
+
+
 def write_random_weights(config: PreTrainedConfig, folder: Path, seed: int, max_shard_size: str) -> None:
     """Safetensors shards of a model with norms of one and all other weights drawn as at initialisation."""
     tensors: dict[str, Tensor] = dict(empty_model(config).named_parameters())  # tied ones once
-    try:
-        shards = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
-    except ValueError:
-        raise OptionError("max_shard_size", max_shard_size, "should be a size like 2GB") from None
+    shards = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
     generator = torch.Generator().manual_seed(seed)
     for file, names in tqdm(shards.filename_to_tensors.items(), desc="shards", unit="shard"):
         # Unnamed, so that this shard is gone before the next is drawn.

@@ -309,7 +309,7 @@ def test_bad_outputs(cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: 
         (tmp_path, "holds something other than a comparison"),
         (tmp_path / "notes.txt", "is a file, not a folder"),
         (Path("/proc/nowhere"), "cannot be written"),
-        (model_folder, "holds something other than a comparison"),
+        (model_folder, "is the model that is to be pruned"),
     ):
         outcome = cli("compare", "-m", model_folder, *options, "--no-plot", output)
         assert outcome.code == 2 and len(outcome.error_lines) == 1, outcome.error_lines

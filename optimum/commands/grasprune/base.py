@@ -17,6 +17,7 @@ from optimum.commands.base import BaseOptimumCLICommand
 
 if TYPE_CHECKING:
     from optimum_grasprune.config import GRASPConfig
+    from optimum_grasprune.outputs import Source
 
 
 class Subcommand(BaseOptimumCLICommand):
@@ -29,7 +30,7 @@ class Subcommand(BaseOptimumCLICommand):
 
         try:
             with self._warnings_as_lines():
-                self._check_json()
+                self.check_outputs()
                 self.execute()
         except OptionError as error:
             self.fail(error.flag_line)
@@ -43,14 +44,21 @@ class Subcommand(BaseOptimumCLICommand):
     def execute(self) -> None:
         """The work of the command."""
 
-    def _check_json(self) -> None:
-        # Before hours of work, not after them.
-        from pathlib import Path
+    @abstractmethod
+    def sources(self) -> list[Source]:
+        """What the command reads from this machine, by the options given."""
 
-        from optimum_grasprune.errors import OptionError
+    def check_outputs(self, output: str | None = None) -> None:
+        """Before hours of work, not after them: neither OUTPUT nor the file of `--json` takes anything that is read.
 
-        if self.args.json and (Path(self.args.json).is_dir() or not os.access(Path(self.args.json).parent, os.W_OK)):
-            raise OptionError("json", self.args.json, "cannot be written")
+        Raises GraspruneError.
+        """
+        from optimum_grasprune.outputs import check_apart, check_result_file
+
+        if output is not None:
+            check_apart(output, self.sources())
+        if self.args.json:
+            check_result_file(self.args.json, self.sources(), output)
 
     @contextmanager
     def _warnings_as_lines(self) -> Iterator[None]:

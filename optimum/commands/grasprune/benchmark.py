@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from optimum_grasprune.benchmark.checkpoints import Checkpoint
     from optimum_grasprune.benchmark.engine import Engine
     from optimum_grasprune.benchmark.workload import Lengths, Point
+    from optimum_grasprune.outputs import Source
 
 MODES = ("serve", "long-context", "offline", "generate")
 CONCURRENCY = (1, 4, 16)
@@ -64,6 +65,7 @@ class BenchmarkCommand(Subcommand):
 
         args = self.args
         output = Path(self._output())
+        self.check_outputs(str(output))
         self._check_mode()
         plots = None if args.no_plot else module_for_plots("optimum_grasprune.benchmark.figures")
         checkpoints = read_checkpoints(args.dense, args.pruned, trust_remote_code=args.trust_remote_code)
@@ -82,6 +84,18 @@ class BenchmarkCommand(Subcommand):
         for line in (*overflow_lines(result), *burst_lines(result)):
             print(line)
         self.write_result(result)
+
+    def sources(self) -> list[Source]:
+        """The checkpoints and the prompts."""
+        from optimum_grasprune.benchmark.checkpoints import named
+        from optimum_grasprune.outputs import local, models
+
+        args = self.args
+        return [
+            *models("the dense model", args.dense),
+            *models("a checkpoint that is measured", *(named(entry)[1] for entry in args.pruned)),
+            *local("the file of prompts", args.prompts),
+        ]
 
     def _output(self) -> str:
         """OUTPUT, which argparse takes for one more value where it follows a list of numbers or lengths."""

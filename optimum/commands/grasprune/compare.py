@@ -24,6 +24,7 @@ from .export import BUDGET_OPTIONS, RECIPE_OPTIONS, given_fields
 
 if TYPE_CHECKING:
     from optimum_grasprune.comparison import Comparison
+    from optimum_grasprune.outputs import Source
 
 OF_A_CELL = ("method", "keep_ratio")
 """Fields that `--methods` and `--keep-ratios` set, cell by cell."""
@@ -90,6 +91,7 @@ class CompareCommand(Subcommand):
         from optimum_grasprune.report import print_table
 
         output = Path(self._output())
+        self.check_outputs(str(output))
         plots = None if self.args.no_plot else module_for_plots("optimum_grasprune.plots")
         result = self._comparison(output).run(announce=lambda line: print(line, flush=True))
         write_tables(result, output)
@@ -100,6 +102,16 @@ class CompareCommand(Subcommand):
         if names := failed(result):
             reason = next(cell["error"] for cell in result["cells"] if "error" in cell)
             raise GraspruneError(f"{len(names)} of {len(result['cells'])} cells failed: {', '.join(names)} ({reason})")
+
+    def sources(self) -> list[Source]:
+        """The model and the corpora that it is calibrated and measured on."""
+        from optimum_grasprune.outputs import corpora, models
+
+        args = self.args
+        return [
+            *models("the model that is to be pruned", args.model),
+            *corpora("the corpus", args.dataset, *args.evaluate or ()),
+        ]
 
     def _comparison(self, output: Path) -> Comparison:
         from optimum_grasprune.comparison import Comparison, cells_of, read_corpora

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optimum.commands.base import CommandInfo
 
 from .base import Subcommand, add_bos_option, add_example, add_model_options, checked_config
+
+if TYPE_CHECKING:
+    from optimum_grasprune.outputs import Source
 
 
 class EvaluateCommand(Subcommand):
@@ -39,6 +42,13 @@ class EvaluateCommand(Subcommand):
         add_bos_option(optional)
         optional.add_argument("--device", metavar="DEVICE", help="torch device, as in cpu or cuda:0; auto by default")
         add_model_options(optional, dtype=False)
+
+    def sources(self) -> list[Source]:
+        """The models and the corpus."""
+        from optimum_grasprune.outputs import corpora, models
+
+        args = self.args
+        return [*models("a model that is measured", *args.model, args.dense), *corpora("the corpus", args.dataset)]
 
     def execute(self) -> None:
         """Measure each model on the same text, then print one table."""

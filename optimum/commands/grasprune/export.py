@@ -18,6 +18,7 @@ from .base import (
 
 if TYPE_CHECKING:
     from optimum_grasprune.config import GRASPConfig
+    from optimum_grasprune.outputs import Source
     from optimum_grasprune.pruner import GRASPPruner
 
 # Name, metavar and help of the options that set a field of GRASPConfig. They are repeated here because reading them off
@@ -112,19 +113,21 @@ class ExportCommand(Subcommand):
         )
         run = parser.add_argument_group("Optional arguments")
         run.add_argument("--gradient-checkpointing", action="store_true", help="save memory, about a third slower")
-        run.add_argument("--overwrite", action="store_true", help="replace the checkpoint in OUTPUT")
+        run.add_argument("--overwrite", action="store_true", help="replace the pruned checkpoint in OUTPUT")
         run.add_argument("--max-shard-size", metavar="SIZE", default="5GB", help="largest weight file, as in 5GB")
         add_model_options(run)
 
     def execute(self) -> None:
         """Prune, save, summarise."""
-        from optimum_grasprune.files import check_output
+        from optimum_grasprune.checkpoint import check_shard_size
         from optimum_grasprune.pruner import GRASPPruner
         from optimum_grasprune.report import print_summary
+        from optimum_grasprune.staging import check_output
 
         config = self._config()
+        check_shard_size(self.args.max_shard_size)
+        self.check_outputs(self.args.output)
         check_output(self.args.output, overwrite=self.args.overwrite)
-        self._refuse_own_source()
         pruner = GRASPPruner(config)
         self._prune(pruner)
         pruner.save(self.args.output, overwrite=self.args.overwrite, max_shard_size=self.args.max_shard_size)
@@ -152,10 +155,13 @@ class ExportCommand(Subcommand):
         else:
             pruner.replay(model, tokenizer, *saved)
 
-    def _refuse_own_source(self) -> None:
-        from pathlib import Path
+    def sources(self) -> list[Source]:
+        """The model, the corpora and the plan."""
+        from optimum_grasprune.outputs import corpora, local, models
 
-        from optimum_grasprune.errors import CheckpointError
-
-        if Path(self.args.output).resolve() == Path(self.args.model).resolve():
-            raise CheckpointError(f"the output folder {self.args.output} is the model that is to be pruned")
+        args = self.args
+        return [
+            *models("the model that is to be pruned", args.model),
+            *local("the plan", args.plan),
+            *corpora("the corpus", args.dataset),
+        ]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from optimum_grasprune.config import DeploymentOptions
+    from optimum_grasprune.outputs import Source
     from optimum_grasprune.sizing import Fit
     from optimum_grasprune.units import UnitInventory
 
@@ -50,6 +51,12 @@ class InspectCommand(Subcommand):
         )
         optional = parser.add_argument_group("Optional arguments")
         add_model_options(optional, dtype=False)
+
+    def sources(self) -> list[Source]:
+        """The model and the dense one."""
+        from optimum_grasprune.outputs import models
+
+        return models("a model that is inspected", self.args.model, self.args.dense)
 
     def execute(self) -> None:
         """Read shapes off the configuration, then print them beside the recorded budget and what fits."""
