@@ -35,7 +35,7 @@ def generation_settings(model: PreTrainedModel) -> GenerationConfig:
     if values == vars(model.generation_config) and _refusal(values) is None:
         return copy.deepcopy(model.generation_config)
     kept = _readable(values)
-    for name in values.keys() - kept.keys():
+    for name in sorted(values.keys() - kept.keys()):
         reason = _refusal({**kept, name: values[name]})
         warnings.warn(f"{name}={values[name]!r} is left out of the generation settings: {reason}", stacklevel=2)
     return _settings(copy.deepcopy(kept))

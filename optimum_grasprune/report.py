@@ -58,6 +58,7 @@ def public_name(source: str) -> str:
         return "/".join(cached[-1])
     of_a_machine = source.startswith((".", "/", "~")) or "\\" in source or source.count("/") > 1
     if source and (of_a_machine or os.path.exists(source)):
+        # Windows' rules know both slashes.
         return PureWindowsPath(os.path.abspath(source) if source.startswith(".") else source).name
     return source
 

@@ -201,4 +201,5 @@ def _open_up(folder: Path) -> None:
     umask = os.umask(0)
     os.umask(umask)
     for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
+        with suppress(OSError):  # network and FAT file systems have no permissions to set
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)

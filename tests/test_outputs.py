@@ -262,6 +262,15 @@ def test_the_folder_that_a_file_system_makes_is_no_content(tmp_path: Path) -> No
     assert contents(tmp_path) == {**NEW, "lost+found/#1234": "mine"}
 
 
+def test_a_file_system_without_permissions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    assert attempt(tmp_path / "out", [], overwrite=False)
+    assert contents(tmp_path / "out") == NEW
+
+
 def test_folders_on_the_way_vanish_with_a_failure(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), staged_folder(tmp_path / "some" / "where" / "out"):
         raise RuntimeError
