@@ -18,6 +18,8 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
+from .errors import GraspruneWarning
+
 _NEVER_WRITTEN = "compile_config"
 
 
@@ -30,14 +32,16 @@ def generation_settings(model: PreTrainedModel) -> GenerationConfig:
     values = dict(vars(model.generation_config))
     for name, value in _on_config(model).items():
         if values.get(name) is None:
-            warnings.warn(f"{name}={value!r} moves from the model's config to its generation_config", stacklevel=2)
+            line = f"{name}={value!r} moves from the model's config to its generation_config"
+            warnings.warn(line, GraspruneWarning, stacklevel=2)
             values[name] = value
     if values == vars(model.generation_config) and _refusal(values) is None:
         return copy.deepcopy(model.generation_config)
     kept = _readable(values)
     for name in sorted(values.keys() - kept.keys()):
         reason = _refusal({**kept, name: values[name]})
-        warnings.warn(f"{name}={values[name]!r} is left out of the generation settings: {reason}", stacklevel=2)
+        line = f"{name}={values[name]!r} is left out of the generation settings: {reason}"
+        warnings.warn(line, GraspruneWarning, stacklevel=2)
     return _settings(copy.deepcopy(kept))
 
 

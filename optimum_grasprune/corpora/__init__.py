@@ -2,7 +2,7 @@
 
 from .corpus import Conversations, Corpus, Text, corpus_in_memory
 from .sequences import FEW_HELD_OUT, TokenizedCorpus, first_tokens, hold_out, sample_sequences, tokenize, windows_of
-from .sources import load_corpus, local_sources
+from .sources import load_corpus
 
 __all__ = [
     "FEW_HELD_OUT",
@@ -14,7 +14,6 @@ __all__ = [
     "first_tokens",
     "hold_out",
     "load_corpus",
-    "local_sources",
     "sample_sequences",
     "tokenize",
     "windows_of",

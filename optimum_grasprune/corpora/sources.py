@@ -38,12 +38,6 @@ def load_corpus(source: str, split: str | None = None, text_column: str = "text"
     return Corpus(parts, source, split)
 
 
-def local_sources(source: str) -> list[Path]:
-    """The files and folders on this machine that a corpus of this name is read from."""
-    names = [source] if Path(source).exists() else [name.strip() for name in source.split(",")]
-    return [Path(name) for name in names if name not in (BUILTIN, SHIPPED) and Path(name).exists()]
-
-
 def _read(source: str, split: str | None, text_column: str) -> Part:
     path = Path(source)
     if source == BUILTIN:

@@ -81,7 +81,8 @@ def test_duplicated_channels_are_made_up_for_exactly() -> None:
     for in_sequence in (False, True):
         pruned = build_pruned_model(model, plan, family)
         assert distance(model, pruned) > 1e-3  # type: ignore[arg-type]
-        refit("least_squares", model, pruned, plan, family, TOKENS, damping=1e-7, in_sequence=in_sequence)
+        means = Means(("least_squares",), "sequential" if in_sequence else "dense")
+        refit("least_squares", model, pruned, plan, family, TOKENS, means, 1e-7)
         assert distance(model, pruned) < 1e-8  # type: ignore[arg-type]
 
 
