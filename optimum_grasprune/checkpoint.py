@@ -11,23 +11,25 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import CheckpointError, OptionError, PlanError
 from .files import resolved, write_json
 from .generation import savable, write_generation
-from .loading import load_model
+from .loading import load_config, load_model
 from .modeling import PRUNED_CLASSES
 from .outputs import Source, check_apart
 from .plan import PruningPlan
 from .record import in_todays_words
+from .sources import optional_file
 from .staging import RECORD_NAME, UnmovedError, check_output, staged_folder
 
 
@@ -116,16 +118,39 @@ def needs_code(model_type: str) -> bool:
 
 
 def load_pruned_model(
-    checkpoint: str | os.PathLike[str], *, dtype: str = "auto", device: str = "auto"
+    checkpoint: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str = "auto",
+    device_map: str | Mapping[str, Any] | None = None,
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A pruned model, every tensor checked; CheckpointError when one is missing or has the wrong shape."""
-    return load_model(str(checkpoint), dtype=dtype, device=device)
+    """A pruned model, every tensor checked, from a folder or a Hub name.
+
+    device_map, attn_implementation, revision: as transformers takes them; the first needs accelerate.
+    Raises CheckpointError for a model that is not pruned, or when a tensor is missing or has the wrong shape.
+    """
+    source = str(checkpoint)
+    config = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
+    if not needs_code(config.model_type) and read_record(source, revision) is None:
+        raise CheckpointError(f"{source} is not a pruned checkpoint: load it with AutoModelForCausalLM.from_pretrained")
+    return load_model(
+        source,
+        dtype=dtype,
+        device=device,
+        device_map=device_map,
+        attn_implementation=attn_implementation,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+    )
 
 
-def read_record(checkpoint: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """The content of a checkpoint's `grasp_config.json`, or None when it has none."""
-    path = Path(checkpoint) / RECORD_NAME
-    if not path.is_file():
+def read_record(checkpoint: str | os.PathLike[str], revision: str | None = None) -> dict[str, Any] | None:
+    """The content of a checkpoint's `grasp_config.json`, or None when it has none. checkpoint: folder or Hub name."""
+    path = optional_file(str(checkpoint), RECORD_NAME, revision)
+    if path is None:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,25 +14,39 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils.import_utils import is_accelerate_available
 
+from .admission import check_finite
 from .errors import CheckpointError, ModelError, OptionError
-from .families import family_of
+from .families import family_of, unsupported
 from .modeling import PRUNED_CLASSES
+from .sources import check_source, check_stored_types, first_line, quantization_of
 
 CALIBRATION_LENGTH = 512
 """Tokens in a calibration sequence, unless the model reads too few or another number is asked for."""
 
 
-def load_config(source: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
-    """The configuration of a model folder or hub name; ModelError when it is missing or no causal language model."""
-    _require_folder(source)
+def load_config(source: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedConfig:
+    """The configuration of a model folder or Hub name; ModelError when it is missing or no causal language model.
+
+    revision: branch, tag or commit of a Hub repository; a folder has none, and it is ignored there.
+    """
+    check_source(source, revision)
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
-        raise ModelError(f"the configuration of {source} cannot be read: {_first_line(error)}") from None
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+    except Exception as error:  # transformers has many types for a bad value, and no common base for them
+        _refuse_unknown_type(source, trust_remote_code, revision)
+        raise ModelError(f"the configuration of {source} cannot be read: {first_line(error)}") from None
     _require_causal(source, config)
     return config
+
+
+def require_unquantised(source: str, config: PreTrainedConfig) -> None:
+    """Raise ModelError for a checkpoint that cannot be pruned because its weights are quantised."""
+    if (how := quantization_of(config)) is not None:
+        raise ModelError(f"{source} is quantised ({how}): prune the unquantised model, and quantise the pruned one")
 
 
 def load_model(
@@ -42,35 +55,53 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    revision: str | None = None,
+    device_map: str | Mapping[str, Any] | None = None,
+    attn_implementation: str | None = None,
 ) -> PreTrainedModel:
-    """A causal language model of a supported family, every tensor of it read from the checkpoint.
+    """A causal language model of a supported family, every tensor of it read from the checkpoint, and finite.
 
-    Raises ModelError, UnsupportedFamilyError or CheckpointError.
+    device_map: where accelerate puts which part of it, in place of `device`.
+    Raises ModelError, UnsupportedFamilyError, OptionError or CheckpointError.
     """
-    config = load_config(source, trust_remote_code=trust_remote_code)
+    config = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
     family_of(config)
-    target = resolve_device(device)
+    placed = _placement(config, device, device_map)
+    if attn_implementation is not None:
+        _check_attention(config, attn_implementation)
+        placed["attn_implementation"] = attn_implementation
+    quantised = quantization_of(config) is not None
+    if not quantised:
+        check_stored_types(source, revision)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+            source,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # it is not: without it the error names no tensor
+            **placed,
         )
     except Exception as error:  # transformers, safetensors and the file system each have their own types for a bad file
-        raise CheckpointError(f"the weights of {source} cannot be read: {_first_line(error)}") from None
+        raise CheckpointError(f"the weights of {source} cannot be read: {first_line(error)}") from None
     model, info = loaded
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if info.get(problem):
-            names = sorted(str(name) for name in info[problem])
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise CheckpointError(f"the weights of {source} are damaged: {problem.replace('_', ' ')}: {names[0]}{more}")
-    return model.to(target).eval()
+    _refuse_damage(source, info)
+    if device_map is None and not quantised:
+        model = model.to(resolve_device(device))
+    check_finite(model, source)
+    return model.eval()
 
 
-def load_tokenizer(source: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub name; ModelError when there is none."""
+def load_tokenizer(
+    source: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or Hub name; ModelError when there is none."""
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
     except Exception as error:  # tokenizers raises a bare Exception on malformed files
-        raise ModelError(f"the tokenizer of {source} cannot be read: {_first_line(error)}") from None
+        raise ModelError(f"the tokenizer of {source} cannot be read: {first_line(error)}") from None
 
 
 def resolve_device(device: str) -> torch.device:
@@ -81,14 +112,21 @@ def resolve_device(device: str) -> torch.device:
         target = torch.device(device)
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
-        raise OptionError("device", device, _first_line(error)) from None
+        raise OptionError("device", device, first_line(error)) from None
     return target
 
 
 def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a configuration without memory for its weights, to read shapes off."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    """The model of a configuration without memory for its weights, to read shapes off; ModelError when there is none.
+
+    Of a quantised model it is the one that was quantised.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # what a constructor makes of a value that it cannot use
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise ModelError(f"no model can be built from the configuration of {config.name_or_path}: {what}") from None
 
 
 def longest_context(config: PreTrainedConfig) -> int | None:
@@ -116,33 +154,89 @@ def calibration_length(config: PreTrainedConfig, asked: int | None) -> int:
     return CALIBRATION_LENGTH if longest is None else min(CALIBRATION_LENGTH, longest // 2)
 
 
+def common_window(models: Mapping[str, PreTrainedConfig], asked: int | None, default: int, option: str) -> int:
+    """Tokens in an evaluation window that all models read: as asked, or the default, or what the shortest one reads.
+
+    models: by the names that messages use.  option: the one that asks.  Raises OptionError when a model reads fewer
+    tokens at once than asked, ModelError when one reads too few to predict any.
+    """
+    if asked is not None:
+        for name, config in models.items():
+            check_length(config, option, asked, name)
+        return asked
+    window = default
+    for name, config in models.items():
+        longest = longest_context(config)
+        if longest is not None and longest < 2:
+            raise ModelError(f"{name} reads at most {longest} tokens, too few to predict one from another")
+        window = window if longest is None else min(window, longest)
+    return window
+
+
 def count_parameters(model: PreTrainedModel) -> int:
-    """All parameters, tied ones once."""
+    """All parameters, tied ones once; of a quantised model as many as it had before."""
+    if quantization_of(model.config) is not None:
+        model = empty_model(model.config)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _require_folder(source: str) -> None:
-    path = Path(source)
-    looks_local = source.startswith((".", "/", "~")) or (source.count("/") != 1 and "/" in source)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ModelError(f"the model folder {source} has no config.json")
-    elif path.exists() or looks_local:
-        raise ModelError(f"the model folder {source} does not exist")
+def _placement(config: PreTrainedConfig, device: str, device_map: Any) -> dict[str, Any]:
+    """Options of `from_pretrained` that say where the weights go."""
+    if device_map is not None:
+        if device != "auto":
+            raise OptionError("device", device, "has no meaning beside device_map")
+        if not is_accelerate_available():
+            raise OptionError("device_map", device_map, "needs accelerate: pip install accelerate")
+        return {"device_map": device_map}
+    target = resolve_device(device)
+    # A quantised model may not be moved: its loader packs the weights for the device that they are on.
+    return {"device_map": {"": target}} if quantization_of(config) is not None and target.type != "cpu" else {}
+
+
+def _check_attention(config: PreTrainedConfig, implementation: str) -> None:
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+    except Exception as error:  # ValueError where it is unknown, ImportError where its package is missing, …
+        raise OptionError("attn_implementation", implementation, first_line(error)) from None
+
+
+def _refuse_damage(source: str, info: Mapping[str, Any]) -> None:
+    if mismatched := sorted(info.get("mismatched_keys") or ()):
+        name, found, wanted = mismatched[0]
+        raise CheckpointError(
+            f"the weights of {source} are damaged: {name} has the shape {tuple(found)}, and config.json asks for "
+            f"{tuple(wanted)}{_and_more(mismatched)}"
+        )
+    for problem in ("missing_keys", "unexpected_keys", "error_msgs"):
+        if names := sorted(info.get(problem) or ()):
+            what = problem.replace("_", " ")
+            raise CheckpointError(f"the weights of {source} are damaged: {what}: {names[0]}{_and_more(names)}")
+
+
+def _and_more(names: list[Any]) -> str:
+    return f" and {len(names) - 1} more" if len(names) > 1 else ""
+
+
+def _refuse_unknown_type(source: str, trust_remote_code: bool, revision: str | None) -> None:
+    """Raise UnsupportedFamilyError where transformers does not know the model's type."""
+    try:
+        values, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    except Exception:  # there is nothing to say of the type, and the caller has the error
+        return
+    model_type = values.get("model_type")
+    if model_type is not None and model_type not in CONFIG_MAPPING and not trust_remote_code:
+        raise unsupported(model_type)
 
 
 def _require_causal(source: str, config: Any) -> None:
+    """By its architecture: `model_type` decides which class loads, so that an old name of a causal one may stay."""
     architectures = config.architectures or []
     known = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _names(names)}
     known |= {causal_class.__name__ for _, _, causal_class in PRUNED_CLASSES.values()}
-    if architectures and not known & set(architectures):
+    if architectures and not any(name in known or name.endswith("ForCausalLM") for name in architectures):
         raise ModelError(f"{source} is not a causal language model: its architecture is {', '.join(architectures)}")
 
 
 def _names(names: str | tuple[str, ...]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else names
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .admission import check_model
 from .allocation import Outcome, choose
 from .budget import Budget, exact_ratio
 from .checkpoint import save_checkpoint
@@ -104,8 +105,9 @@ class GRASPPruner:
         scores: `scores` of an earlier run of the same method on the same model and corpus, which need not be computed
             again: they fit any budget.
         candidates: `candidates` of an earlier run that differs in nothing but what makes up for the cut.
-        Raises UnsupportedFamilyError, BudgetError, OptionError or DataError before any training starts.
+        Raises ModelError, UnsupportedFamilyError, BudgetError, OptionError or DataError before any training starts.
         """
+        check_model(model)
         family = family_of(model.config)
         self._generation = generation_settings(model)
         self._sources = self._read(model, None if texts is None else "")
@@ -140,11 +142,13 @@ class GRASPPruner:
 
         origin: the record that the plan was read from. What it says of recipe, calibration and budget is carried over;
         weights that were refitted to calibration data are refitted to the same data, which must still be there.
-        With another `compensation` than "auto" in the configuration, that one is applied instead. Raises PlanError when
-        the plan is for a model of other shapes, or its corpus has changed.
+        With another `compensation` than "auto" in the configuration, that one is applied instead. Raises ModelError for
+        a model that cannot be pruned, and PlanError when the plan is for one of other shapes, or its corpus has
+        changed.
         """
         if self.config.pattern != "units":
             raise OptionError("pattern", self.config.pattern, "a plan holds whole units")
+        check_model(model)
         family = family_of(model.config)
         self._generation = generation_settings(model)
         dataset = None if origin is None else origin["recipe"].get("dataset")

@@ -56,7 +56,9 @@ class Checkpoint:
         }
 
 
-def read_checkpoints(dense: str, pruned: Sequence[str], *, trust_remote_code: bool = False) -> list[Checkpoint]:
+def read_checkpoints(
+    dense: str, pruned: Sequence[str], *, trust_remote_code: bool = False, revision: str | None = None
+) -> list[Checkpoint]:
     """The dense checkpoint and the pruned ones, each given as SOURCE or NAME=SOURCE.
 
     Raises OptionError when two have one name, ModelError when one cannot be read.
@@ -67,7 +69,7 @@ def read_checkpoints(dense: str, pruned: Sequence[str], *, trust_remote_code: bo
         if slug(name) in taken:
             raise OptionError("pruned", entry, f"another checkpoint is called {name}; name them as in NAME={entry}")
         taken.add(slug(name))
-    return [_read(name, source, trust_remote_code) for name, source in entries]
+    return [_read(name, source, trust_remote_code, revision) for name, source in entries]
 
 
 def named(entry: str) -> tuple[str, str]:
@@ -99,12 +101,12 @@ def shape_of(model: PreTrainedModel, family: Family) -> Shape:
     )
 
 
-def _read(name: str, source: str, trust_remote_code: bool) -> Checkpoint:
-    config = load_config(source, trust_remote_code=trust_remote_code)
+def _read(name: str, source: str, trust_remote_code: bool, revision: str | None) -> Checkpoint:
+    config = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
     family = family_of(config)
     model = empty_model(config)
     groups = family.inventory(model).groups
-    record = read_record(source) or {}
+    record = read_record(source, revision) or {}
     return Checkpoint(
         name=name,
         source=source,

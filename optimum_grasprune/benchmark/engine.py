@@ -26,7 +26,12 @@ class Engine:
 
 
 def engine_of(
-    flags: Sequence[str], *, kv_bytes: int | None, dtype: str | None = None, trust_remote_code: bool = False
+    flags: Sequence[str],
+    *,
+    kv_bytes: int | None,
+    dtype: str | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> Engine:
     """The engine with the given flags, after ours, so that they win.
 
@@ -40,6 +45,8 @@ def engine_of(
         ours += ["--dtype", dtype]
     if trust_remote_code:
         ours.append("--trust-remote-code")
+    if revision is not None:
+        ours += ["--revision", revision, "--tokenizer-revision", revision]
     return Engine((*ours, *flags), kv_bytes, {KV_VARIABLE: None} if kv_bytes is not None else {})
 
 

@@ -30,6 +30,7 @@ class Generation:
     device: str = "auto"
     seed: int = 0
     trust_remote_code: bool = False
+    revision: str | None = None
 
 
 def run_generation(
@@ -54,6 +55,7 @@ def run_generation(
                     dtype=options.dtype,
                     device=options.device,
                     trust_remote_code=options.trust_remote_code,
+                    revision=options.revision,
                 )
                 seconds = round(time.perf_counter() - start, 2)
                 starts.append({"checkpoint": checkpoint.name, "repetition": repetition, "load_seconds": seconds})

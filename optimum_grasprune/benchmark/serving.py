@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import GraspruneError
 from ..files import slug
+from ..sources import optional_file
 from .checkpoints import Checkpoint
 from .engine import Engine
 from .metrics import (
@@ -57,7 +58,7 @@ class Serving:
     logs: folder for the output of servers and clients.  repetitions: of everything.  together: all servers stay up, and
     take turns at every point; else each is started once in every repetition and has the machine to itself.
     port: of the first server, a free one by default.  start_seconds: time that a server may take to be ready.
-    trust_remote_code: for the tokenizer that the client loads.
+    trust_remote_code, revision: for the tokenizer that the client loads.
     """
 
     engine: Engine
@@ -68,6 +69,7 @@ class Serving:
     start_seconds: float = 1800
     seed: int = 0
     trust_remote_code: bool = False
+    revision: str | None = None
 
 
 def run_serving(
@@ -140,6 +142,7 @@ class _Session:
         result_file.unlink(missing_ok=True)
         seed = seed_of(options.seed, repetition, number)
         command = client_command(server, point, seed, result_file, trust_remote_code=options.trust_remote_code)
+        command += _tokenizer_flags(checkpoint, options.revision)
         where = place_of(checkpoint, repetition, point)
         try:
             server.warm_up(point.lengths.prompt or _WARM_UP_PROMPT, point.lengths.output, point.concurrency)
@@ -229,6 +232,12 @@ def client_command(
     command += ["--disable-tqdm", "--save-result", "--save-detailed"]
     command += ["--result-dir", str(result_file.parent), "--result-filename", result_file.name]
     return [*command, "--trust-remote-code"] if trust_remote_code else command
+
+
+def _tokenizer_flags(checkpoint: Checkpoint, revision: str | None) -> list[str]:
+    """The client has no option for the tokenizer's revision, but takes the folder that the server has fetched it to."""
+    file = None if revision is None else optional_file(checkpoint.source, "tokenizer_config.json", revision)
+    return [] if file is None else ["--tokenizer", str(file.parent)]
 
 
 def incomplete(result: Mapping[str, Any], point: Point) -> str:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..admission import check_model
 from ..budget import Budget
 from ..compensation import added_parameters
 from ..config import GRASPConfig
@@ -30,16 +31,18 @@ from ..families import family_of
 from ..files import results_folder, write_json
 from ..loading import (
     calibration_length,
-    check_length,
+    common_window,
     count_parameters,
     empty_model,
     load_config,
     load_model,
     load_tokenizer,
+    require_unquantised,
 )
 from ..masks import UnitMask
 from ..methods import get_method
 from ..pruner import GRASPPruner, describe_model, drawn
+from ..sources import commit_of
 from .cells import SAME_FOR_ALL, Cell, Evaluation, as_given
 from .tables import shown
 
@@ -66,7 +69,8 @@ def check_folder(output: Path) -> None:
 class Comparison:
     """Runs cells on one model. Making one checks everything that can be checked before the work starts.
 
-    source: model folder or hub name.  corpora: evaluation corpora by name.  window: tokens in an evaluation window.
+    source: model folder or hub name.  corpora: evaluation corpora by name.  window: tokens in an evaluation window;
+    None for the usual number, or as many as the model reads.
     limits: windows of each corpus, from its start; None for all.  device: where the dense model is measured.
     Raises GraspruneError.
     """
@@ -78,23 +82,25 @@ class Comparison:
         corpora: Mapping[str, Corpus],
         output: Path,
         *,
-        window: int = EVALUATION_WINDOW,
+        window: int | None = None,
         limits: Sequence[int] | None = None,
         device: str = "auto",
         trust_remote_code: bool = False,
+        revision: str | None = None,
     ) -> None:
-        self.source, self.cells, self.output = source, tuple(cells), output
-        self.device, self.trust_remote_code = device, trust_remote_code
-        config = load_config(source, trust_remote_code=trust_remote_code)
-        check_length(config, "eval_seq_len", window)
-        self.tokenizer = load_tokenizer(source, trust_remote_code=trust_remote_code)
+        self.source, self.cells, self.output, self.device = source, tuple(cells), output, device
+        self.read_as: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+        config = load_config(source, **self.read_as)
+        require_unquantised(source, config)
+        window = common_window({"the model": config}, window, EVALUATION_WINDOW, "eval_seq_len")
+        self.tokenizer = load_tokenizer(source, **self.read_as)
         self._check_cells(config)
         self.evaluations = [
             Evaluation(name, corpus, self._tokenized(corpus, config).windows(window, limit))
             for (name, corpus), limit in zip(corpora.items(), limits or (None,) * len(corpora), strict=True)
         ]
         self.described = {evaluation.name: evaluation.describe() for evaluation in self.evaluations}
-        self.base_model = identity(source, config)
+        self.base_model = identity(source, config, revision)
         check_folder(output)
 
     def run(self, announce: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -104,7 +110,7 @@ class Comparison:
         A cell that a GraspruneError stops holds it as `error` and stops no other; the next run tries it again.
         """
         dense = self._dense(announce)
-        base = _Base(self.source, self.trust_remote_code)
+        base = _Base(self.source, self.read_as)
         known = _Known()
         cells = []
         for number, cell in enumerate(self.cells, start=1):
@@ -182,7 +188,8 @@ class Comparison:
             announce("dense: finished before")
             return stored
         announce("dense: measuring")
-        model = load_model(self.source, dtype="float32", device=self.device, trust_remote_code=self.trust_remote_code)
+        model = load_model(self.source, dtype="float32", device=self.device, **self.read_as)
+        check_model(model)  # before the first forward pass: every cell would find the same
         result = {"inputs": inputs, "parameters": count_parameters(model), "perplexity": self._measure(model)}
         write_json(path, result)
         announce(f"dense: {_outcome_line(result)}")
@@ -237,8 +244,8 @@ def _key_without(names: set[str], config: GRASPConfig) -> str:
 class _Base:
     """The base model, loaded when it is first needed, and again only for another precision or device."""
 
-    def __init__(self, source: str, trust_remote_code: bool) -> None:
-        self.source, self.trust_remote_code = source, trust_remote_code
+    def __init__(self, source: str, read_as: Mapping[str, Any]) -> None:
+        self.source, self.read_as = source, read_as
         self._key: tuple[str, str] | None = None
         self._model: PreTrainedModel | None = None
 
@@ -247,9 +254,7 @@ class _Base:
         key = (config.dtype, config.device)
         if self._model is None or self._key != key:
             self._model = None  # two at once may be more than the device holds
-            self._model = load_model(
-                self.source, dtype=config.dtype, device=config.device, trust_remote_code=self.trust_remote_code
-            )
+            self._model = load_model(self.source, dtype=config.dtype, device=config.device, **self.read_as)
             self._key = key
         return self._model
 
@@ -266,11 +271,11 @@ def widened(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model).float()
 
 
-def identity(source: str, config: Any) -> dict[str, Any]:
+def identity(source: str, config: Any, revision: str | None = None) -> dict[str, Any]:
     """What makes a base model another one: its shapes and its weights, wherever they lie."""
     described = describe_model(empty_model(config))
     shapes = {name: value for name, value in described.items() if name not in ("name", "dtype")}
-    return {**shapes, "weights": _weights_hash(source) or f"{source}@{getattr(config, '_commit_hash', None)}"}
+    return {**shapes, "weights": _weights_hash(source) or f"{source}@{commit_of(source, revision)}"}
 
 
 def _weights_hash(source: str) -> str | None:

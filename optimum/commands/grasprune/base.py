@@ -40,6 +40,13 @@ class Subcommand(BaseOptimumCLICommand):
             print("interrupted", file=sys.stderr)
             sys.exit(130)
 
+    def source_options(self, *sources: str) -> dict[str, Any]:
+        """How the named models are to be read, by the options of `load_config`, `load_model` and `load_tokenizer`."""
+        from optimum_grasprune.sources import check_revision
+
+        check_revision(self.args.revision, sources)
+        return {"trust_remote_code": self.args.trust_remote_code, "revision": self.args.revision}
+
     @abstractmethod
     def execute(self) -> None:
         """The work of the command."""
@@ -96,6 +103,7 @@ def add_model_options(group: argparse._ArgumentGroup, *, dtype: bool = True) -> 
     if dtype:
         group.add_argument("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16")
         group.add_argument("--device", metavar="DEVICE", help="torch device, as in cpu or cuda:0; auto by default")
+    group.add_argument("--revision", metavar="REVISION", help="branch, tag or commit of models that are Hub names")
     group.add_argument("--trust-remote-code", action="store_true", help="run model code that comes with the checkpoint")
     group.add_argument("--json", metavar="FILE", help="also write the result to this file as JSON")
 

@@ -68,7 +68,7 @@ class BenchmarkCommand(Subcommand):
         self.check_outputs(str(output))
         self._check_mode()
         plots = None if args.no_plot else module_for_plots("optimum_grasprune.benchmark.figures")
-        checkpoints = read_checkpoints(args.dense, args.pruned, trust_remote_code=args.trust_remote_code)
+        checkpoints = read_checkpoints(args.dense, args.pruned, **self._read_as())
         points, memory = self._workload(checkpoints)
         options = self._options(memory)
         check_folder(output)
@@ -96,6 +96,11 @@ class BenchmarkCommand(Subcommand):
             *models("a checkpoint that is measured", *(named(entry)[1] for entry in args.pruned)),
             *local("the file of prompts", args.prompts),
         ]
+
+    def _read_as(self) -> dict[str, Any]:
+        from optimum_grasprune.benchmark.checkpoints import named
+
+        return self.source_options(self.args.dense, *(named(entry)[1] for entry in self.args.pruned))
 
     def _output(self) -> str:
         """OUTPUT, which argparse takes for one more value where it follows a list of numbers or lengths."""
@@ -208,7 +213,7 @@ class BenchmarkCommand(Subcommand):
         if self.args.mode == "long-context":
             (point,) = points
             flags = ["--max-model-len", str(point.lengths.total), "--max-num-seqs", str(point.concurrency), *flags]
-        return engine_of(flags, kv_bytes=options["kv_cache_bytes"], trust_remote_code=self.args.trust_remote_code)
+        return engine_of(flags, kv_bytes=options["kv_cache_bytes"], **self._read_as())
 
     def _measured(
         self, checkpoints: list[Checkpoint], points: list[Point], options: dict[str, Any], output: Path
@@ -227,7 +232,7 @@ class BenchmarkCommand(Subcommand):
                 dtype=args.dtype or "auto",
                 device=args.device or "auto",
                 seed=options["seed"],
-                trust_remote_code=args.trust_remote_code,
+                **self._read_as(),
             )
             return run_generation(generation, checkpoints, points, _announce)
         serving = Serving(
@@ -238,7 +243,7 @@ class BenchmarkCommand(Subcommand):
             port=options["port"],
             start_seconds=options["start_seconds"],
             seed=options["seed"],
-            trust_remote_code=args.trust_remote_code,
+            **self._read_as(),
         )
         return (run_offline if args.mode == "offline" else run_serving)(serving, checkpoints, points, _announce)
 

@@ -69,7 +69,9 @@ class CompareCommand(Subcommand):
             help="corpora to measure perplexity on, as in 'stories=stories.txt[90%%:]' or wikitext=wikitext2[test]; "
             "builtin's held-out part by default",
         )
-        evaluation.add_argument("--eval-seq-len", metavar="N", help="tokens in a window; 512 by default")
+        evaluation.add_argument(
+            "--eval-seq-len", metavar="N", help="tokens in a window; 512 by default, or as many as the model reads"
+        )
         evaluation.add_argument(
             "--eval-samples",
             metavar="N[,N…]",
@@ -129,13 +131,12 @@ class CompareCommand(Subcommand):
             window=window,
             limits=limits,
             device=config.device,
-            trust_remote_code=args.trust_remote_code,
+            **self.source_options(args.model),
         )
 
-    def _windows(self, corpora: int) -> tuple[int, list[int] | None]:
-        """Tokens in a window, and the number of windows of each corpus."""
+    def _windows(self, corpora: int) -> tuple[int | None, list[int] | None]:
+        """Tokens in a window, as asked, and the number of windows of each corpus."""
         from optimum_grasprune.errors import OptionError
-        from optimum_grasprune.evaluation import EVALUATION_WINDOW
 
         args = self.args
         counts = [None] if args.eval_samples is None else args.eval_samples.split(",")
@@ -147,7 +148,7 @@ class CompareCommand(Subcommand):
         if len(configs) not in (1, corpora):
             raise OptionError("eval_samples", args.eval_samples, f"should be one number, or {corpora}: one a corpus")
         limits = [config.num_samples for config in configs if config.num_samples is not None]
-        return configs[0].seq_len or EVALUATION_WINDOW, limits * (corpora // len(configs)) or None
+        return configs[0].seq_len, limits * (corpora // len(configs)) or None
 
     def _output(self) -> str:
         """OUTPUT, which argparse takes for one more value where it follows an option that takes many."""

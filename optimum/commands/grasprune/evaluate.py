@@ -36,7 +36,9 @@ class EvaluateCommand(Subcommand):
             "--dataset-split", metavar="SPLIT", help="split or slice of it: test, or [90%%:] of a file"
         )
         optional.add_argument("--text-column", metavar="NAME", help="column that holds the text, where it is a table")
-        optional.add_argument("--seq-len", metavar="N", help="tokens in a window; 512 by default")
+        optional.add_argument(
+            "--seq-len", metavar="N", help="tokens in a window; 512 by default, or as many as all models read"
+        )
         optional.add_argument("--num-samples", metavar="N", help="windows to score, from the start; all by default")
         optional.add_argument("--batch-size", metavar="N", help="windows scored at once; 1 by default")
         add_bos_option(optional)
@@ -70,7 +72,8 @@ class EvaluateCommand(Subcommand):
         )
         corpus = load_corpus(config.dataset, config.dataset_split, config.text_column)
         sources = ([args.dense] if args.dense else []) + args.model
-        results = [self._measure(source, corpus, config) for source in sources]
+        window = self._window(sources, config.seq_len)
+        results = [self._measure(source, corpus, config, window) for source in sources]
         base = results[0]["perplexity"]
         rows = [
             (
@@ -87,16 +90,26 @@ class EvaluateCommand(Subcommand):
         print_table("Perplexity", ("model", "parameters", "perplexity", "÷ dense"), rows, footer)
         self.write_result({"corpus": corpus.describe(), "models": results})
 
-    def _measure(self, source: str, corpus: Any, config: Any) -> dict[str, Any]:
-        from optimum_grasprune.corpora import tokenize
-        from optimum_grasprune.evaluation import EVALUATION_WINDOW, perplexity
-        from optimum_grasprune.loading import check_length, count_parameters, load_model, load_tokenizer
+    def _window(self, sources: list[str], asked: int | None) -> int:
+        """Tokens in a window, the same for all models; looks at all of them before one is measured."""
+        from optimum_grasprune.evaluation import EVALUATION_WINDOW
+        from optimum_grasprune.families import family_of
+        from optimum_grasprune.loading import common_window, load_config
 
-        trust = self.args.trust_remote_code
-        model = load_model(source, dtype="float32", device=config.device, trust_remote_code=trust)
-        window = config.seq_len or EVALUATION_WINDOW
-        check_length(model.config, "seq_len", window, f"the model {source}")
-        tokenizer = load_tokenizer(source, trust_remote_code=trust)
+        options = self.source_options(*sources)
+        configs = {f"the model {source}": load_config(source, **options) for source in sources}
+        for config in configs.values():
+            family_of(config)
+        return common_window(configs, asked, EVALUATION_WINDOW, "seq_len")
+
+    def _measure(self, source: str, corpus: Any, config: Any, window: int) -> dict[str, Any]:
+        from optimum_grasprune.corpora import tokenize
+        from optimum_grasprune.evaluation import perplexity
+        from optimum_grasprune.loading import count_parameters, load_model, load_tokenizer
+
+        options = self.source_options(*self.args.model, *filter(None, [self.args.dense]))
+        model = load_model(source, dtype="float32", device=config.device, **options)
+        tokenizer = load_tokenizer(source, **options)
         tokenized = tokenize(corpus, tokenizer, model.config.vocab_size, bos=config.bos)
         result = perplexity(model, tokenized.windows(window, config.num_samples), config.batch_size)
         return {

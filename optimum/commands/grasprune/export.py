@@ -144,12 +144,13 @@ class ExportCommand(Subcommand):
 
     def _prune(self, pruner: GRASPPruner) -> None:
         from optimum_grasprune.checkpoint import read_plan
-        from optimum_grasprune.loading import load_model, load_tokenizer
+        from optimum_grasprune.loading import load_config, load_model, load_tokenizer, require_unquantised
 
-        config, trust = pruner.config, self.args.trust_remote_code
+        config, source, options = pruner.config, self.args.model, self.source_options(self.args.model)
         saved = read_plan(self.args.plan) if self.args.plan else None
-        model = load_model(self.args.model, dtype=config.dtype, device=config.device, trust_remote_code=trust)
-        tokenizer = load_tokenizer(self.args.model, trust_remote_code=trust)
+        require_unquantised(source, load_config(source, **options))
+        model = load_model(source, dtype=config.dtype, device=config.device, **options)
+        tokenizer = load_tokenizer(source, **options)
         if saved is None:
             pruner.prune_model(model, tokenizer)
         else:

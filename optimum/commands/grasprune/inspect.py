@@ -15,7 +15,7 @@ from optimum.commands.base import CommandInfo
 from .base import Subcommand, add_example, add_field_options, add_model_options, chosen_options
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from optimum_grasprune.config import DeploymentOptions
     from optimum_grasprune.outputs import Source
@@ -65,8 +65,9 @@ class InspectCommand(Subcommand):
         from optimum_grasprune.loading import count_parameters, empty_model, load_config
         from optimum_grasprune.report import print_summary, print_table
         from optimum_grasprune.sizing import model_shape, tensor_parallel_sizes
+        from optimum_grasprune.sources import quantization_of
 
-        config = load_config(self.args.model, trust_remote_code=self.args.trust_remote_code)
+        config = load_config(self.args.model, **self._read_as())
         family = family_of(config)
         options = self._deployment(config)
         fits = [] if options is None else self._fits(config, options)
@@ -74,18 +75,19 @@ class InspectCommand(Subcommand):
         inventory = family.inventory(model)
         dtype = _dtype(config)
         layers = _layer_table(inventory, dtype.itemsize)
-        rows = [tuple(f"{value:,}" for value in layer.values()) for layer in layers]
-        totals = [f"{sum(layer[name] for layer in layers):,}" for name in list(layers[0])[1:]]
         parameters = count_parameters(model)
+        others = _parameters_beside_layers(model, parameters - inventory.total_cost)
         sizes = tensor_parallel_sizes(model_shape(model, family).layers)
         step = math.gcd(*(layer["ffn_channels"] for layer in layers))
+        quantised = quantization_of(config)
         footer = (
-            f"{parameters:,} parameters in all, {inventory.total_cost:,} of them prunable; {dtype}\n"
+            f"{parameters:,} parameters in all, {inventory.total_cost:,} of them prunable; "
+            f"{dtype}{f', quantised: {quantised}' if quantised else ''}\n"
             f"every FFN width is a multiple of {step}; tensor-parallel sizes: {', '.join(map(str, sizes))}"
         )
         columns = ("layer", "FFN channels", "KV heads", "parameters", "KV bytes per token")
-        print_table(self.args.model, columns, [*rows, ("all", *totals)], footer)
-        record = read_record(self.args.model)
+        print_table(self.args.model, columns, _rows(layers, others, parameters), footer)
+        record = read_record(self.args.model, self.args.revision)
         if record:
             print_summary(record, f"pruned from {record['base_model']['name'] or 'a model in memory'}")
         if options is not None:
@@ -96,6 +98,8 @@ class InspectCommand(Subcommand):
                 "family": family.name,
                 "parameters": parameters,
                 "prunable_parameters": inventory.total_cost,
+                "other_parameters": others,
+                "quantization": quantised,
                 "kv_bytes_per_token": inventory.total_kv_width * dtype.itemsize,
                 "ffn_multiple_of": step,
                 "tensor_parallel_sizes": sizes,
@@ -105,10 +109,14 @@ class InspectCommand(Subcommand):
             }
         )
 
+    def _read_as(self) -> dict[str, Any]:
+        return self.source_options(self.args.model, *filter(None, [self.args.dense]))
+
     def _deployment(self, config: PreTrainedConfig) -> DeploymentOptions | None:
         from optimum_grasprune.config import DeploymentOptions
         from optimum_grasprune.errors import OptionError
         from optimum_grasprune.loading import check_length, longest_context
+        from optimum_grasprune.sources import quantization_of
 
         chosen = chosen_options(self.args, tuple(name for name, _, _ in DEPLOYMENT_OPTIONS))
         if "gpu_memory" not in chosen:
@@ -117,6 +125,9 @@ class InspectCommand(Subcommand):
                     raise OptionError(option, value, "is of use only with --gpu-memory")
             return None
         options = DeploymentOptions(**chosen)
+        if (how := quantization_of(config)) is not None:
+            reason = f"the model is quantised ({how}); what fits is known of plain weights only"
+            raise OptionError("gpu_memory", self.args.gpu_memory, reason)
         if "context" in chosen:
             check_length(config, "context", options.context)
             return options
@@ -128,12 +139,10 @@ class InspectCommand(Subcommand):
         from optimum_grasprune.loading import load_config
         from optimum_grasprune.surgery import dense_config
 
-        if self.args.dense:
-            dense = load_config(self.args.dense, trust_remote_code=self.args.trust_remote_code)
-        else:
-            dense = dense_config(config)
+        named = self.args.dense
+        dense = load_config(named, **self._read_as()) if named else dense_config(config)
         own = _fit(config, options, self.args.model)
-        return [own] if dense is None else [_fit(dense, options, self.args.dense or "the dense model"), own]
+        return [own] if dense is None else [_fit(dense, options, named or "the dense model"), own]
 
 
 def _dtype(config: PreTrainedConfig) -> Any:
@@ -156,6 +165,26 @@ def _layer_table(inventory: UnitInventory, itemsize: int) -> list[dict[str, int]
             "kv_bytes_per_token": groups["kv"].count * groups["kv"].kv_width * itemsize,
         }
         for layer, groups in layers.items()
+    ]
+
+
+def _parameters_beside_layers(model: PreTrainedModel, count: int) -> dict[str, int]:
+    """What no unit runs through, by its place. count: how many parameters that are in all."""
+    table: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    embedding = table.weight.numel()
+    own_head = 0 if head.weight is table.weight else head.weight.numel()
+    places = {"embedding": embedding, "head": own_head, "norms_and_biases": count - embedding - own_head}
+    return {name: value for name, value in places.items() if value}
+
+
+def _rows(layers: list[dict[str, int]], others: dict[str, int], parameters: int) -> list[tuple[str, ...]]:
+    """The table: every parameter of the model is in one row."""
+    sums = {name: f"{sum(layer[name] for layer in layers):,}" for name in layers[0]}
+    return [
+        *(tuple(f"{value:,}" for value in layer.values()) for layer in layers),
+        *((name.replace("_", " "), "", "", f"{value:,}", "") for name, value in others.items()),
+        tuple({**sums, "layer": "all", "parameters": f"{parameters:,}"}.values()),
     ]
 
 
