@@ -14,7 +14,7 @@ from .families import family_of
 from .sources import quantization_of
 from .stock import check_stock
 
-_MERGE = "merge the adapter first: model.merge_and_unload()"
+_MERGE = "merge the adapter first, by merge_and_unload of the PeftModel"
 _WRAPPERS: Mapping[str, str] = {
     "OptimizedModule": "compiled (torch.compile): give model._orig_mod",
     "DataParallel": "wrapped in DataParallel: give model.module",
@@ -53,10 +53,11 @@ def _check_type(model: Any) -> None:
     if isinstance(model, PreTrainedTokenizerBase):
         raise ModelError("a tokenizer stands where the model belongs: prune_model(model, tokenizer)")
     if not isinstance(model, nn.Module):
-        what = repr(model) if isinstance(model, (str, type(None))) else f"a {type(model).__name__}"
+        what = repr(model) if isinstance(model, (str, type(None))) else f"an object of class {type(model).__name__}"
         raise ModelError(f"{what} is no model: load one with AutoModelForCausalLM.from_pretrained")
     if _is_peft(model):
-        raise ModelError(f"the model is a {type(model).__name__}: {_MERGE}")
+        merge = _MERGE if hasattr(model, "merge_and_unload") else "it cannot be merged; prune the model without it"
+        raise ModelError(f"the model is a {type(model).__name__}, a model with an adapter: {merge}")
     for cls in type(model).__mro__:
         if (advice := _WRAPPERS.get(cls.__name__)) is not None:
             raise ModelError(f"the model is {advice}")

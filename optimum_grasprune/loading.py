@@ -16,6 +16,7 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils.import_utils import is_accelerate_available
 
 from .admission import check_finite
@@ -70,8 +71,8 @@ def load_model(
     if attn_implementation is not None:
         _check_attention(config, attn_implementation)
         placed["attn_implementation"] = attn_implementation
-    quantised = quantization_of(config) is not None
-    if not quantised:
+    unpacked = _is_unpacked(config)
+    if not unpacked:
         check_stored_types(source, revision)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -88,7 +89,7 @@ def load_model(
         raise CheckpointError(f"the weights of {source} cannot be read: {first_line(error)}") from None
     model, info = loaded
     _refuse_damage(source, info)
-    if device_map is None and not quantised:
+    if device_map is None and not unpacked:
         model = model.to(resolve_device(device))
     check_finite(model, source)
     return model.eval()
@@ -145,13 +146,13 @@ def calibration_length(config: PreTrainedConfig, asked: int | None) -> int:
     """Tokens in a calibration sequence: as asked, or 512, or half of what the model reads where that is less.
 
     Half, since a model need not be good near the end of its context: few of the texts it learnt from reach that far.
-    Raises OptionError when a model reads fewer tokens at once than asked.
+    Raises OptionError when a model reads fewer tokens at once than asked, ModelError when it reads too few at all.
     """
     if asked is not None:
         check_length(config, "seq_len", asked)
         return asked
-    longest = longest_context(config)
-    return CALIBRATION_LENGTH if longest is None else min(CALIBRATION_LENGTH, longest // 2)
+    longest = _usable_context("the model", config)
+    return CALIBRATION_LENGTH if longest is None else min(CALIBRATION_LENGTH, max(2, longest // 2))
 
 
 def common_window(models: Mapping[str, PreTrainedConfig], asked: int | None, default: int, option: str) -> int:
@@ -164,13 +165,14 @@ def common_window(models: Mapping[str, PreTrainedConfig], asked: int | None, def
         for name, config in models.items():
             check_length(config, option, asked, name)
         return asked
-    window = default
-    for name, config in models.items():
-        longest = longest_context(config)
-        if longest is not None and longest < 2:
-            raise ModelError(f"{name} reads at most {longest} tokens, too few to predict one from another")
-        window = window if longest is None else min(window, longest)
-    return window
+    return min(default, *(_usable_context(name, config) or default for name, config in models.items()))
+
+
+def _usable_context(name: str, config: PreTrainedConfig) -> int | None:
+    longest = longest_context(config)
+    if longest is not None and longest < 2:
+        raise ModelError(f"{name} reads at most {longest} tokens, too few to predict one from another")
+    return longest
 
 
 def count_parameters(model: PreTrainedModel) -> int:
@@ -190,7 +192,18 @@ def _placement(config: PreTrainedConfig, device: str, device_map: Any) -> dict[s
         return {"device_map": device_map}
     target = resolve_device(device)
     # A quantised model may not be moved: its loader packs the weights for the device that they are on.
-    return {"device_map": {"": target}} if quantization_of(config) is not None and target.type != "cpu" else {}
+    return {"device_map": {"": target}} if _is_unpacked(config) and target.type != "cpu" else {}
+
+
+def _is_unpacked(config: PreTrainedConfig) -> bool:
+    """Whether transformers knows how the weights are quantised; else it takes packed ones for numbers."""
+    values = getattr(config, "quantization_config", None)
+    if not values:
+        return False
+    try:
+        return AutoHfQuantizer.supports_quant_method(values)
+    except ValueError:  # it names no method, and loading says so
+        return True
 
 
 def _check_attention(config: PreTrainedConfig, implementation: str) -> None:

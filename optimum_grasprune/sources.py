@@ -154,8 +154,10 @@ def _weight_files(source: str, revision: str | None) -> list[Path]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].endswith(":"):  # the reason comes in the next
-        return f"{lines[0]} {lines[1]}"
-    return lines[0] if lines else type(error).__name__
+    """What an error says, in one line: its first one, and those that it runs on into."""
+    text = ""
+    for line in filter(None, map(str.strip, str(error).splitlines())):
+        text = f"{text} {line}".strip()
+        if not text.endswith((":", ",")):
+            break
+    return text or type(error).__name__

@@ -67,15 +67,15 @@ def _check_module(name: str, module: nn.Module, stock: nn.Module) -> None:
     where = f"{name} is" if name else "the model is"
     if module._compiled_call_impl is not None:
         raise ModelError(f"{where} compiled (torch.compile): compile the pruned model instead")
+    if any(getattr(type(module), run) is not getattr(type(stock), run) for run in _RUN_BY):
+        raise ModelError(
+            f"{where} of class {_name_of(module)}, whose forward is not that of {_name_of(stock)}, and the pruned "
+            "model would be built from the latter"
+        )
     if "forward" in vars(module):
         raise ModelError(
             f"the forward of {name or 'the model'} has been replaced by {_origin(module.forward)}, which the pruned "
             "model would not have: load the model without it"
-        )
-    if any(getattr(type(module), run) is not getattr(type(stock), run) for run in _RUN_BY):
-        raise ModelError(
-            f"{where} a {_name_of(module)}, whose forward is not that of {_name_of(stock)}, and the pruned model "
-            "would be built from the latter"
         )
     for attribute, value in vars(stock).items():
         # Numbers that a forward multiplies by, as the scale of attention and the epsilon of norms.
@@ -110,7 +110,7 @@ def _widths_of_units(stock: PreTrainedModel, family: Family) -> set[str]:
 def _check_buffers(model: nn.Module, stock: nn.Module) -> None:
     """What is computed from the configuration and stored nowhere: the frequencies of rotary embeddings."""
     for name, module in stock.named_modules():
-        if not module._non_persistent_buffers_set or getattr(module, "rope_type", None) in _CHANGING_ROTARY:
+        if getattr(module, "rope_type", None) in (None, *_CHANGING_ROTARY):
             continue
         fresh: Any = type(module)(module.config)
         for buffer in sorted(module._non_persistent_buffers_set):

@@ -36,6 +36,7 @@ def _check_sizes(config: PreTrainedConfig) -> None:
     for size in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size"):
         if (value := getattr(config, size, 1)) < 1:
             raise ModelError(f"the model's configuration is of no whole model: {size} is {value}")
-    queries, keys = config.num_attention_heads, config.num_key_value_heads
+    queries = config.num_attention_heads
+    keys = getattr(config, "num_key_value_heads", queries)
     if queries % keys:
         raise ModelError(f"the model has {queries} attention heads, no multiple of its {keys} key-value heads")

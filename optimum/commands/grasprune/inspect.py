@@ -81,9 +81,9 @@ class InspectCommand(Subcommand):
         step = math.gcd(*(layer["ffn_channels"] for layer in layers))
         quantised = quantization_of(config)
         footer = (
-            f"{parameters:,} parameters in all, {inventory.total_cost:,} of them prunable; "
-            f"{dtype}{f', quantised: {quantised}' if quantised else ''}\n"
+            f"{parameters:,} parameters in all, {inventory.total_cost:,} of them prunable; {dtype}\n"
             f"every FFN width is a multiple of {step}; tensor-parallel sizes: {', '.join(map(str, sizes))}"
+            + (f"\nthe weights are quantised: {quantised}" if quantised else "")
         )
         columns = ("layer", "FFN channels", "KV heads", "parameters", "KV bytes per token")
         print_table(self.args.model, columns, _rows(layers, others, parameters), footer)
