@@ -162,10 +162,9 @@ def test_code_that_comes_with_a_model(cli: Cli, remote_code: None, corpus_file: 
     one_line(outcome, "DoubledForCausalLM, whose forward is not that of LlamaForCausalLM")
     assert not (tmp_path / "out").exists()
     corpus = ("--evaluate", f"own={corpus_file}", "--no-plot", "--keep-ratios", "0.5")
-    one_line(
-        cli("compare", "-m", own, "--methods", "magnitude", *corpus, "--trust-remote-code", tmp_path / "compared"),
-        "DoubledForCausalLM, whose forward is not that of LlamaForCausalLM",
-    )
+    outcome = cli("compare", "-m", own, "--methods", "magnitude", *corpus, "--trust-remote-code", tmp_path / "compared")
+    one_line(outcome, "DoubledForCausalLM, whose forward is not that of LlamaForCausalLM")
+    assert not [path for path in (tmp_path / "compared").rglob("*") if path.is_file()]  # not a cell, nor the dense one
     model = AutoModelForCausalLM.from_pretrained(own, trust_remote_code=True)
     with pytest.raises(ModelError, match="DoubledForCausalLM, whose forward is not"):
         GRASPPruner(GRASPConfig(method="magnitude")).prune_model(model, make_tokenizer())
@@ -188,12 +187,18 @@ def test_model_that_accelerate_offloads(model_folder: Path, tmp_path: Path) -> N
 def test_adapters_of_peft() -> None:
     peft = pytest.importorskip("peft")
     settings = peft.LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM")
+
+    def named() -> LlamaForCausalLM:
+        model = make_model()
+        model.config.name_or_path = "base"  # peft warns where there is none
+        return model
+
     with pytest.raises(ModelError, match="is a PeftModelForCausalLM, a model with an adapter: merge the adapter first"):
-        check_model(peft.get_peft_model(make_model(), settings))
+        check_model(peft.get_peft_model(named(), settings))
     with pytest.raises(ModelError, match="the model has an adapter in model.layers.0.self_attn.q_proj"):
-        check_model(peft.inject_adapter_in_model(settings, make_model()))
-    model = make_model()
+        check_model(peft.inject_adapter_in_model(settings, named()))
+    model = named()
     model.add_adapter(settings)
     with pytest.raises(ModelError, match="the model has adapters"):
         check_model(model)
-    check_model(peft.get_peft_model(make_model(), settings).merge_and_unload())
+    check_model(peft.get_peft_model(named(), settings).merge_and_unload())
