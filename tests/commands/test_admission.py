@@ -190,7 +190,7 @@ def test_adapters_of_peft() -> None:
 
     def named() -> LlamaForCausalLM:
         model = make_model()
-        model.config.name_or_path = "base"  # peft warns where there is none
+        model.name_or_path = "base"  # peft warns where there is none
         return model
 
     with pytest.raises(ModelError, match="is a PeftModelForCausalLM, a model with an adapter: merge the adapter first"):
