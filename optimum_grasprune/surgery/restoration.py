@@ -10,6 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..errors import GraspruneError
+
+_LARGER_RIDGES = 80
+"""Tenfold ridges that are tried at most: from the smallest to the largest number that fp32 holds it is 76 decades."""
+
 
 def usual_tokens(x_TI: Tensor, limit: float = 5.0) -> Tensor:
     """True where a token's norm is at most `limit` times the median norm, shape (T,), bool.
@@ -27,6 +32,7 @@ def restored_weight(
     gram_KK: Tensor,
     cross_IK: Tensor,
     damping: float,
+    path: str = "the layer",
     diagonal: Literal["median", "mean"] = "median",
 ) -> Tensor:
     """The kept columns that come closest to the whole product: least squares with a ridge towards the old columns.
@@ -37,30 +43,44 @@ def restored_weight(
     X are the inputs of the dense layer, Z those of the pruned one, tokens in columns; Z may be X's kept rows.
     damping: δ in units of G's median or mean diagonal, as `diagonal` says; the median, of those that are not zero, is
     moved by no massive activation.
+    path: what the projection is called in messages.
     A channel that is always zero keeps its column. Returns shape (O, K), in the dtype of gram_KK. Solved by Cholesky,
-    never by an inverse.
+    never by an inverse. Raises GraspruneError when a number is not finite.
     """
     weight_OI = weight_OI.to(gram_KK.dtype)
     old_OK = weight_OI[:, kept_K]
+    missing_OK = weight_OI @ cross_IK - old_OK @ gram_KK
+    if not (torch.isfinite(gram_KK).all() and torch.isfinite(missing_OK).all()):
+        raise GraspruneError(
+            f"the least squares of {path} cannot be solved: the products of its inputs, or its weights, are not finite"
+        )
     diagonal_K = gram_KK.diagonal()
     alive_K = diagonal_K[diagonal_K > 0]
     if not len(alive_K):
         return old_OK
-    missing_OK = weight_OI @ cross_IK - old_OK @ gram_KK
     unit = alive_K.median() if diagonal == "median" else diagonal_K.mean()
-    return old_OK + _solve(gram_KK, damping * float(unit), missing_OK)
+    return old_OK + _solve(gram_KK, damping * float(unit), missing_OK, path)
 
 
-def _solve(gram_KK: Tensor, ridge: float, right_OK: Tensor) -> Tensor:
+def _solve(gram_KK: Tensor, ridge: float, right_OK: Tensor, path: str) -> Tensor:
     """R (G + δI)⁻¹. A factorisation that fails is tried again in fp64, then with a ridge that grows tenfold."""
+    factor_KK = _factor(gram_KK, ridge)
+    if factor_KK is not None:
+        return torch.cholesky_solve(right_OK.T, factor_KK).T
+    for _ in range(_LARGER_RIDGES):
+        factor_KK = _factor(gram_KK.double(), ridge)
+        if factor_KK is not None:
+            return torch.cholesky_solve(right_OK.double().T, factor_KK).T.to(gram_KK.dtype)
+        ridge = 10 * max(ridge, torch.finfo(torch.float32).tiny)
+    raise GraspruneError(f"the least squares of {path} cannot be solved, not even with a ridge of {ridge:.0e}")
+
+
+def _factor(gram_KK: Tensor, ridge: float) -> Tensor | None:
+    """The Cholesky factor of G + δI, lower triangular; None where rounding leaves it not positive definite."""
     shifted_KK = gram_KK.clone()
     shifted_KK.diagonal().add_(ridge)
     factor_KK, failed = torch.linalg.cholesky_ex(shifted_KK)
-    if not failed:
-        return torch.cholesky_solve(right_OK.T, factor_KK).T
-    if gram_KK.dtype != torch.float64:
-        return _solve(gram_KK.double(), ridge, right_OK.double()).to(gram_KK.dtype)
-    return _solve(gram_KK, 10 * max(ridge, torch.finfo(torch.float32).tiny), right_OK)
+    return None if failed else factor_KK
 
 
 def missing_mean(weight_OI: Tensor, mean_I: Tensor, kept_K: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from optimum_grasprune.errors import GraspruneError
 from optimum_grasprune.surgery.restoration import (
     energy_factors,
     missing_mean,
@@ -151,5 +152,44 @@ def test_damping_is_measured_in_the_diagonal_that_is_named() -> None:
     for diagonal, unit in (("median", 2.0), ("mean", 4.0)):
         ridge = 0.5 * unit
         expected = weight + (weight @ cross - weight @ gram) @ torch.linalg.inv(gram + ridge * torch.eye(3))
-        found = restored_weight(weight, kept, gram, cross, 0.5, diagonal)  # type: ignore[arg-type]
+        found = restored_weight(weight, kept, gram, cross, 0.5, diagonal=diagonal)  # type: ignore[arg-type]
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("where", ["one element", "all elements", "the cross products", "the weight"])
+def test_numbers_that_are_not_finite_are_an_error_that_names_the_layer(
+    where: str, value: float, dtype: torch.dtype
+) -> None:
+    x, weight, kept = random(20, 4, seed=0).to(dtype), random(3, 4, seed=1).to(dtype), torch.arange(3)
+    gram, cross = x[:, kept].T @ x[:, kept], x.T @ x[:, kept]
+    if where == "one element":
+        gram[1, 1] = value
+    elif where == "all elements":
+        gram.fill_(value)
+    elif where == "the cross products":
+        cross[0, 0] = value
+    else:
+        weight[2, 3] = value
+    with pytest.raises(GraspruneError, match="^the least squares of layers.7.mlp cannot be solved: .* not finite$"):
+        restored_weight(weight, kept, gram, cross, 0.5, "layers.7.mlp")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_ridge_grows_until_the_matrix_can_be_factored_or_for_eighty_decades(dtype: torch.dtype) -> None:
+    weight, kept = torch.zeros(3, 2, dtype=dtype), torch.arange(2)
+    indefinite = torch.tensor([[1e-30, 1e38], [1e38, 1e-30]], dtype=dtype)  # products of real inputs never are
+    assert torch.isfinite(restored_weight(weight, kept, indefinite, indefinite, 0.5)).all()
+    hopeless = torch.tensor([[1e-300, 1e300], [1e300, 1e-300]], dtype=torch.float64)
+    with pytest.raises(GraspruneError, match="the least squares of down_proj cannot be solved, not even with a ridge"):
+        restored_weight(weight.double(), kept, hopeless, hopeless, 0.5, "down_proj")
+
+
+def test_a_gram_matrix_that_fp32_cannot_factor() -> None:
+    """Two inputs that are equal but for rounding, and a ridge too small to tell them apart."""
+    x = random(50, 2, seed=0)
+    x = torch.cat([x, x + 1e-9 * random(50, 2, seed=1)], dim=1).float()
+    weight, kept = random(3, 4, seed=2).float(), torch.arange(4)
+    solved = restored_weight(weight, kept, x.T @ x, x.T @ x, 1e-12)
+    torch.testing.assert_close(x @ solved.T, x @ weight.T, rtol=1e-3, atol=1e-3)
