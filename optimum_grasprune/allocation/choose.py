@@ -13,6 +13,7 @@ from ..evaluation import mean_loss
 from ..gating import gated, train_scales
 from ..masks import UnitMask
 from ..plan import PruningPlan
+from ..progress import track
 from ..surgery import fold_scales
 
 if TYPE_CHECKING:
@@ -58,11 +59,11 @@ def choose(candidates: Mapping[str, UnitMask], means: Means, task: Task) -> Outc
     plans = {name: PruningPlan.from_mask(mask) for name, mask in candidates.items()}
     judge = _Judge(task)
     if len(task.held_out_NS):
-        for name, plan in plans.items():
+        for name, plan in track(plans.items(), "candidates", "mask"):
             judge.consider(Outcome(plan, _built(plan, Means(()), task), (), None, ()), name)
         if means.weight_steps:
             finalists = {name: plans[name] for name in judge.ranking()[:FINALISTS]}
-            for name, outcome in _refitted(finalists, means, task):
+            for name, outcome in track(_refitted(finalists, means, task), "refitted", "model"):
                 judge.consider(outcome, name)
         best = judge.outcome()
     else:

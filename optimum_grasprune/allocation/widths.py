@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..budget import Budget
@@ -23,6 +22,7 @@ from ..evaluation import mean_loss
 from ..families import Family
 from ..gating import gated
 from ..masks import UnitMask
+from ..progress import bar
 from ..units import UnitInventory
 
 Widths = tuple[int, ...]
@@ -36,7 +36,7 @@ def widths_of(mask: UnitMask) -> Widths:
 
 def mask_of(widths: Widths, scores_U: Tensor, inventory: UnitInventory) -> UnitMask:
     """The mask that keeps the highest-scoring units of each group, as many as its width says."""
-    kept_U = torch.zeros(inventory.num_units, dtype=torch.bool)
+    kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
     for width, (start, stop) in zip(widths, inventory.spans(), strict=True):
         kept_U[start + scores_U[start:stop].argsort(descending=True, stable=True)[:width]] = True
     return UnitMask(inventory, kept_U)
@@ -126,9 +126,9 @@ def search_widths(
     as the time limit is not reached.
     """
     generator = random.Random(seed)
-    best, lowest = start, loss_of(start)
-    seen, begun = {start}, time.monotonic()
-    with tqdm(total=limits.trials, desc="widths", unit="trial") as bar:
+    with bar(limits.trials, "widths", "trial") as stage:
+        best, lowest = start, loss_of(start)
+        seen, begun = {start}, time.monotonic()
         for trial in range(limits.trials):
             if limits.seconds is not None and time.monotonic() - begun > limits.seconds:
                 break
@@ -138,8 +138,8 @@ def search_widths(
                 loss = loss_of(proposal)
                 if loss < lowest:
                     best, lowest = proposal, loss
-            bar.set_postfix(loss=f"{lowest:.4f}", refresh=False)
-            bar.update()
+            stage.status(f"loss {lowest:.4f}")
+            stage.update()
     return best, lowest
 
 

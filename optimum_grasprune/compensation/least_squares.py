@@ -17,7 +17,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..calibration.collect import finite
@@ -25,6 +24,7 @@ from ..calibration.layerwise import LayerStream
 from ..families import Family
 from ..gating.gates import frozen
 from ..plan import PruningPlan
+from ..progress import track
 from ..surgery import kept_columns
 from ..surgery.restoration import restored_weight, usual_tokens
 from ..units import KINDS, Kind
@@ -69,15 +69,17 @@ def restored_on_dense_inputs(
     results: list[Weights] = [{} for _ in trials]
     with frozen(dense):
         stream = LayerStream.start(dense, family, tokens_NS)
-        for index, layer in enumerate(tqdm(list(family.decoder_layers(dense)), desc="least squares", unit="layer")):
+        for index, layer in enumerate(track(list(family.decoder_layers(dense)), "least squares", "layer")):
             outputs = {kind: family.coupling(layer, kind).output for kind in KINDS}
             grams = _advance_with_grams(stream, layer, outputs, index, family, fit)
             for (plan, damping), weights in zip(trials, results, strict=True):
                 for kind, before in outputs.items():
                     columns_K = kept_columns(plan.group(index, kind), before)
                     cross_IK = grams[kind][:, columns_K]
-                    gram_KK = cross_IK[columns_K]
-                    weight_OK = restored_weight(before.weight, columns_K, gram_KK, cross_IK, damping, fit.diagonal)
+                    gram_KK, path = cross_IK[columns_K], family.output_path(index, kind)
+                    weight_OK = restored_weight(
+                        before.weight, columns_K, gram_KK, cross_IK, damping, path, fit.diagonal
+                    )
                     weights[index, kind] = weight_OK.to(before.weight.dtype).cpu()
     return results
 
@@ -87,7 +89,7 @@ def _advance_with_grams(
 ) -> dict[Kind, Tensor]:
     """Take the stream through a layer; X Xᵀ of each output projection's input over the tokens that count, (I, I)."""
     grams = {
-        kind: torch.zeros(linear.in_features, linear.in_features, device=linear.weight.device)
+        kind: linear.weight.new_zeros(linear.in_features, linear.in_features, dtype=torch.float32)
         for kind, linear in outputs.items()
     }
 
@@ -126,11 +128,11 @@ def restore_in_sequence(
     with frozen(dense), frozen(pruned):
         reference = LayerStream.start(dense, family, tokens_NS)
         current = LayerStream.start(pruned, family, tokens_NS)
-        for index, (old, new) in enumerate(tqdm(layers, desc="least squares", unit="layer")):
+        for index, (old, new) in enumerate(track(layers, "least squares", "layer")):
             for kind in KINDS:  # attention first: the FFN's inputs depend on it
                 before, after = (family.coupling(layer, kind).output for layer in (old, new))
-                gram_KK = torch.zeros(after.in_features, after.in_features, device=after.weight.device)
-                cross_IK = torch.zeros(before.in_features, after.in_features, device=after.weight.device)
+                gram_KK = after.weight.new_zeros(after.in_features, after.in_features, dtype=torch.float32)
+                cross_IK = after.weight.new_zeros(before.in_features, after.in_features, dtype=torch.float32)
                 path = family.output_path(index, kind)
                 for position in range(len(tokens_NS)):
                     x_TI = finite(reference.input_of(before, old, position), path)
@@ -140,7 +142,7 @@ def restore_in_sequence(
                     gram_KK.addmm_(z_TK.T, z_TK)
                     cross_IK.addmm_(x_TI.T, z_TK)
                 columns_K = kept_columns(plan.group(index, kind), before)
-                weight_OK = restored_weight(before.weight, columns_K, gram_KK, cross_IK, damping, fit.diagonal)
+                weight_OK = restored_weight(before.weight, columns_K, gram_KK, cross_IK, damping, path, fit.diagonal)
                 after.weight.copy_(weight_OK)
             reference.advance(old)
             current.advance(new)

@@ -13,7 +13,6 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData, split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import GenerationConfig, LlamaConfig, PreTrainedConfig
 
 from ..budget import Budget
@@ -22,6 +21,7 @@ from ..families import family_of
 from ..files import write_json
 from ..loading import empty_model
 from ..plan import PruningPlan
+from ..progress import track
 from ..pruner import budget_record, describe_model
 from ..record import RECORD_FORMAT
 from ..report import GITHUB_NAME
@@ -90,8 +90,8 @@ def write_random_weights(config: PreTrainedConfig, folder: Path, seed: int, max_
     """Safetensors shards of a model with norms of one and all other weights drawn as at initialisation."""
     tensors: dict[str, Tensor] = dict(empty_model(config).named_parameters())  # tied ones once
     shards = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
-    generator = torch.Generator().manual_seed(seed)
-    for file, names in tqdm(shards.filename_to_tensors.items(), desc="shards", unit="shard"):
+    generator = torch.Generator("cpu").manual_seed(seed)
+    for file, names in track(shards.filename_to_tensors.items(), "shards", "shard"):
         # Unnamed, so that this shard is gone before the next is drawn.
         save_file(
             {name: _drawn(tensors[name], config.initializer_range, generator) for name in names},

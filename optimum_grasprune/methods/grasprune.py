@@ -8,6 +8,7 @@ from ..budget import project
 from ..calibration import squared_per_token
 from ..gating import train_gates
 from ..masks import UnitMask
+from ..progress import track
 from .base import Method, Task
 from .gradients import annealed_sensitivity, sensitivity_per_parameter
 from .registry import register
@@ -25,7 +26,7 @@ class GRASPrune(Method):
     def score(self, task: Task) -> Tensor:
         """What the gates start from, shape (units,): zeros, or Fisher information per parameter."""
         if task.config.start == "zero":
-            return torch.zeros(task.inventory.num_units)
+            return torch.zeros(task.inventory.num_units, dtype=torch.float32, device="cpu")
         return sensitivity_per_parameter(task, squared_per_token)
 
     def candidates(self, task: Task, scores_U: Tensor) -> dict[str, UnitMask]:
@@ -56,7 +57,7 @@ class GRASPrune(Method):
     def _searched(self, task: Task, masks: dict[str, UnitMask], scores: dict[str, Tensor]) -> UnitMask:
         config = task.config
         loss = WidthLoss(task.model, task.family, task.inventory, task.tokens_NS[: config.search_samples])
-        best = min(masks, key=lambda name: loss(masks[name]))
+        best = min(track(masks, "candidates", "mask"), key=lambda name: loss(masks[name]))
         limits = SearchLimits(config.search_trials, config.search_seconds)
         return searched(widths_of(masks[best]), scores[best], loss, task.budget, limits, config.seed)
 

@@ -12,6 +12,7 @@ from ..errors import CheckpointError
 from ..families import Family, head_dimension
 from ..modeling import PRUNED_CLASSES
 from ..plan import PruningPlan
+from ..progress import without_library_bars
 from .folding import fold_scales
 from .slicing import slice_state
 
@@ -89,6 +90,7 @@ def _own_output_biases(state: dict[str, Tensor], plan: PruningPlan, family: Fami
             state[f"{path}.bias"] = weight_OI.new_zeros(weight_OI.shape[0])
 
 
+@without_library_bars()
 def _materialise(config: PreTrainedConfig, state: dict[str, Tensor], like: PreTrainedModel) -> PreTrainedModel:
     causal_class = PRUNED_CLASSES[config.model_type][2]
     loaded: Any = causal_class.from_pretrained(

@@ -27,9 +27,12 @@ class Subcommand(BaseOptimumCLICommand):
         """Run the command; bad input ends in exit code 2, an interrupt in 130."""
         _quieten_libraries()
         from optimum_grasprune.errors import GraspruneError, OptionError
+        from optimum_grasprune.progress import restart, tidy
+
+        restart()
 
         try:
-            with self._warnings_as_lines():
+            with self._warnings_as_lines(), tidy():
                 self.check_outputs()
                 self.execute()
         except OptionError as error:
@@ -162,10 +165,17 @@ def module_for_plots(name: str) -> ModuleType:
 
 
 def _quieten_libraries() -> None:
-    # Our progress bars and tables are the output; what transformers and datasets add belongs in no terminal.
+    # Our progress bars and tables are the output; what transformers and datasets add belongs in no terminal. Downloads
+    # alone show bars of their own there, since nothing of ours tells how far they are.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    from huggingface_hub import constants
+    from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    from optimum_grasprune.progress import no_bar
+
+    logging.set_tqdm_hook(no_bar)
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not sys.stderr.isatty():
+        disable_progress_bars()
