@@ -91,6 +91,8 @@ def write_plots(result: Mapping[str, Any], output: Path) -> list[Path]:
     written = []
     model = Path(result["model"]["source"]).name
     for name, corpus in result["corpora"].items():
+        if result["dense"]["perplexity"][name] is None:
+            continue  # beyond what a float holds, and so is whatever could stand beside it
         figure = perplexity_figure(
             points_of(result, name),
             result["dense"]["perplexity"][name],

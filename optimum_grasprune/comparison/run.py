@@ -190,7 +190,7 @@ class Comparison:
         announce("dense: measuring")
         model = load_model(self.source, dtype="float32", device=self.device, **self.read_as)
         check_model(model)  # before the first forward pass: every cell would find the same
-        result = {"inputs": inputs, "parameters": count_parameters(model), "perplexity": self._measure(model)}
+        result = {"inputs": inputs, "parameters": count_parameters(model), **self._measure(model)}
         write_json(path, result)
         announce(f"dense: {_outcome_line(result)}")
         return result
@@ -222,11 +222,16 @@ class Comparison:
             "seconds": round(seconds, 2),
             "scores_reused": scores is not None,
             "choice_reused": candidates is not None,
-            "perplexity": self._measure(widened(pruned)),
+            **self._measure(widened(pruned)),
         }
 
-    def _measure(self, model: PreTrainedModel) -> dict[str, float]:
-        return {evaluation.name: perplexity(model, evaluation.windows_WS).perplexity for evaluation in self.evaluations}
+    def _measure(self, model: PreTrainedModel) -> dict[str, dict[str, float | None]]:
+        """`perplexity` and `loss`, in nats, by corpus; a perplexity that no float holds is None."""
+        measured = {item.name: perplexity(model, item.windows_WS).to_dict() for item in self.evaluations}
+        return {
+            quantity: {name: result[quantity] for name, result in measured.items()}
+            for quantity in ("perplexity", "loss")
+        }
 
 
 @dataclass

@@ -28,7 +28,12 @@ def by_ratio(result: Mapping[str, Any]) -> dict[float, list[dict[str, Any]]]:
 
 def excess_loss(result: Mapping[str, Any], cell: Mapping[str, Any], corpus: str) -> float:
     """ln(perplexity / dense perplexity): by how many nats a token the mean loss rose."""
-    return math.log(cell["perplexity"][corpus] / result["dense"]["perplexity"][corpus])
+    return _loss(cell, corpus) - _loss(result["dense"], corpus)
+
+
+def _loss(measured: Mapping[str, Any], corpus: str) -> float:
+    # Results of version 0.1 hold no losses.
+    return measured["loss"][corpus] if "loss" in measured else math.log(measured["perplexity"][corpus])
 
 
 def points_of(result: Mapping[str, Any], corpus: str) -> dict[str, list[tuple[float, float]]]:
@@ -36,13 +41,18 @@ def points_of(result: Mapping[str, Any], corpus: str) -> dict[str, list[tuple[fl
     points: dict[str, list[tuple[float, float]]] = {}
     for cell in result["cells"]:
         share = cell.get("kept", {}).get("parameters")
-        if "error" not in cell and share is not None:
-            points.setdefault(cell["entry"], []).append((share, cell["perplexity"][corpus]))
+        value = cell.get("perplexity", {}).get(corpus)  # None is beyond what a float holds, and what an axis shows
+        if "error" not in cell and share is not None and value is not None:
+            points.setdefault(cell["entry"], []).append((share, value))
     return {entry: sorted(found) for entry, found in points.items()}
 
 
-def shown(value: float) -> str:
-    """A perplexity with about four digits."""
+def shown(value: float | None) -> str:
+    """A perplexity with about four digits; None is one that no float holds."""
+    if value is None:
+        return "inf"
+    if value >= 1e9:
+        return f"{value:.2e}"
     return f"{value:.3f}" if value < 10 else f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
 
 
@@ -66,7 +76,7 @@ def full_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = [["dense", "", *["100.0%"] * 2, *dense, "", ""]]
     for cells in by_ratio(result).values():
         whole = [cell for cell in cells if "error" not in cell]
-        best = {name: min(cell["perplexity"][name] for cell in whole) for name in corpora if len(whole) > 1}
+        best = {name: min(_loss(cell, name) for cell in whole) for name in corpora if len(whole) > 1}
         rows += [_full_row(result, cell, best) for cell in cells]
     return columns, rows
 
@@ -78,7 +88,7 @@ def _full_row(result: Mapping[str, Any], cell: Mapping[str, Any], best: Mapping[
         return [*front, *[_MISSING] * (2 * len(corpora)), f"failed: {cell['error']}", _MISSING]
     values = []
     for name in corpora:
-        mark = "**" if best.get(name) == cell["perplexity"][name] else ""
+        mark = "**" if best.get(name) == _loss(cell, name) else ""
         texts = (shown(cell["perplexity"][name]), f"{excess_loss(result, cell, name):+.3f}")
         values += [f"{mark}{text}{mark}" for text in texts]
     compensation = " + ".join(cell["compensation"]).replace("_", " ") or "none"
@@ -139,7 +149,7 @@ def csv_text(result: Mapping[str, Any]) -> str:
         + [f"{quantity}[{name}]" for name in corpora for quantity in ("perplexity", "excess_loss")]
         + ["error"]
     )
-    dense = [value for name in corpora for value in (result["dense"]["perplexity"][name], 0.0)]
+    dense = [value for name in corpora for value in (_number(result["dense"], name), 0.0)]
     writer.writerow(["dense", 1.0, *[1.0] * len(shares), "", "", *dense, ""])
     for cells in by_ratio(result).values():
         for cell in cells:
@@ -153,8 +163,13 @@ def _csv_row(
     if "error" in cell:
         return [cell["entry"], cell["keep_ratio"], *[""] * (len(shares) + 2 + 2 * len(corpora)), cell["error"]]
     kept = [cell["kept"].get(name, "") for name in shares]
-    values = [value for name in corpora for value in (cell["perplexity"][name], excess_loss(result, cell, name))]
+    values = [value for name in corpora for value in (_number(cell, name), excess_loss(result, cell, name))]
     return [cell["entry"], cell["keep_ratio"], *kept, "+".join(cell["compensation"]), cell["seconds"], *values, ""]
+
+
+def _number(measured: Mapping[str, Any], corpus: str) -> float:
+    value = measured["perplexity"][corpus]
+    return math.inf if value is None else value
 
 
 def write_tables(result: dict[str, Any], output: Path) -> None:

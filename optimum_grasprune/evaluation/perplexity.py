@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..errors import GraspruneError
 from ..gating.gates import frozen
 from ..loss import next_token_loss
+from ..progress import bar
 
 EVALUATION_WINDOW = 512
 """Tokens in a window of the commands that measure perplexity, unless they are told another number."""
@@ -24,16 +24,29 @@ EVALUATION_WINDOW = 512
 
 @dataclass(frozen=True)
 class Perplexity:
-    """perplexity: exp of the mean loss.  tokens: predicted tokens.  windows, window: number and length of windows."""
+    """A measurement.
+
+    perplexity: exp of the mean loss, infinite above 709.78 nats.  tokens: predicted tokens.  windows, window: their
+    number and length.  loss: the mean, in nats.
+    """
 
     perplexity: float
     tokens: int
     windows: int
     window: int
+    loss: float
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON types."""
-        return asdict(self)
+        """The result as JSON types; a perplexity that no float holds is None, and the loss tells it."""
+        return {**asdict(self), "perplexity": self.perplexity if math.isfinite(self.perplexity) else None}
+
+
+def perplexity_of(loss: float) -> float:
+    """Exp of a mean loss in nats; infinity where no float holds it."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
 
 
 @torch.no_grad()
@@ -43,7 +56,7 @@ def mean_loss(model: PreTrainedModel, windows_WS: Tensor, batch_size: int = 1) -
     windows_WS: shape (W, S), int64.  Raises GraspruneError on a non-finite loss instead of leaving it out.
     """
     total = 0.0
-    with frozen(model), tqdm(total=len(windows_WS), desc="loss", unit="window") as bar:
+    with frozen(model), bar(len(windows_WS), "loss", "window") as stage:
         for batch, tokens_BS in enumerate(windows_WS.split(batch_size)):
             tokens_BS = tokens_BS.to(model.device)
             logits = model(tokens_BS, use_cache=False).logits
@@ -52,14 +65,16 @@ def mean_loss(model: PreTrainedModel, windows_WS: Tensor, batch_size: int = 1) -
                 raise GraspruneError(
                     f"the loss is not finite in the batch from window {batch * batch_size + 1} of {len(windows_WS)}"
                 )
-            bar.update(len(tokens_BS))
+            stage.update(len(tokens_BS))
     return total / (windows_WS.shape[0] * (windows_WS.shape[1] - 1))
 
 
 def perplexity(model: PreTrainedModel, windows_WS: Tensor, batch_size: int = 1) -> Perplexity:
     """Perplexity of a model on token windows, each scored on its own: S - 1 predictions a window.
 
-    windows_WS: shape (W, S), int64.  Raises GraspruneError on a non-finite loss instead of leaving it out.
+    windows_WS: shape (W, S), int64.  Raises GraspruneError on a non-finite loss instead of leaving it out; a finite one
+    whose exponential no float holds gives infinity.
     """
     count, window = windows_WS.shape
-    return Perplexity(math.exp(mean_loss(model, windows_WS, batch_size)), count * (window - 1), count, window)
+    loss = mean_loss(model, windows_WS, batch_size)
+    return Perplexity(perplexity_of(loss), count * (window - 1), count, window, loss)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,8 @@ from transformers import LlamaForCausalLM
 
 from optimum_grasprune.corpora import windows_of
 from optimum_grasprune.errors import DataError, GraspruneError
-from optimum_grasprune.evaluation import perplexity
+from optimum_grasprune.evaluation import perplexity, perplexity_of
+from optimum_grasprune.files import write_json
 from optimum_grasprune.loss import next_token_loss
 
 
@@ -27,6 +30,7 @@ def test_uniform_model_has_the_vocabulary_as_perplexity(model: LlamaForCausalLM)
     result = perplexity(model, torch.arange(60).view(3, 20))
     assert result.perplexity == pytest.approx(258)
     assert (result.tokens, result.windows, result.window) == (3 * 19, 3, 20)
+    assert result.loss == pytest.approx(math.log(258))
 
 
 def test_batches_do_not_change_the_result(model: LlamaForCausalLM) -> None:
@@ -46,3 +50,19 @@ def test_non_finite_loss_is_an_error(model: LlamaForCausalLM) -> None:
         model.lm_head.weight[5] = float("nan")
     with pytest.raises(GraspruneError, match="not finite in the batch from window 1 of 2"):
         perplexity(model, torch.arange(20).view(2, 10))
+
+
+@pytest.mark.parametrize("loss", [0.0, 1.0, 709.7, 709.8, 1e4, 3e38])
+def test_no_loss_is_too_large(loss: float) -> None:
+    assert perplexity_of(loss) == (math.exp(loss) if loss < 709.78 else math.inf)
+    assert perplexity_of(-loss) == math.exp(-loss)
+
+
+def test_a_perplexity_that_no_float_holds(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1e6)
+    result = perplexity(model, torch.arange(60).view(3, 20))
+    assert result.perplexity == math.inf and 709.8 < result.loss < math.inf
+    write_json(tmp_path / "result.json", result.to_dict())
+    stored = json.loads((tmp_path / "result.json").read_text())
+    assert stored["perplexity"] is None and stored["loss"] == result.loss

@@ -55,6 +55,7 @@ class EvaluateCommand(Subcommand):
     def execute(self) -> None:
         """Measure each model on the same text, then print one table."""
         from optimum_grasprune.corpora import load_corpus
+        from optimum_grasprune.evaluation import perplexity_of
         from optimum_grasprune.report import print_table
 
         args = self.args
@@ -74,13 +75,12 @@ class EvaluateCommand(Subcommand):
         sources = ([args.dense] if args.dense else []) + args.model
         window = self._window(sources, config.seq_len)
         results = [self._measure(source, corpus, config, window) for source in sources]
-        base = results[0]["perplexity"]
         rows = [
             (
                 result["model"],
                 f"{result['parameters']:,}",
-                f"{result['perplexity']:.3f}",
-                f"{result['perplexity'] / base:.3f}" if args.dense else "",
+                _shown(perplexity_of(result["loss"])),
+                _shown(perplexity_of(result["loss"] - results[0]["loss"])) if args.dense else "",
             )
             for result in results
         ]
@@ -118,3 +118,7 @@ class EvaluateCommand(Subcommand):
             "first_tokens": list(tokenized.first),
             **result.to_dict(),
         }
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3f}" if value < 1e9 else f"{value:.3e}"
