@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from ..families import Family
@@ -30,7 +32,7 @@ class Gates:
 @contextmanager
 def gated(model: PreTrainedModel, family: Family, inventory: UnitInventory) -> Iterator[Gates]:
     """The model with a multiplier on every unit, all ones at first; without them again when the block ends."""
-    gates = Gates(torch.ones(inventory.num_units, device=model.device))
+    gates = Gates(torch.ones(inventory.num_units, dtype=torch.float32, device=model.device))
     with ExitStack() as hooks:
         for (layer, kind), linear in family.output_projections(model).items():
             hook = _multiply_input(gates, inventory.slice_of(layer, kind))
@@ -47,32 +49,46 @@ def _multiply_input(gates: Gates, span: slice) -> Any:
     return hook
 
 
+_FLAGS = {"training", "gradient_checkpointing", "_gradient_checkpointing_func"}
+"""What decides how a module of transformers' runs, as it stands in the module itself."""
+
+
 @contextmanager
 def frozen(model: PreTrainedModel, *, gradient_checkpointing: bool = False) -> Iterator[None]:
-    """The model with fixed weights and without dropout; every flag is put back when the block ends."""
-    required = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
+    """The model with fixed weights and without dropout; every flag is put back when the block ends.
+
+    gradient_checkpointing: whether layers are recomputed in the backward pass. Inside the block that alone decides,
+    whatever the model was set to; afterwards it is set as it was, with its own arguments.
+    """
+    # Weights made under torch.inference_mode require no gradient in effect, and their flag cannot be put back.
+    required = [(part, part.requires_grad) for part in model.parameters() if not part.is_inference()]
+    states = [vars(module) for module in model.modules()]
+    flags = [{name: state[name] for name in _FLAGS & state.keys()} for state in states]
     try:
-        model.requires_grad_(False).eval()
-        if gradient_checkpointing:
-            _checkpoint_layers(model)
+        for parameter, _ in required:
+            parameter.requires_grad_(False)
+        model.eval()
+        _checkpoint_layers(model, gradient_checkpointing)
         yield
     finally:
-        if gradient_checkpointing:
-            model.gradient_checkpointing_disable()
         for parameter, flag in required:
             parameter.requires_grad_(flag)
-        for module, training in modes:
-            module.training = training
+        for state, before in zip(states, flags, strict=True):
+            for name in _FLAGS:
+                state.pop(name, None)
+            state.update(before)
 
 
-def _checkpoint_layers(model: PreTrainedModel) -> None:
-    # transformers recomputes a layer only while the layer itself is in training mode. Its children stay in evaluation
-    # mode, so dropout stays off.
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+def _checkpoint_layers(model: PreTrainedModel, wanted: bool) -> None:
+    # Not by `gradient_checkpointing_enable`, which also leaves a hook on the embeddings that nothing takes off again.
     for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False):
-            module.training = True
+        if hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = wanted  # type: ignore[assignment]
+            if wanted:
+                module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+                # transformers recomputes a layer only while the layer itself is in training mode. Its children stay in
+                # evaluation mode, so dropout stays off.
+                module.training = True
 
 
 def straight_through(mask_U: Tensor, probabilities_U: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -67,19 +68,87 @@ def test_gate_gradient_is_the_derivative_of_the_loss(model: LlamaForCausalLM) ->
             torch.testing.assert_close(gradient[unit], numeric, rtol=1e-2, atol=1e-5)
 
 
-def test_frozen_puts_every_flag_back(model: LlamaForCausalLM) -> None:
+def settings(model: LlamaForCausalLM) -> list[object]:
+    """All that decides how the model runs, module by module, and which hooks it has."""
+    names = ("training", "gradient_checkpointing", "_gradient_checkpointing_func")
+    return [
+        [parameter.requires_grad for parameter in model.parameters()],
+        [{name: vars(module)[name] for name in names if name in vars(module)} for module in model.modules()],
+        [list(module._forward_hooks) + list(module._forward_pre_hooks) for module in model.modules()],
+        vars(model).get("_require_grads_hooks"),
+        model.config.to_dict(),
+    ]
+
+
+def never_enabled(model: LlamaForCausalLM) -> None:
+    pass
+
+
+def enabled(model: LlamaForCausalLM) -> None:
+    model.gradient_checkpointing_enable()
+
+
+def enabled_as_it_was_long_ago(model: LlamaForCausalLM) -> None:
+    model.gradient_checkpointing_enable({"use_reentrant": True, "preserve_rng_state": False})
+
+
+def enabled_on_some_layers(model: LlamaForCausalLM) -> None:
+    model.gradient_checkpointing_enable(every_n_layers=2)
+
+
+def enabled_and_disabled(model: LlamaForCausalLM) -> None:
+    model.gradient_checkpointing_enable()
+    model.gradient_checkpointing_disable()
+
+
+def ready_for_adapters(model: LlamaForCausalLM) -> None:
+    model.enable_input_require_grads()
+
+
+@pytest.mark.parametrize("ours", [False, True])
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        never_enabled,
+        enabled,
+        enabled_as_it_was_long_ago,
+        enabled_on_some_layers,
+        enabled_and_disabled,
+        ready_for_adapters,
+    ],
+)
+def test_frozen_puts_everything_back(
+    theirs: Callable[[LlamaForCausalLM], None], ours: bool, model: LlamaForCausalLM
+) -> None:
     model.train()
     model.model.norm.weight.requires_grad_(False)
     model.model.layers[1].mlp.eval()
-    before = [parameter.requires_grad for parameter in model.parameters()]
-    modes = [module.training for module in model.modules()]
-    with pytest.raises(KeyboardInterrupt), frozen(model, gradient_checkpointing=True):
+    theirs(model)
+    before = settings(model)
+    with pytest.raises(KeyboardInterrupt), frozen(model, gradient_checkpointing=ours):
         assert not any(parameter.requires_grad for parameter in model.parameters())
         assert not model.model.layers[0].mlp.training
+        assert model.is_gradient_checkpointing is ours and model.model.layers[0].training is ours
         raise KeyboardInterrupt
-    assert [parameter.requires_grad for parameter in model.parameters()] == before
-    assert [module.training for module in model.modules()] == modes
-    assert not model.is_gradient_checkpointing
+    assert settings(model) == before
+
+
+def test_a_model_that_was_trained_with_gradient_checkpointing_goes_on_so_after_pruning(model: LlamaForCausalLM) -> None:
+    enabled_as_it_was_long_ago(model)
+    before = settings(model)
+    family = family_of(model.config)
+    inventory = family.inventory(model)
+    scales = [
+        train_scales(model, family, inventory, TOKENS, GRASPConfig(gradient_checkpointing=ours))
+        for ours in (False, True)
+    ]
+    assert settings(model) == before
+    torch.testing.assert_close(*scales)
+    model.train()
+    calls: list[object] = []
+    model.model.layers[1].mlp.register_forward_hook(lambda *_: calls.append(None))
+    model(TOKENS, labels=TOKENS, use_cache=False).loss.backward()
+    assert len(calls) == 2 and model.model.layers[0].mlp.up_proj.weight.grad is not None
 
 
 def test_training_leaves_the_model_as_it_was(model: LlamaForCausalLM) -> None:
