@@ -143,13 +143,13 @@ def project(scores_U: Tensor, inventory: UnitInventory, budget: Budget) -> UnitM
         raise GraspruneError(f"the score of {KIND_LABELS[kind]} {unit} of layer {layer} is NaN")
     budget.check_feasible(inventory)
     order_U = _descending(scores_U, inventory)
-    kept_U = torch.zeros(inventory.num_units, dtype=torch.bool)
+    kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
     if all(step == 1 for step in budget.multiple_of.values()):
         _fill(kept_U, order_U, inventory, budget)
         # At half the cost, since this runs at every training step: where filling up without a thought to smallest
         # widths happens to meet them, setting them aside first would have kept the same units.
         if not _meets_smallest_widths(kept_U, inventory, budget):
-            least_G = torch.tensor([budget.smallest_width(group) for group in inventory.groups])
+            least_G = torch.tensor([budget.smallest_width(group) for group in inventory.groups], device="cpu")
             kept_U[_rank_inside_groups(order_U, inventory)] = inventory.place_U < least_G[inventory.group_U]
             _fill(kept_U, order_U, inventory, budget)
     else:
@@ -173,7 +173,7 @@ def _descending(scores_U: Tensor, inventory: UnitInventory) -> Tensor:
     even_U = inventory.even_order_U
     bits_U = (scores_U[even_U] + 0.0).view(torch.int32)  # + 0.0 makes -0.0 and 0.0 the same bits
     ascending_U = bits_U ^ ((bits_U >> 31) & 0x7FFFFFFF)
-    keys_U = (~ascending_U).to(torch.int64) << 32 | torch.arange(inventory.num_units)
+    keys_U = (~ascending_U).to(torch.int64) << 32 | torch.arange(inventory.num_units, device="cpu")
     return even_U[torch.sort(keys_U).values & _LOW_32_BITS]
 
 
@@ -184,7 +184,7 @@ def _meets_smallest_widths(kept_U: Tensor, inventory: UnitInventory, budget: Bud
 
 def _rank_inside_groups(order_U: Tensor, inventory: UnitInventory) -> Tensor:
     """The same units group after group, each group in the given order; shape (units,)."""
-    keys_U = inventory.group_U[order_U] << 32 | torch.arange(inventory.num_units)
+    keys_U = inventory.group_U[order_U] << 32 | torch.arange(inventory.num_units, device="cpu")
     return order_U[torch.sort(keys_U).values & _LOW_32_BITS]
 
 
@@ -193,8 +193,8 @@ def _aligned_widths(ranked_scores_U: Tensor, inventory: UnitInventory, budget: B
     steps = [budget.multiple_of[group.kind] for group in inventory.groups]
     blocks = _block_inventory(inventory, steps)
     order_B = _descending(_block_scores(ranked_scores_U, inventory, blocks, steps), blocks)
-    steps_G = torch.tensor(steps)
-    least_G = torch.tensor([budget.smallest_width(group) for group in inventory.groups]) // steps_G
+    steps_G = torch.tensor(steps, device="cpu")
+    least_G = torch.tensor([budget.smallest_width(group) for group in inventory.groups], device="cpu") // steps_G
     kept_B = blocks.place_U < least_G[blocks.group_U]
     _fill(kept_B, order_B, blocks, budget)
     return steps_G * torch.zeros_like(steps_G).index_add_(0, blocks.group_U, kept_B.long())

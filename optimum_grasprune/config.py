@@ -212,6 +212,11 @@ class RunOptions(_Options):
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations to save memory, about a third slower"
     )
+    deterministic: bool = Field(
+        default=False,
+        description="only algorithms of torch's that give the same bits every time: slower and larger on a GPU, no "
+        "change on a CPU",
+    )
 
 
 def _with_unit(value: Any, parse: ValidatorFunctionWrapHandler) -> ByteSize:

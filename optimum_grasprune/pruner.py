@@ -29,6 +29,7 @@ from .generation import generation_settings, set_generation
 from .loading import calibration_length, count_parameters
 from .masks import ElementMask, UnitMask
 from .methods import Task, get_method
+from .numerics import deterministic_algorithms, on_plain_torch
 from .outputs import Source, corpora, local, models
 from .plan import PruningPlan
 from .record import RECORD_FORMAT, mixed_as_one_text
@@ -37,7 +38,7 @@ from .surgery import fold_scales
 from .surgery.elements import build_sparse_model
 from .units import UnitInventory
 
-NO_TOKENS_NS = torch.empty(0, 0, dtype=torch.int64)
+NO_TOKENS_NS = torch.empty(0, 0, dtype=torch.int64, device="cpu")
 _RECORDED_PACKAGES = ("optimum-grasprune", "torch", "transformers")
 
 
@@ -88,6 +89,7 @@ class GRASPPruner:
         self._generation = GenerationConfig()
         self._sources: list[Source] = []
 
+    @on_plain_torch
     def prune_model(
         self,
         model: PreTrainedModel,
@@ -131,6 +133,7 @@ class GRASPPruner:
         outcome = choose(self.candidates, self.method.means_for(self.config), task)
         return self._finish(model, tokenizer, family, outcome, budget, calibration)
 
+    @on_plain_torch
     def replay(
         self,
         model: PreTrainedModel,
@@ -156,6 +159,7 @@ class GRASPPruner:
         steps = self._replayed_steps(plan, origin)
         plan = plan if "scales" in steps else plan.without_scales()
         means, tokens_NS, damping = Means(steps), NO_TOKENS_NS, None
+        recipe = self.config
         if means.weight_steps:
             recipe = self.config if origin is None else GRASPConfig.from_dict(origin["recipe"])
             means = replace(get_method(recipe.method).means_for(recipe), steps=steps)
@@ -163,7 +167,8 @@ class GRASPPruner:
             if "least_squares" in steps:
                 recorded = None if origin is None else origin["damping"]
                 damping = recorded or recipe.damping or means.fit.dampings[0]
-        pruned = refitted_model(model, plan.without_scales(), family, means, tokens_NS, damping)
+        with deterministic_algorithms(recipe.deterministic):
+            pruned = refitted_model(model, plan.without_scales(), family, means, tokens_NS, damping)
         fold_scales(pruned, plan, family)
         self._finish(model, tokenizer, family, Outcome(plan, pruned, steps, damping, ()), None, None)
         if origin is not None:

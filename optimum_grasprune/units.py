@@ -93,8 +93,8 @@ class UnitInventory:
 
     def per_unit(self, values: list[int]) -> Tensor:
         """One value per group spread over its units, shape (units,), int64."""
-        counts = torch.tensor([group.count for group in self.groups])
-        return torch.repeat_interleave(torch.tensor(values), counts)
+        counts = torch.tensor([group.count for group in self.groups], device="cpu")
+        return torch.repeat_interleave(torch.tensor(values, device="cpu"), counts)
 
     @cached_property
     def group_U(self) -> Tensor:
@@ -109,7 +109,7 @@ class UnitInventory:
     @cached_property
     def place_U(self) -> Tensor:
         """Position of each unit inside its group, shape (units,)."""
-        return torch.arange(self.num_units) - self.per_unit(list(self.offsets[:-1]))
+        return torch.arange(self.num_units, device="cpu") - self.per_unit(list(self.offsets[:-1]))
 
     @cached_property
     def cost_U(self) -> Tensor:

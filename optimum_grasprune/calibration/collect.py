@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..errors import GraspruneError
 from ..gating.gates import frozen
+from ..numerics import precision_advice
+from ..progress import track
 from .statistics import Moments
 
 Key = TypeVar("Key")
@@ -37,7 +38,7 @@ def inputs_of(modules: Mapping[Key, nn.Module], see: Callable[[Key, Tensor], Non
 def finite(x_TI: Tensor, path: str) -> Tensor:
     """The input of the module at this path, as it is; GraspruneError, with the path, when it is not finite."""
     if not torch.isfinite(x_TI).all():
-        raise GraspruneError(f"the input of {path} is not finite; try --dtype float32")
+        raise GraspruneError(f"the input of {path} is not finite; {precision_advice(x_TI.dtype)}")
     return x_TI
 
 
@@ -56,6 +57,6 @@ def collect_moments(
         moments[key] = moments[key].update(finite(x_BSI.flatten(0, -2), names[modules[key]]))
 
     with frozen(model), inputs_of(modules, see):
-        for tokens_S in tqdm(tokens_NS, desc=label, unit="sequence"):
+        for tokens_S in track(tokens_NS, label, "sequence"):
             model.base_model(tokens_S[None].to(model.device), use_cache=False)
     return moments

@@ -25,7 +25,7 @@ class Moments:
     @classmethod
     def empty(cls, features: int) -> Moments:
         """Moments before the first token."""
-        zeros = torch.zeros(features, dtype=torch.float64)
+        zeros = torch.zeros(features, dtype=torch.float64, device="cpu")
         return cls(0, zeros, zeros)
 
     def update(self, x_TI: Tensor) -> Moments:

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..budget import Budget, project
@@ -20,6 +19,8 @@ from ..errors import GraspruneError
 from ..families import Family
 from ..loss import next_token_loss
 from ..masks import UnitMask
+from ..numerics import precision_advice
+from ..progress import bar
 from ..units import UnitInventory
 from .gates import frozen, gated, straight_through
 
@@ -41,9 +42,9 @@ class Schedule:
 
 def batches(tokens_NS: Tensor, epochs: int, batch_size: int, seed: int) -> Iterator[Tensor]:
     """Sequences in batches of shape (B, S): each epoch takes all of them once, in a new random order."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     for _ in range(epochs):
-        for indices in torch.randperm(len(tokens_NS), generator=generator).split(batch_size):
+        for indices in torch.randperm(len(tokens_NS), generator=generator, device="cpu").split(batch_size):
             yield tokens_NS[indices]
 
 
@@ -87,7 +88,7 @@ def _learn(
     epochs: int,
     learning_rate: float,
     label: str,
-    status: Callable[[], dict[str, str]] = dict,
+    status: Callable[[], Sequence[str]] = tuple,
 ) -> None:
     """Fit one number per unit in place with AdamW on shuffled batches, behind a bar that shows loss and status.
 
@@ -99,22 +100,23 @@ def _learn(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(steps, config.schedule).factor)
     smooth = math.nan
     with (
+        torch.enable_grad(),
         frozen(model, gradient_checkpointing=config.gradient_checkpointing),
         gated(model, family, inventory) as gates,
-        tqdm(total=steps, desc=label, unit="step") as bar,
+        bar(steps, label) as stage,
     ):
         for step, tokens_BS in enumerate(batches(tokens_NS, epochs, config.batch_size, config.seed), start=1):
             gates.values_U = multipliers((step - 1) / steps)
             tokens_BS = tokens_BS.to(model.device)
             loss = next_token_loss(model(tokens_BS, use_cache=False).logits, tokens_BS)
             if not math.isfinite(value := loss.item()):
-                raise GraspruneError(f"{label}: the loss is {value} at step {step}; try --dtype float32")
+                raise GraspruneError(f"{label}: the loss is {value} at step {step}; {precision_advice(model.dtype)}")
             (parameter_U.grad,) = torch.autograd.grad(loss, [parameter_U])
             optimizer.step()
             schedule.step()
             smooth = value if math.isnan(smooth) else 0.95 * smooth + 0.05 * value
-            bar.set_postfix({"loss": f"{smooth:.3f}", **status()}, refresh=False)
-            bar.update()
+            stage.status(", ".join([f"loss {smooth:.3f}", *status()]))
+            stage.update()
 
 
 def train_gates(
@@ -132,7 +134,7 @@ def train_gates(
     and equal scores are kept evenly over layers and kinds. Returns the scores of `config.snapshots` moments of the
     training, evenly spaced, the final ones last; each of shape (units,), fp32, on the CPU; their projection is a mask.
     """
-    start_U = torch.zeros(inventory.num_units) if start_U is None else start_U
+    start_U = torch.zeros(inventory.num_units, dtype=torch.float32, device="cpu") if start_U is None else start_U
     scores_U = start_U.to(model.device, torch.float32).clone().requires_grad_()
     mask = project(scores_U, inventory, budget)
     snapshots: list[Tensor] = []
@@ -170,7 +172,7 @@ def train_scales(
     The model is the sliced one, so the units are the kept ones and each step costs what the pruned model costs.
     Returns γ, shape (units,), fp32, on the CPU, each between ½ and 1½.
     """
-    raw_U = torch.zeros(inventory.num_units, device=model.device, requires_grad=True)
+    raw_U = torch.zeros(inventory.num_units, dtype=torch.float32, device=model.device, requires_grad=True)
     _learn(
         model,
         family,
@@ -191,5 +193,5 @@ def bounded_scale(raw_U: Tensor) -> Tensor:
     return 1 + 0.5 * torch.tanh(raw_U)
 
 
-def _shares(mask: UnitMask) -> dict[str, str]:
-    return {"ffn": f"{mask.share('ffn'):.1%}", "kv": f"{mask.share('kv'):.1%}"}
+def _shares(mask: UnitMask) -> tuple[str, str]:
+    return f"ffn {mask.share('ffn'):.1%}", f"kv {mask.share('kv'):.1%}"

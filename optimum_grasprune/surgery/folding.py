@@ -33,4 +33,4 @@ def fold_scales(pruned: PreTrainedModel, plan: PruningPlan, family: Family) -> N
     for group in plan.groups:
         if group.scales is not None:
             weight_OI = outputs[group.layer, group.kind].weight
-            weight_OI.copy_(scale_columns(weight_OI, torch.tensor(group.scales)))
+            weight_OI.copy_(scale_columns(weight_OI, torch.tensor(group.scales, dtype=torch.float32, device="cpu")))

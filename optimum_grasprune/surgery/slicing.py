@@ -20,7 +20,7 @@ def feature_indices(units: Sequence[int], features: int, count: int) -> Tensor:
     Returns shape (len(units) * features / count,), int64, in the order of `units`.
     """
     width = features // count
-    return (torch.tensor(list(units))[:, None] * width + torch.arange(width)).flatten()
+    return (torch.tensor(list(units), device="cpu")[:, None] * width + torch.arange(width, device="cpu")).flatten()
 
 
 def kept_columns(group: GroupPlan, linear: nn.Linear) -> Tensor:

@@ -20,7 +20,7 @@ from .base import (
     is_number,
     module_for_plots,
 )
-from .export import BUDGET_OPTIONS, RECIPE_OPTIONS, given_fields
+from .export import BUDGET_OPTIONS, DETERMINISTIC_HELP, RECIPE_OPTIONS, given_fields
 
 if TYPE_CHECKING:
     from optimum_grasprune.comparison import Comparison
@@ -83,6 +83,7 @@ class CompareCommand(Subcommand):
         add_bos_option(recipe)
         run = parser.add_argument_group("Optional arguments")
         run.add_argument("--gradient-checkpointing", action="store_true", help="save memory, about a third slower")
+        run.add_argument("--deterministic", action="store_true", help=DETERMINISTIC_HELP)
         run.add_argument("--no-plot", action="store_true", help="write tables only; needs no matplotlib")
         add_model_options(run)
 

@@ -62,7 +62,7 @@ RECIPE_OPTIONS = (
     ("scale_epochs", "N", "passes over them"),
     ("restoration", "NAME", "inputs of the least squares: dense, sequential, or auto: the method's own"),
     ("scale_learning_rate", "RATE", "of the scales"),
-    ("seed", "N", "seed of every random choice; the same seed gives the same checkpoint"),
+    ("seed", "N", "seed of every random choice; on one machine's CPU the same seed gives the same checkpoint"),
 )
 BUDGET_OPTIONS = (
     ("keep_ratio", "RATIO", "share of the budgeted parameters that stays, above 0 and at most 1"),
@@ -74,7 +74,8 @@ BUDGET_OPTIONS = (
     ("kv_multiple_of", "N", "every number of KV heads is a multiple of this"),
     ("tensor_parallel_size", "N", "tensor-parallel size to serve with"),
 )
-SWITCHES = ("gradient_checkpointing",)
+SWITCHES = ("gradient_checkpointing", "deterministic")
+DETERMINISTIC_HELP = "the same seed gives the same checkpoint on one GPU too; slower there"
 FIELDS = (*(name for name, _, _ in RECIPE_OPTIONS + BUDGET_OPTIONS), "bos", "dtype", "device")
 
 
@@ -113,6 +114,7 @@ class ExportCommand(Subcommand):
         )
         run = parser.add_argument_group("Optional arguments")
         run.add_argument("--gradient-checkpointing", action="store_true", help="save memory, about a third slower")
+        run.add_argument("--deterministic", action="store_true", help=DETERMINISTIC_HELP)
         run.add_argument("--overwrite", action="store_true", help="replace the pruned checkpoint in OUTPUT")
         run.add_argument("--max-shard-size", metavar="SIZE", default="5GB", help="largest weight file, as in 5GB")
         add_model_options(run)

@@ -1,0 +1,108 @@
+"""How torch computes while we work: what the caller has set is put aside, and put back afterwards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+
+from .config import RunOptions
+from .errors import ModelError
+from .progress import tidy
+
+CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
+_DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class _Configured(Protocol):
+    @property
+    def config(self) -> RunOptions: ...
+
+
+Owner = TypeVar("Owner", bound=_Configured)
+Pruning = Callable[Concatenate[Owner, PreTrainedModel, Arguments], Result]
+
+
+def on_plain_torch(method: Pruning[Owner, Arguments, Result]) -> Pruning[Owner, Arguments, Result]:
+    """Decorator of a pruner's method that takes a model: it gives the same whatever torch is set to around the call.
+
+    It follows the configuration's `deterministic`, and leaves no display open. Raises ModelError where the model
+    cannot be trained on.
+    """
+
+    @wraps(method)
+    def run(self: Owner, model: PreTrainedModel, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with tidy(), plain_torch(), deterministic_algorithms(self.config.deterministic):
+            check_trainable(model)
+            return method(self, model, *args, **kwargs)
+
+    return run
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """What torch is when nothing was set: gradients on, fp32 and the CPU by default, no autocast."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device() != torch.device("cpu"):
+            stack.enter_context(torch.device("cpu"))
+        if (dtype := torch.get_default_dtype()) != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            stack.callback(torch.set_default_dtype, dtype)
+        yield
+
+
+@contextmanager
+def deterministic_algorithms(wanted: bool) -> Iterator[None]:
+    """Algorithms of torch's that give the same bits every time; as they were set without `wanted`, and afterwards.
+
+    torch raises RuntimeError where an operation has none.
+    """
+    if not wanted:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    cudnn = torch.backends.cudnn
+    flags, workspace = (cudnn.deterministic, cudnn.benchmark), os.environ.get(CUBLAS_VARIABLE)
+    try:
+        if workspace not in _DETERMINISTIC_WORKSPACES:  # torch refuses to multiply matrices on a GPU without
+            os.environ[CUBLAS_VARIABLE] = _DETERMINISTIC_WORKSPACES[0]
+        cudnn.deterministic, cudnn.benchmark = True, False
+        torch.use_deterministic_algorithms(True)
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.deterministic, cudnn.benchmark = flags
+        if workspace is None:
+            os.environ.pop(CUBLAS_VARIABLE, None)
+        else:
+            os.environ[CUBLAS_VARIABLE] = workspace
+
+
+def check_trainable(model: PreTrainedModel) -> None:
+    """Raise ModelError when autograd can record nothing of the model."""
+    made_for_inference = (name for name, part in model.named_parameters() if part.is_inference())
+    if (name := next(made_for_inference, None)) is not None:
+        raise ModelError(
+            f"the model was made under torch.inference_mode, so that nothing can be trained on it (as {name} shows); "
+            "load it outside of that"
+        )
+
+
+def precision_advice(dtype: torch.dtype) -> str:
+    """What may help where numbers of this precision were not finite any more; to end a message with."""
+    if dtype in (torch.float16, torch.bfloat16):
+        return "try --dtype float32"
+    return "it is computed in float32 already, so look at the weights of the model"
