@@ -1,17 +1,35 @@
 """Scores of units from the gradients of their multipliers."""
 
+import math
+
 import torch
 from torch import Tensor
 
 from ..budget import project
 from ..calibration.sensitivity import Reduction, sensitivity
 from ..gating import budget_at
+from ..progress import track
 from .base import Task
+
+_LARGEST_SPREAD = 80.0
+"""Nats from 1 down to a number that fp32 still holds in full precision."""
 
 
 def sensitivity_per_parameter(task: Task, reduce: Reduction) -> Tensor:
     """The sensitivity of every unit divided by its cost, from one backward pass; shape (units,)."""
-    total_U = sensitivity(task.model, task.family, task.inventory, task.statistic_tokens_NS, reduce)
+    return _per_parameter(task, task.statistic_tokens_NS, reduce)
+
+
+def _per_parameter(task: Task, tokens_NS: Tensor, reduce: Reduction, kept_U: Tensor | None = None) -> Tensor:
+    total_U = sensitivity(
+        task.model,
+        task.family,
+        task.inventory,
+        tokens_NS,
+        reduce,
+        kept_U=kept_U,
+        gradient_checkpointing=task.config.gradient_checkpointing,
+    )
     return total_U / task.inventory.cost_U
 
 
@@ -24,21 +42,44 @@ def annealed_sensitivity(task: Task, reduce: Reduction, first_U: Tensor, rounds:
 
     first_U: `sensitivity_per_parameter` of the whole model.  rounds: measurements in all, the first included.
     """
-    score_U, kept_U = first_U.clone(), torch.ones(len(first_U), dtype=torch.bool)
+    score_U, kept_U = first_U.clone(), torch.ones(len(first_U), dtype=torch.bool, device="cpu")
     shares = task.statistic_tokens_NS.tensor_split(rounds)
-    for done in range(1, rounds):
+    for done in track(range(1, rounds), "start", "round"):
         budget = budget_at(task.budget, task.inventory.total_cost, 1.0, done / (rounds - 1))
         kept_U = project(_below(score_U, kept_U), task.inventory, budget).kept_U
         if len(shares[done]):
-            again_U = sensitivity(task.model, task.family, task.inventory, shares[done], reduce, kept_U=kept_U)
-            score_U = torch.where(kept_U, (score_U + again_U / task.inventory.cost_U) / 2, score_U)
+            again_U = _per_parameter(task, shares[done], reduce, kept_U)
+            score_U = torch.where(kept_U, (score_U + again_U) / 2, score_U)
     return _below(score_U, kept_U)
 
 
 def _below(score_U: Tensor, kept_U: Tensor) -> Tensor:
-    """The scores with those of units that are out below those of all others, in the same order."""
-    lowest = score_U[kept_U].min()
-    highest = score_U[~kept_U].max() if not kept_U.all() else lowest
-    if highest < lowest:
+    """The scores with those of units that are out below those of all others, in the same order.
+
+    score_U: not negative, finite, fp32.  Where some units are out, what is returned is above 0, so that its logarithms
+    are in that order too.
+    """
+    if kept_U.all():
         return score_U
-    return torch.where(kept_U, score_U, score_U * (lowest / (2 * highest)))
+    lowest, highest = score_U[kept_U].min(), score_U[~kept_U].max()
+    lowered_U = score_U if highest < lowest else torch.where(kept_U, score_U, score_U * (lowest / (2 * highest)))
+    if lowered_U.min() > 0 and lowered_U[~kept_U].max() < lowest:
+        return lowered_U
+    return _below_dead_units(score_U, kept_U)
+
+
+def _below_dead_units(score_U: Tensor, kept_U: Tensor) -> Tensor:
+    """`_below` where a unit scores 0, or so little that fp32 holds nothing below it; the highest score becomes 1.
+
+    A dead unit takes half of the smallest score that is not 0. fp64 has room for the product of any two fp32 scores;
+    what spreads too far for fp32 after that is drawn together evenly in logarithms.
+    """
+    score_U = score_U.double()
+    positive_P = score_U[score_U > 0]
+    score_U = score_U.clamp_min(float(positive_P.min()) / 2 if len(positive_P) else 1.0)
+    lowest, highest = score_U[kept_U].min(), score_U[~kept_U].max()
+    if highest >= lowest:
+        score_U = torch.where(kept_U, score_U, score_U * (lowest / (2 * highest)))
+    score_U = score_U / score_U.max()
+    spread = -math.log(score_U.min())
+    return score_U.pow(min(1.0, _LARGEST_SPREAD / spread)).float()
