@@ -70,6 +70,8 @@ def bar(total: int | None, label: str, unit: str = "step") -> Iterator[Bar]:
 def track(iterable: Iterable[Item], label: str, unit: str, total: int | None = None) -> Iterator[Item]:
     """The items, one unit of a stage each. total: how many there are, where the iterable has no length."""
     total = len(iterable) if total is None and isinstance(iterable, Sized) else total
+    if total == 0:
+        return
     with bar(total, label, unit) as stage:
         for item in iterable:
             yield item

@@ -85,7 +85,9 @@ def test_stages_after_each_other_have_a_bar_each(stream: Callable[..., Stream]) 
     assert list(track("abc", "gates", "step")) == ["a", "b", "c"]
     assert list(track(iter("ab"), "scales", "step", total=2)) == ["a", "b"]
     assert list(track(iter("ab"), "reading", "document")) == ["a", "b"]
+    assert list(track((), "nothing", "step")) == []
     assert screen.bars == ["gates", "scales"]
+    assert "nothing" not in screen.getvalue()
     assert "reading: 2document" in screen.getvalue()  # nobody knows the total
     assert screen.getvalue().count("\n") == 3
 
