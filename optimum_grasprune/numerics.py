@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .config import RunOptions
-from .errors import ModelError
+from .errors import ModelError, OptionError
 from .progress import tidy
 
 CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
@@ -68,7 +68,7 @@ def plain_torch() -> Iterator[None]:
 def deterministic_algorithms(wanted: bool) -> Iterator[None]:
     """Algorithms of torch's that give the same bits every time; as they were set without `wanted`, and afterwards.
 
-    torch raises RuntimeError where an operation has none.
+    Raises OptionError where torch has none for an operation.
     """
     if not wanted:
         yield
@@ -82,6 +82,10 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = True, False
         torch.use_deterministic_algorithms(True)
         yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise OptionError("deterministic", True, str(error).splitlines()[0]) from None
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         cudnn.deterministic, cudnn.benchmark = flags

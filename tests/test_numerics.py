@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
 from optimum_grasprune.budget import Budget, project
-from optimum_grasprune.errors import GraspruneError, ModelError
+from optimum_grasprune.errors import GraspruneError, ModelError, OptionError
 from optimum_grasprune.evaluation import perplexity
 from optimum_grasprune.families import family_of
 from optimum_grasprune.numerics import CUBLAS_VARIABLE, deterministic_algorithms, precision_advice
@@ -196,6 +196,17 @@ def test_deterministic_algorithms_are_on_inside_and_as_they_were_outside(
         assert state_of_torch() == before
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_an_operation_without_such_an_algorithm_is_one_line() -> None:
+    with pytest.raises(OptionError, match="^deterministic=True: put_ does not have a deterministic.*$"):
+        with deterministic_algorithms(True):
+            raise RuntimeError(
+                "put_ does not have a deterministic implementation, but you set ...\nYou can turn off ..."
+            )
+    with pytest.raises(RuntimeError, match="^out of memory$"), deterministic_algorithms(True):
+        raise RuntimeError("out of memory")
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_pruning_and_replaying_follow_the_option(monkeypatch: pytest.MonkeyPatch) -> None:

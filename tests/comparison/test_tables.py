@@ -131,3 +131,32 @@ def test_writing_tables(tmp_path: Path) -> None:
 
 def test_texts_of_numbers() -> None:
     assert [shown(value) for value in (4.6712, 12.345, 2228.1)] == ["4.671", "12.35", "2,228"]
+
+
+def test_perplexities_that_no_float_holds() -> None:
+    """They are null in JSON; the losses beside them still compare."""
+    result = copy.deepcopy(RESULT)
+    result["dense"]["loss"] = {"held out|text": math.log(5), "wiki": math.log(100)}
+    for entry, loss in zip(result["cells"][:3], (800.0, 710.0, 720.0), strict=True):
+        entry["perplexity"]["wiki"] = None
+        entry["loss"] = {"held out|text": math.log(entry["perplexity"]["held out|text"]), "wiki": loss}
+    _, rows = short_table(result)
+    assert [row[-1] for row in rows] == ["100.00", "inf", "inf", "inf", "failed"]
+    _, rows = full_table(result)
+    assert rows[1][6] == "**inf**" and rows[1][7] == f"**{710 - math.log(100):+.3f}**" and rows[2][6] == "inf"
+    assert points_of(result, "wiki") == {} and points_of(result, "held out|text") == points_of(RESULT, "held out|text")
+    lines = list(csv.DictReader(io.StringIO(csv_text(result))))
+    assert math.isinf(float(lines[1]["perplexity[wiki]"])) and float(lines[1]["excess_loss[wiki]"]) > 600
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert markdown(result)
+
+
+def test_large_perplexities_are_short() -> None:
+    assert [shown(value) for value in (9.8765, 98.765, 1234567.0, 1e12, 1.5e300, None)] == [
+        "9.877",
+        "98.77",
+        "1,234,567",
+        "1.00e+12",
+        "1.50e+300",
+        "inf",
+    ]
