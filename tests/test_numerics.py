@@ -199,11 +199,9 @@ def test_deterministic_algorithms_are_on_inside_and_as_they_were_outside(
 
 
 def test_an_operation_without_such_an_algorithm_is_one_line() -> None:
-    with pytest.raises(OptionError, match="^deterministic=True: put_ does not have a deterministic.*$"):
-        with deterministic_algorithms(True):
-            raise RuntimeError(
-                "put_ does not have a deterministic implementation, but you set ...\nYou can turn off ..."
-            )
+    reason = "put_ does not have a deterministic implementation, but you set"
+    with pytest.raises(OptionError, match=f"^deterministic=True: {reason}$"), deterministic_algorithms(True):
+        raise RuntimeError(f"{reason}\nYou can turn off determinism just for this operation")
     with pytest.raises(RuntimeError, match="^out of memory$"), deterministic_algorithms(True):
         raise RuntimeError("out of memory")
     assert not torch.are_deterministic_algorithms_enabled()
