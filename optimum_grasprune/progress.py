@@ -82,7 +82,7 @@ def track(iterable: Iterable[Item], label: str, unit: str, total: int | None = N
 def tidy() -> Iterator[None]:
     """Stages that are still open when the block ends are closed, so that an error starts on a line of its own.
 
-    An exception keeps a loop over `track` alive as long as somebody holds its traceback.
+    A loop over `track` ends its stage by itself; an iterator that is held in a variable lives on with the traceback.
     """
     depth = len(_open)
     try:

@@ -94,12 +94,13 @@ def test_stages_after_each_other_have_a_bar_each(stream: Callable[..., Stream]) 
 
 def test_an_error_starts_on_a_line_of_its_own(stream: Callable[..., Stream]) -> None:
     screen = stream(terminal=True)
-    held: list[BaseException] = []  # a traceback that is held keeps the loop alive, as a notebook does
+    held: list[BaseException] = []  # a traceback that is held keeps variables alive, as a notebook does
     for error in (ValueError, KeyboardInterrupt):
         try:
             with tidy():
-                for _ in track(range(9), "gates", "step"):
-                    for _ in track(range(9), "loss", "window"):
+                steps, windows = track(range(9), "gates", "step"), track(range(9), "loss", "window")
+                for _ in steps:
+                    for _ in windows:
                         raise error
         except error as caught:
             held.append(caught)
