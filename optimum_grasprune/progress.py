@@ -40,12 +40,16 @@ class Bar:
     def update(self, count: int = 1) -> None:
         """Another `count` units are done."""
         self.done += count
-        self._display.show(_open[0], _statuses())
+        self._show()
 
     def status(self, text: str) -> None:
         """Show how it is going, as in "loss 3.120", until told otherwise."""
         self.text = text
-        self._display.show(_open[0], _statuses())
+        self._show()
+
+    def _show(self) -> None:
+        if self in _open:  # not closed by what it was part of
+            self._display.show(_open[0], _statuses())
 
     def close(self) -> None:
         """Leave the stage, and all stages inside it; the display of the outermost one ends with it."""

@@ -117,6 +117,8 @@ def test_what_was_open_outside_stays_open(stream: Callable[..., Stream]) -> None
             next(inner)
             raise ValueError
         assert progress._open == [outer]
+        assert list(inner) == list(range(1, 9))  # goes on, and is shown no more
+        assert progress._open == [outer]
 
 
 def test_a_log_gets_a_line_every_half_minute(clock: Clock, stream: Callable[..., Stream]) -> None:
