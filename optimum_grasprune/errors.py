@@ -50,11 +50,3 @@ class PlanError(GraspruneError):
 
 class GraspruneWarning(UserWarning):
     """Something that a user should know and that stops nothing; the command line prints it as one line."""
-
-
-def precision_hint(dtype: object) -> str:
-    """What to add to a message about numbers that are not finite: advice, unless the model is in fp32 already.
-
-    dtype: the model's `torch.dtype`.
-    """
-    return "" if str(dtype) in ("torch.float32", "torch.float64") else "; try --dtype float32"

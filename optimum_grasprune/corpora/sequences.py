@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import CalibrationOptions
 from ..errors import DataError, OptionError
+from ..progress import bar
 from .corpus import Corpus
 
 CALIBRATION_TOKENS = 2**17
@@ -109,11 +110,14 @@ def tokenize(
     """
     first = first_tokens(tokenizer, bos)
     parts = []
-    for part in corpus.parts.values():
-        text = part.rendered(tokenizer)
-        plain = not part.has_special_tokens
-        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=plain, verbose=False)["input_ids"]
-        parts.append(torch.tensor(ids, dtype=torch.int64))
+    # One call for all of a part, since no place in it is sure to be a border between tokens: the bar jumps.
+    with bar(sum(part.characters for part in corpus.parts.values()), "tokenizing", "character") as stage:
+        for part in corpus.parts.values():
+            text = part.rendered(tokenizer)
+            plain = not part.has_special_tokens
+            ids = tokenizer(text, add_special_tokens=False, split_special_tokens=plain, verbose=False)["input_ids"]
+            parts.append(torch.tensor(ids, dtype=torch.int64))
+            stage.update(part.characters)
     if vocabulary is not None:
         _require_known((torch.tensor(first, dtype=torch.int64), *parts), tokenizer, vocabulary)
     return TokenizedCorpus(corpus, tuple(parts), first)

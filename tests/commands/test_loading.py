@@ -15,7 +15,7 @@ from optimum_grasprune.benchmark.checkpoints import read_checkpoints
 from optimum_grasprune.benchmark.engine import engine_of
 from optimum_grasprune.benchmark.serving import _tokenizer_flags
 from optimum_grasprune.comparison.run import identity
-from optimum_grasprune.errors import CheckpointError, ModelError, OptionError, precision_hint
+from optimum_grasprune.errors import CheckpointError, ModelError, OptionError
 from optimum_grasprune.loading import calibration_length, common_window, load_config, load_model, load_tokenizer
 from optimum_grasprune.sources import check_revision
 from tests.commands.test_refusals import UP, Cli, described, one_line, with_tensor
@@ -300,8 +300,3 @@ def test_evaluating_a_pruned_model_that_was_quantised(
         cli("export", "-m", tmp_path / "quantised", "--method", "magnitude", tmp_path / "out"),
         "is quantised (compressed-tensors, 8 bits): prune the unquantised model, and quantise the pruned one",
     )
-
-
-def test_advice_on_precision() -> None:
-    assert precision_hint(torch.float32) == ""
-    assert precision_hint(torch.bfloat16) == "; try --dtype float32"
