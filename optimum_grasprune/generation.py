@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from .errors import GraspruneWarning
+from .sources import optional_file
 
 _NEVER_WRITTEN = "compile_config"
 
@@ -38,11 +39,29 @@ def generation_settings(model: PreTrainedModel) -> GenerationConfig:
     if values == vars(model.generation_config) and _refusal(values) is None:
         return copy.deepcopy(model.generation_config)
     kept = _readable(values)
-    for name in sorted(values.keys() - kept.keys()):
-        reason = _refusal({**kept, name: values[name]})
-        line = f"{name}={values[name]!r} is left out of the generation settings: {reason}"
-        warnings.warn(line, GraspruneWarning, stacklevel=2)
+    _warn_of_rest(values, kept)
     return _settings(copy.deepcopy(kept))
+
+
+def repaired_settings(source: str, revision: str | None = None) -> GenerationConfig | None:
+    """Settings in place of those of a model's repository that transformers refuses to read; None where it reads them.
+
+    source: model folder or Hub name. Warns of every setting that is left out, with its name.
+    """
+    file = optional_file(source, GENERATION_CONFIG_NAME, revision)
+    if file is None:
+        return None
+    try:
+        values = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        line = f"{GENERATION_CONFIG_NAME} of {source} is no JSON object and is left out"
+        warnings.warn(line, GraspruneWarning, stacklevel=2)
+        return GenerationConfig()
+    if _refusal(values) is None:
+        return None
+    kept = _readable(values)
+    _warn_of_rest(values, kept)
+    return _settings(kept)
 
 
 def set_generation(model: PreTrainedModel, settings: GenerationConfig) -> None:
@@ -83,6 +102,13 @@ def _readable(values: Mapping[str, Any]) -> dict[str, Any]:
     while fitting := [name for name, value in waiting.items() if _refusal({**kept, name: value}) is None]:
         kept[fitting[0]] = waiting.pop(fitting[0])
     return kept
+
+
+def _warn_of_rest(values: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
+    for name in sorted(values.keys() - kept.keys()):
+        reason = _refusal({**kept, name: values[name]})
+        line = f"{name}={values[name]!r} is left out of the generation settings: {reason}"
+        warnings.warn(line, GraspruneWarning, stacklevel=3)
 
 
 def _refusal(values: Mapping[str, Any]) -> str | None:

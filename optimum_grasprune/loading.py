@@ -22,6 +22,7 @@ from transformers.utils.import_utils import is_accelerate_available
 from .admission import check_finite
 from .errors import CheckpointError, ModelError, OptionError
 from .families import family_of, unsupported
+from .generation import repaired_settings
 from .modeling import PRUNED_CLASSES
 from .sources import check_source, check_stored_types, first_line, quantization_of
 
@@ -71,6 +72,8 @@ def load_model(
     if attn_implementation is not None:
         _check_attention(config, attn_implementation)
         placed["attn_implementation"] = attn_implementation
+    if (settings := repaired_settings(source, revision)) is not None:
+        placed["generation_config"] = settings
     unpacked = _is_unpacked(config)
     if not unpacked:
         check_stored_types(source, revision)

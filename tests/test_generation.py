@@ -13,7 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, load_pruned_model
-from tests.conftest import make_model
+from optimum_grasprune.errors import GraspruneWarning
+from optimum_grasprune.loading import load_model
+from tests.conftest import make_model, make_tokenizer
 
 PATTERNS = ("units", "2:4")
 ODD = [
@@ -127,3 +129,27 @@ def test_settings_made_after_pruning_are_saved(
     assert pruned.config.top_k == 3 and pruned.generation_config.top_k is None
     read = GenerationConfig.from_pretrained(tmp_path / "out")
     assert (read.length_penalty, read.top_k) == (3.0, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"max_new_tokens": 0, "top_k": 7}', "max_new_tokens=0 is left out of the generation settings"),
+        ('{"early_stopping": "perhaps", "top_k": 7}', "early_stopping='perhaps' is left out"),
+        ('{"top_k": 7, "cache_implementation": "magic"}', "cache_implementation='magic' is left out"),
+        ("{", "generation_config.json of .* is no JSON object and is left out"),
+        ("[1]", "generation_config.json of .* is no JSON object and is left out"),
+    ],
+)
+def test_settings_that_cannot_be_read_stop_nothing(
+    content: str, message: str, model_folder: Path, corpus_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "dense"
+    shutil.copytree(model_folder, folder)
+    (folder / "generation_config.json").write_text(content)
+    with pytest.warns(GraspruneWarning, match=message):
+        model = load_model(str(folder))
+    pruner = GRASPPruner(GRASPConfig(method="magnitude", dataset=str(corpus_file)))
+    pruner.prune_model(model, make_tokenizer())
+    pruner.save(tmp_path / "pruned")
+    assert GenerationConfig.from_pretrained(tmp_path / "pruned").top_k == (7 if "top_k" in content else None)

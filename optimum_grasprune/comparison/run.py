@@ -11,6 +11,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -101,6 +102,7 @@ class Comparison:
         ]
         self.described = {evaluation.name: evaluation.describe() for evaluation in self.evaluations}
         self.base_model = identity(source, config, revision)
+        self._made_output = not output.exists()
         check_folder(output)
 
     def run(self, announce: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
@@ -109,7 +111,11 @@ class Comparison:
         announce: called with one line about every cell.
         A cell that a GraspruneError stops holds it as `error` and stops no other; the next run tries it again.
         """
-        dense = self._dense(announce)
+        try:
+            dense = self._dense(announce)
+        except GraspruneError:
+            self._leave_no_empty_folder()
+            raise
         base = _Base(self.source, self.read_as)
         known = _Known()
         cells = []
@@ -132,6 +138,12 @@ class Comparison:
             "cells": cells,
             "versions": {**computing_versions(), "python": platform.python_version()},
         }
+
+    def _leave_no_empty_folder(self) -> None:
+        with suppress(OSError):  # it holds something
+            (self.output / CELLS_FOLDER).rmdir()
+            if self._made_output:
+                self.output.rmdir()
 
     def _tokenized(self, corpus: Corpus, config: Any) -> TokenizedCorpus:
         return tokenize(corpus, self.tokenizer, config.vocab_size, bos=self.cells[0].config.bos)

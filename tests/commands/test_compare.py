@@ -315,3 +315,18 @@ def test_bad_outputs(cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: 
         assert outcome.code == 2 and len(outcome.error_lines) == 1, outcome.error_lines
         assert message in outcome.error_lines[0]
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_refused_comparison_leaves_no_folder(
+    compare: Cli, monkeypatch: pytest.MonkeyPatch, there: bool, tmp_path: Path
+) -> None:
+    def refuses(model: Any) -> None:
+        raise GraspruneError("the model is not fit to be pruned")
+
+    monkeypatch.setattr("optimum_grasprune.comparison.run.check_model", refuses)
+    if there:
+        (tmp_path / "out").mkdir()
+    outcome = compare(methods=("random",), ratios=("0.8",))
+    assert outcome.code == 2 and "is not fit to be pruned" in outcome.error_lines[0]
+    assert (tmp_path / "out").exists() == there and not list(tmp_path.rglob("cells"))
