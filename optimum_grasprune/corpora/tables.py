@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +98,27 @@ def _loaded(what: str, **where: Any) -> Any:
     import datasets
 
     try:
-        return datasets.load_dataset(**where)
+        with _without_bars():
+            return datasets.load_dataset(**where)
     except Exception as error:  # datasets raises dozens of types for a missing, offline or malformed source
         if "corresponds to no data" in str(error):  # a header and no rows
             raise DataError(f"{what} is empty") from None
         broken = _broken_json(Path(where["data_files"])) if where["path"] == "json" else None
         raise DataError(f"{what} cannot be loaded: {broken or _innermost(error)}") from None
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """While the block runs, `datasets` draws no bars of its own over ours."""
+    import datasets
+
+    drawn = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if drawn:
+            datasets.enable_progress_bars()
 
 
 def _column(rows: Any, column: str, source: str) -> Part:

@@ -186,3 +186,10 @@ def test_messages_say_what_is_wrong(name: str, content: bytes, message: str, tmp
 def test_text_of_a_table_is_text(tmp_path: Path) -> None:
     source = jsonl(tmp_path / "a.jsonl", [{"text": "a</s>"}])
     assert isinstance(load_corpus(source).parts[source], Text)
+
+
+def test_nothing_is_drawn_while_a_table_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    disabled = datasets.are_progress_bars_disabled()
+    load_corpus(jsonl(tmp_path / "drawn.jsonl", [{"text": f"row {tmp_path}"}]))
+    assert capsys.readouterr().err == ""
+    assert datasets.are_progress_bars_disabled() == disabled

@@ -165,10 +165,9 @@ def module_for_plots(name: str) -> ModuleType:
 
 
 def _quieten_libraries() -> None:
-    # Our progress bars and tables are the output; what transformers and datasets add belongs in no terminal. Downloads
+    # Our progress bars and tables are the output; what transformers adds belongs in no terminal. Downloads
     # alone show bars of their own there, since nothing of ours tells how far they are.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import disable_progress_bars
