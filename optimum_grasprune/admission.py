@@ -33,6 +33,7 @@ def check_model(model: Any) -> None:
     _check_adapters(model)
     _check_quantization(model)
     _check_place(model)
+    _check_trainable(model)
     check_stock(model, family_of(model.config))
     check_finite(model, "the model")
 
@@ -117,6 +118,16 @@ def _check_place(model: PreTrainedModel) -> None:
         )
     if any(hasattr(module, "_hf_hook") for module in model.modules()):
         raise ModelError("the model is moved about by accelerate's hooks: load it whole, on one device")
+
+
+def _check_trainable(model: PreTrainedModel) -> None:
+    """Autograd records nothing of tensors that were made in inference mode."""
+    made_for_inference = (name for name, part in model.named_parameters() if part.is_inference())
+    if (name := next(made_for_inference, None)) is not None:
+        raise ModelError(
+            f"the model was made under torch.inference_mode, so that nothing can be trained on it (as {name} shows); "
+            "load it outside of that"
+        )
 
 
 def _names(values: Iterable[str]) -> list[str]:

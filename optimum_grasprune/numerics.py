@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .config import RunOptions
-from .errors import ModelError, OptionError
+from .errors import OptionError
 from .progress import tidy
 
 CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
@@ -34,14 +34,12 @@ Pruning = Callable[Concatenate[Owner, PreTrainedModel, Arguments], Result]
 def on_plain_torch(method: Pruning[Owner, Arguments, Result]) -> Pruning[Owner, Arguments, Result]:
     """Decorator of a pruner's method that takes a model: it gives the same whatever torch is set to around the call.
 
-    It follows the configuration's `deterministic`, and leaves no display open. Raises ModelError where the model
-    cannot be trained on.
+    It follows the configuration's `deterministic`, and leaves no display open.
     """
 
     @wraps(method)
     def run(self: Owner, model: PreTrainedModel, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         with tidy(), plain_torch(), deterministic_algorithms(self.config.deterministic):
-            check_trainable(model)
             return method(self, model, *args, **kwargs)
 
     return run
@@ -93,16 +91,6 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
             os.environ.pop(CUBLAS_VARIABLE, None)
         else:
             os.environ[CUBLAS_VARIABLE] = workspace
-
-
-def check_trainable(model: PreTrainedModel) -> None:
-    """Raise ModelError when autograd can record nothing of the model."""
-    made_for_inference = (name for name, part in model.named_parameters() if part.is_inference())
-    if (name := next(made_for_inference, None)) is not None:
-        raise ModelError(
-            f"the model was made under torch.inference_mode, so that nothing can be trained on it (as {name} shows); "
-            "load it outside of that"
-        )
 
 
 def precision_advice(dtype: torch.dtype) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -12,69 +15,137 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import blended_transform_factory
 
-from .comparison import points_of, shown
+from .comparison import points_of
 from .files import slug, write_file
 
-LOG_FROM = 5
-"""Highest perplexity over lowest from which on the axis is logarithmic."""
+CUT = 8.0
+"""Perplexity over the dense model's at which the axis ends: what lies beyond is of no use to anybody."""
 
-# Okabe and Ito's palette without its yellow, which is too pale on white; its black is the dense line's. Markers differ
-# too, so that the lines can be told apart in grey; after seven methods the lines are dashed.
+# Okabe and Ito's palette without its yellow, which is too pale on white; its black is the dense line's.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195")
 MARKERS = {"o": 6.0, "s": 5.5, "^": 6.5, "D": 5.0, "v": 6.5, "*": 9.0, "p": 7.0, "X": 7.0, "<": 6.5, ">": 6.5}
 """Markers and the sizes at which they look equally large, in points."""
-_DASHES = ("-", (0, (5, 1.5)), (0, (1, 1)))
+BASELINE = "#8A8A8A"
 INK = "#333333"
+_OURS = ("default", "quick", "thorough")
+_FONT = 9
+_LINE_OF_TEXT = 0.052
+"""Least distance of two labels, as a share of the height of the axes."""
+
+Points = Mapping[str, Sequence[tuple[float, float]]]
+"""For every method, its points (share of all parameters kept, between 0 and 1; perplexity), by share."""
 
 
 def perplexity_figure(
-    points: Mapping[str, Sequence[tuple[float, float]]], dense: float, *, title: str, subtitle: str = ""
+    points: Points, dense: float, *, ours: Collection[str] = (), title: str, subtitle: str = ""
 ) -> Figure:
-    """Perplexity against the share of parameters kept: a line for each method, a dashed one for the dense model.
+    """Perplexity over the dense model's against the share of parameters kept: a named line for each method.
 
-    points: for every method, its points (share of all parameters kept, between 0 and 1; perplexity), by share.
-    dense: perplexity of the dense model.
+    dense: perplexity of the dense model.  ours: methods that are drawn bold and in colour; the others are grey.
+    The axis ends at CUT; methods without a point below it are named under the plot.
     """
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    markers = list(MARKERS)
-    for place, (label, line) in enumerate(points.items()):
-        marker = markers[place % len(markers)]
-        axes.plot(
-            [share for share, _ in line],
-            [value for _, value in line],
-            label=label,
-            color=COLOURS[place % len(COLOURS)],
-            marker=marker,
-            linestyle=_DASHES[place // len(COLOURS) % len(_DASHES)],
-            linewidth=1.6,
-            markersize=MARKERS[marker],
-            markeredgecolor="white",
-            markeredgewidth=0.6,
-        )
-    axes.axhline(dense, color=INK, linestyle=(0, (4, 3)), linewidth=1.2, label=f"dense, {shown(dense)}", zorder=1)
-    values = [dense, *(value for line in points.values() for _, value in line)]
-    _scale_perplexity(axes, min(values), max(values))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}"))
+    lines = {label: [(share, value / dense) for share, value in line] for label, line in points.items()}
+    colours = dict(zip((label for label in lines if label in ours), itertools.cycle(COLOURS), strict=False))
+    for label, line in lines.items():
+        _draw(axes, line, label, colours.get(label))
+    axes.plot([1.0], [1.0], marker="o", color=INK, markersize=6, linestyle="none", label="dense")
+    axes.annotate("dense", (1, 1), (0, 7), textcoords="offset points", ha="center", fontsize=_FONT, color=INK)
+    _scale(axes, [share for line in lines.values() for share, _ in line])
+    visible = {label: line for label, line in lines.items() if any(ratio <= CUT for _, ratio in line)}
+    _name_lines(axes, visible, colours)
+    hidden = [label for label in lines if label not in visible]
     axes.set_xlabel("parameters kept (% of all)", fontsize=10, color=INK)
-    scale = " (log scale)" if axes.get_yscale() == "log" else ""
-    axes.set_ylabel(f"perplexity{scale}", fontsize=10, color=INK)
+    if hidden:
+        figure.supxlabel(f"beyond {CUT:g} at every ratio: {', '.join(hidden)}", fontsize=_FONT, color="#5A5A5A")
+    axes.set_ylabel("perplexity ÷ dense (log scale)", fontsize=10, color=INK)
     dress(axes)
     titled(axes, title, subtitle)
-    axes.legend(
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1),
-        frameon=False,
-        fontsize=9,
-        handlelength=2.6,
-        labelspacing=0.7,
-        borderaxespad=0,
-    )
     return figure
+
+
+def _draw(axes: Axes, line: Sequence[tuple[float, float]], label: str, colour: str | None) -> None:
+    axes.plot(
+        [share for share, _ in line],
+        [ratio for _, ratio in line],
+        label=label,
+        color=colour or BASELINE,
+        marker="o",
+        linewidth=2.8 if colour else 1.1,
+        markersize=6 if colour else 3.5,
+        zorder=3 if colour else 2,
+    )
+
+
+def _scale(axes: Axes, shares: Sequence[float]) -> None:
+    axes.set_yscale("log")
+    axes.set_ylim(0.96, CUT)
+    axes.yaxis.set_major_locator(FixedLocator([1, 1.5, 2, 3, 4, 6, 8]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(min(shares, default=0.5) - 0.02, 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.10g}"))
+
+
+def _name_lines(axes: Axes, lines: Points, colours: Mapping[str, str]) -> None:
+    """The name of each line beside its last point in view, moved up or down where two would overlap."""
+    ends = {label: [point for point in line if point[1] <= CUT][-1] for label, line in lines.items()}
+    order = sorted(ends, key=lambda label: ends[label][1])
+    heights = apart([_height(axes, ends[label][1]) for label in order], _LINE_OF_TEXT)
+    for label, height in zip(order, heights, strict=True):
+        share, ratio = ends[label]
+        axes.annotate(
+            label,
+            xy=(share, ratio),
+            xytext=(share + 0.025, height),
+            textcoords=blended_transform_factory(axes.transData, axes.transAxes),
+            va="center",
+            fontsize=_FONT,
+            fontweight="bold" if label in colours else "normal",
+            color=colours.get(label, "#5A5A5A"),
+            arrowprops={
+                "arrowstyle": "-",
+                "color": "#C8C8C8",
+                "linewidth": 0.7,
+                "shrinkA": 1,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),
+            },
+        )
+
+
+def _height(axes: Axes, ratio: float) -> float:
+    low, high = axes.get_ylim()
+    return math.log(ratio / low) / math.log(high / low)
+
+
+def apart(heights: Sequence[float], least: float) -> list[float]:
+    """Ascending heights moved so that neighbours are `least` apart: each cluster spreads around its own middle.
+
+    All stay between 0 and 1, unless there are too many of them.
+    """
+    clusters: list[list[float]] = []
+    for height in heights:
+        clusters.append([height])
+        while len(clusters) > 1 and _bottom(clusters[-1], least) < _top(clusters[-2], least) + least:
+            clusters[-2:] = [clusters[-2] + clusters[-1]]
+    return [_bottom(cluster, least) + place * least for cluster in clusters for place in range(len(cluster))]
+
+
+def _bottom(cluster: Sequence[float], least: float) -> float:
+    """Where the lowest of a cluster goes when all of it lies around its mean."""
+    spread = least * (len(cluster) - 1)
+    return min(max(sum(cluster) / len(cluster) - spread / 2, 0.0), 1.0 - spread)
+
+
+def _top(cluster: Sequence[float], least: float) -> float:
+    return _bottom(cluster, least) + least * (len(cluster) - 1)
 
 
 def rendered(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
@@ -93,9 +164,11 @@ def write_plots(result: Mapping[str, Any], output: Path) -> list[Path]:
     for name, corpus in result["corpora"].items():
         if result["dense"]["perplexity"][name] is None:
             continue  # beyond what a float holds, and so is whatever could stand beside it
+        points = points_of(result, name)
         figure = perplexity_figure(
-            points_of(result, name),
+            points,
             result["dense"]["perplexity"][name],
+            ours=[label for label in points if re.split("[+:@]", label)[0] in _OURS],
             title=f"{model}: perplexity on {name}",
             subtitle=f"{corpus['windows']:,} windows of {corpus['window']:,} tokens, fp32",
         )
@@ -105,22 +178,6 @@ def write_plots(result: Mapping[str, Any], output: Path) -> list[Path]:
             write_file(path, rendered(figure, kind))
             written.append(path)
     return written
-
-
-def _scale_perplexity(axes: Axes, lowest: float, highest: float) -> None:
-    number = FuncFormatter(lambda value, _: f"{value:,.10g}")
-    if highest <= LOG_FROM * lowest:
-        axes.yaxis.set_major_formatter(number)
-        return
-    axes.set_yscale("log")
-    axes.set_ylim(lowest / 1.15, highest * 1.15)
-    # The fewer decades, the more ticks in each, or there would be two numbers on the axis.
-    ratio = highest / lowest
-    subs = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if ratio <= 30 else (1.0, 2.0, 5.0) if ratio <= 2000 else (1.0,)
-    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=40))
-    axes.yaxis.set_major_formatter(number)
-    axes.yaxis.set_minor_locator(LogLocator(subs=(2.0, 5.0), numticks=40) if len(subs) == 1 else NullLocator())
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def dress(axes: Axes) -> None:

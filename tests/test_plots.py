@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from io import BytesIO
 from pathlib import Path
 
@@ -9,70 +10,87 @@ pytest.importorskip("matplotlib")
 
 from matplotlib import image, rcParams
 from matplotlib.axes import Axes
+from matplotlib.text import Annotation, Text
 
-from optimum_grasprune.plots import perplexity_figure, rendered, write_plots
+from optimum_grasprune.plots import BASELINE, CUT, apart, perplexity_figure, rendered, write_plots
 from tests.comparison.test_tables import RESULT
 
 LINES = {"default": [(0.4, 30.0), (0.5, 12.0), (0.8, 6.0)], "flap": [(0.4, 80.0), (0.8, 7.0)]}
 
 
-def axes_of(points: dict[str, list[tuple[float, float]]], dense: float = 5.0) -> Axes:
-    (axes,) = perplexity_figure(points, dense, title="tiny: perplexity on text", subtitle="9 windows").axes
+def axes_of(points: dict[str, list[tuple[float, float]]], dense: float = 5.0, ours: tuple[str, ...] = ()) -> Axes:
+    (axes,) = perplexity_figure(points, dense, ours=ours, title="tiny: perplexity on text", subtitle="9 windows").axes
     return axes
 
 
-def labels_in_view(axes: Axes) -> list[str]:
-    axes.figure.canvas.draw()
-    low, high = axes.get_ylim()
-    ticks = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
-    return [label.get_text() for tick, label in ticks if low <= tick <= high]
+def names(axes: Axes) -> dict[str, Annotation]:
+    """The names beside lines and points, without the subtitle."""
+    return {text.get_text(): text for text in axes.texts if text.get_text() != "9 windows"}
 
 
 def test_axes() -> None:
     axes = axes_of(LINES)
     assert axes.get_xlabel() == "parameters kept (% of all)"
-    assert axes.get_ylabel() == "perplexity (log scale)"
+    assert axes.get_ylabel() == "perplexity ÷ dense (log scale)"
     assert axes.get_title(loc="left") == "tiny: perplexity on text"
-    assert [text.get_text() for text in axes.texts] == ["9 windows"]
-    first, second, dense = axes.get_lines()
-    assert list(zip(first.get_xdata(), first.get_ydata(), strict=True)) == LINES["default"]
-    assert first.get_color() != second.get_color() and first.get_marker() != second.get_marker()
-    assert set(dense.get_ydata()) == {5.0} and dense.get_linestyle() == "--"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["default", "flap", "dense, 5.000"]
+    assert axes.get_yscale() == "log" and axes.get_ylim()[1] == CUT
+    first, _, dense = axes.get_lines()
+    assert list(zip(first.get_xdata(), first.get_ydata(), strict=True)) == [(0.4, 6.0), (0.5, 2.4), (0.8, 1.2)]
+    assert (list(dense.get_xdata()), list(dense.get_ydata())) == ([1.0], [1.0])
 
 
-def test_legend_is_beside_the_axes() -> None:
-    axes = axes_of(LINES)
+def test_ours_are_bold_and_in_colour_and_baselines_grey() -> None:
+    axes = axes_of({**LINES, "quick": [(0.5, 9.0)]}, ours=("default", "quick"))
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    assert lines["flap"].get_color() == BASELINE
+    assert len({BASELINE, lines["default"].get_color(), lines["quick"].get_color()}) == 3
+    assert lines["default"].get_linewidth() > 2 * lines["flap"].get_linewidth()
+    weights = {name: text.get_fontweight() for name, text in names(axes).items()}
+    assert weights == {"default": "bold", "quick": "bold", "flap": "normal", "dense": "normal"}
+
+
+def test_names_stand_at_the_last_point_in_view() -> None:
+    axes = axes_of({"a": [(0.4, 10.0), (0.8, 6.0)], "b": [(0.4, 20.0), (0.8, 50.0)]})
+    assert names(axes)["a"].xy == (0.8, 1.2)
+    assert names(axes)["b"].xy == (0.4, 4.0)  # at 0.8 it is beyond the cut
+
+
+def test_what_is_beyond_the_cut_is_named_below() -> None:
+    figure = perplexity_figure({**LINES, "random": [(0.4, 1e9), (0.8, 41.0)]}, 5.0, title="t")
+    assert "random" not in names(figure.axes[0])
+    assert figure.get_supxlabel() == "beyond 8 at every ratio: random"
+    assert perplexity_figure(LINES, 5.0, title="t").get_supxlabel() == ""
+
+
+def test_names_do_not_overlap_and_stay_in_view() -> None:
+    axes = axes_of({f"method {n}": [(0.8, 6.0 + n / 100)] for n in range(12)})
     axes.figure.canvas.draw()
-    legend, frame = axes.get_legend().get_window_extent(), axes.get_window_extent()
-    assert legend.x0 >= frame.x1 and legend.x1 <= axes.figure.bbox.x1
+    beside = [text for name, text in names(axes).items() if name != "dense"]
+    boxes = sorted((Text.get_window_extent(text) for text in beside), key=lambda box: box.y0)
+    frame = axes.figure.bbox
+    assert all(below.y1 <= above.y0 + 1 for below, above in itertools.pairwise(boxes))
+    assert all(frame.x0 <= box.x0 and box.x1 <= frame.x1 and box.y1 <= frame.y1 for box in boxes)
 
 
 @pytest.mark.parametrize(
-    ("highest", "scale", "labels"),
+    ("heights", "moved"),
     [
-        (24.0, "linear", ["5", "7.5", "10", "12.5", "15", "17.5", "20", "22.5"]),
-        (26.0, "log", ["5", "7", "10", "15", "20"]),
-        (900.0, "log", ["5", "10", "20", "50", "100", "200", "500", "1,000"]),
-        (2e6, "log", ["10", "100", "1,000", "10,000", "100,000", "1,000,000"]),
+        ([], []),
+        ([0.5], [0.5]),
+        ([0.2, 0.8], [0.2, 0.8]),
+        ([0.5, 0.5], [0.45, 0.55]),
+        ([0.0, 0.01], [0.0, 0.1]),
+        ([0.99, 1.0], [0.9, 1.0]),
+        ([0.4, 0.5, 0.5, 0.6], [0.35, 0.45, 0.55, 0.65]),
     ],
 )
-def test_scale_and_ticks(highest: float, scale: str, labels: list[str]) -> None:
-    axes = axes_of({"flap": [(0.5, highest)]})
-    assert axes.get_yscale() == scale
-    assert labels_in_view(axes) == labels
-
-
-def test_many_methods_look_different() -> None:
-    axes = axes_of({f"method {number}": [(0.5, 6.0 + number)] for number in range(20)})
-    *lines, _ = axes.get_lines()
-    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}
-    assert len(looks) == 20
+def test_clusters_spread_around_their_middle(heights: list[float], moved: list[float]) -> None:
+    assert apart(heights, 0.1) == pytest.approx(moved)
 
 
 def test_without_any_finished_cell() -> None:
     axes = axes_of({})
-    assert len(axes.get_lines()) == 1 and axes.get_yscale() == "linear"
+    assert len(axes.get_lines()) == 1 and set(names(axes)) == {"dense"}
 
 
 def test_files(tmp_path: Path) -> None:

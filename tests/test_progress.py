@@ -187,7 +187,8 @@ def test_a_switch_that_is_off_silences_nothing(stream: Callable[..., Stream], mo
     assert screen.bars == ["gates"]
 
 
-def test_transformers_draws_no_bar_over_ours(stream: Callable[..., Stream]) -> None:
+def test_transformers_draws_no_bar_over_ours(stream: Callable[..., Stream], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging, "_tqdm_hook", None)  # a command that was run in this process has set one
     screen = stream(terminal=True)
     with without_library_bars():
         assert list(logging.tqdm(range(3), desc="Loading weights")) == [0, 1, 2]
