@@ -49,7 +49,16 @@ def perplexity_figure(
     """
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    hidden = draw_perplexity(figure.add_subplot(), points, dense, ours, title=title, subtitle=subtitle)
+    if hidden:
+        figure.supxlabel(f"beyond {CUT:g} at every ratio: {', '.join(hidden)}", fontsize=_FONT, color="#5A5A5A")
+    return figure
+
+
+def draw_perplexity(
+    axes: Axes, points: Points, dense: float, ours: Collection[str], *, title: str, subtitle: str = ""
+) -> list[str]:
+    """The same on axes of a larger figure; the methods that have no point below CUT."""
     lines = {label: [(share, value / dense) for share, value in line] for label, line in points.items()}
     colours = dict(zip((label for label in lines if label in ours), itertools.cycle(COLOURS), strict=False))
     for label, line in lines.items():
@@ -59,14 +68,11 @@ def perplexity_figure(
     _scale(axes, [share for line in lines.values() for share, _ in line])
     visible = {label: line for label, line in lines.items() if any(ratio <= CUT for _, ratio in line)}
     _name_lines(axes, visible, colours)
-    hidden = [label for label in lines if label not in visible]
     axes.set_xlabel("parameters kept (% of all)", fontsize=10, color=INK)
-    if hidden:
-        figure.supxlabel(f"beyond {CUT:g} at every ratio: {', '.join(hidden)}", fontsize=_FONT, color="#5A5A5A")
     axes.set_ylabel("perplexity ÷ dense (log scale)", fontsize=10, color=INK)
     dress(axes)
     titled(axes, title, subtitle)
-    return figure
+    return [label for label in lines if label not in visible]
 
 
 def _draw(axes: Axes, line: Sequence[tuple[float, float]], label: str, colour: str | None) -> None:
@@ -148,6 +154,11 @@ def _top(cluster: Sequence[float], least: float) -> float:
     return _bottom(cluster, least) + least * (len(cluster) - 1)
 
 
+def ours_among(labels: Collection[str]) -> list[str]:
+    """The entries of a comparison that are this project's recipes, or variants of them."""
+    return [label for label in labels if re.split("[+:@]", label)[0] in _OURS]
+
+
 def rendered(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
     """The file of a figure; the same figure gives the same bytes."""
     file = BytesIO()
@@ -168,7 +179,7 @@ def write_plots(result: Mapping[str, Any], output: Path) -> list[Path]:
         figure = perplexity_figure(
             points,
             result["dense"]["perplexity"][name],
-            ours=[label for label in points if re.split("[+:@]", label)[0] in _OURS],
+            ours=ours_among(points),
             title=f"{model}: perplexity on {name}",
             subtitle=f"{corpus['windows']:,} windows of {corpus['window']:,} tokens, fp32",
         )

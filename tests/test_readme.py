@@ -1,0 +1,69 @@
+"""The README and the pages in docs/ say what is so: links lead somewhere, options and methods exist."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+from optimum.commands.grasprune import GraspruneCommand
+
+from optimum_grasprune.families import FAMILIES
+from optimum_grasprune.methods import method_names
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINK = re.compile(r"\]\(([^)#\s]+)?(?:#([^)\s]+))?\)")
+OURS = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+OTHERS = re.compile(r"(vllm |pip |git |\.py |python |make |`vllm|docker )")
+
+
+def headings(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in LINK.findall(page.read_text()):
+        if target.startswith(("http:", "https:")):
+            continue
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), target
+        assert not anchor or anchor in headings(file), f"{target}#{anchor}"
+
+
+def test_the_readme_can_be_read_in_one_go() -> None:
+    assert len(README.read_text().splitlines()) <= 150
+
+
+def test_what_is_supported_is_what_there_is() -> None:
+    text = README.read_text().partition("## What is supported")[2]
+    (listed,) = re.findall(r"^Methods: (.+?)\. ", text, flags=re.MULTILINE | re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", listed)) == set(method_names())
+    families = re.findall(r"^\| (\w+) \(", text, flags=re.MULTILINE)
+    assert families == [family.name for family in FAMILIES]
+    assert all(f"| {engine}" in text or f", {engine} |" in text for engine in ("transformers", "vLLM"))
+
+
+def options_of_all_commands() -> set[str]:
+    found: set[str] = {"--help", "--changes"}  # the latter of benchmarks/ablation.py
+    for command in GraspruneCommand.SUBCOMMANDS:
+        parser = argparse.ArgumentParser()
+        command.subcommand_class.parse_args(parser)
+        found |= {option for action in parser._actions for option in action.option_strings}
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "recipes.md", "corpora.md", "which-models.md", "methods.md", "results.md"]
+)
+def test_options_that_are_named_exist(name: str) -> None:
+    (page,) = (page for page in PAGES if page.name == name)
+    known = options_of_all_commands()
+    for line in page.read_text().splitlines():
+        if not OTHERS.search(line):
+            assert set(OURS.findall(line)) <= known, line
