@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ByteSize,
     ConfigDict,
     Field,
@@ -22,6 +23,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from .errors import OptionError
+from .recovery import chain_names
 
 
 class _Options(BaseModel):
@@ -148,6 +150,14 @@ class SearchOptions(_Options):
     )
 
 
+def _known_chain(value: Any) -> Any:
+    names = ("auto", *chain_names())
+    if value not in names:
+        *others, last = map(repr, names)
+        raise PydanticCustomError("chain", f"Input should be {', '.join(others)} or {last}")
+    return value
+
+
 class MethodOptions(_Options):
     """What is cut, and what makes up for it."""
 
@@ -162,7 +172,7 @@ class MethodOptions(_Options):
         description="whether every layer keeps the same share or units compete over the whole model; "
         "auto is the method's own",
     )
-    compensation: Literal["auto", "none", "scales", "least_squares", "both", "bias", "energy"] = Field(
+    compensation: Annotated[str, BeforeValidator(_known_chain)] = Field(
         default="auto",
         description="what makes up for the units that were cut: trained scales, least squares on the output "
         "projections, both, the mean of what is missing as a bias, or row energies; auto is the method's own",

@@ -7,7 +7,7 @@ import os
 import platform
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -16,11 +16,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .admission import check_model
-from .allocation import Outcome, choose
 from .budget import Budget, exact_ratio
 from .checkpoint import save_checkpoint
-from .compensation import STEPS, Means, added_parameters, refitted_model
-from .compensation.elements import restore_element_energy
 from .config import GRASPConfig
 from .corpora import FEW_HELD_OUT, TokenizedCorpus, corpus_in_memory, load_corpus, tokenize
 from .errors import GraspruneError, GraspruneWarning, OptionError, PlanError
@@ -33,9 +30,11 @@ from .numerics import deterministic_algorithms, on_plain_torch
 from .outputs import Source, corpora, local, models
 from .plan import PruningPlan
 from .record import RECORD_FORMAT, mixed_as_one_text
+from .recovery import stage_names, stages_in
+from .recovery.chain import Chain, as_recorded, chains_without_data, held_by
+from .recovery.reference import Reference, Trial
 from .report import model_card, public_name
-from .surgery import fold_scales
-from .surgery.elements import build_sparse_model
+from .selection import Selected, choose
 from .units import UnitInventory
 
 NO_TOKENS_NS = torch.empty(0, 0, dtype=torch.int64, device="cpu")
@@ -118,7 +117,7 @@ class GRASPPruner:
         # Where single weights are cut, every unit stays.
         budget = Budget(inventory.total_cost)
         if whole_units:
-            added = added_parameters(self.method.means_for(self.config), model, family)
+            added = self.method.chain_for(self.config).added_parameters(model, family)
             budget = Budget.resolve(self.config, inventory, count_parameters(model), added)
         calibration = self._calibration(model, tokenizer, texts, self.config)
         tokens_NS = held_out_NS = NO_TOKENS_NS
@@ -130,8 +129,8 @@ class GRASPPruner:
             return self._finish_elements(task, tokenizer, calibration)
         self.scores = self.method.score(task) if scores is None else scores
         self.candidates = self.method.candidates(task, self.scores) if candidates is None else candidates
-        outcome = choose(self.candidates, self.method.means_for(self.config), task)
-        return self._finish(model, tokenizer, family, outcome, budget, calibration)
+        selected = choose(self.candidates, self.method.chain_for(self.config), task)
+        return self._finish(model, tokenizer, family, selected, budget, calibration)
 
     @on_plain_torch
     def replay(
@@ -156,21 +155,17 @@ class GRASPPruner:
         self._generation = generation_settings(model)
         dataset = None if origin is None else origin["recipe"].get("dataset")
         self._sources = self._read(model, dataset) + local("the plan", plan.source)
-        steps = self._replayed_steps(plan, origin)
-        plan = plan if "scales" in steps else plan.without_scales()
-        means, tokens_NS, damping = Means(steps), NO_TOKENS_NS, None
-        recipe = self.config
-        if means.weight_steps:
+        recipe, tokens_NS = self.config, NO_TOKENS_NS
+        chain = self._replayed_chain(plan, origin, recipe)
+        if chain.needs_in_replay:
             recipe = self.config if origin is None else GRASPConfig.from_dict(origin["recipe"])
-            means = replace(get_method(recipe.method).means_for(recipe), steps=steps)
+            chain = self._replayed_chain(plan, origin, recipe)
             tokens_NS = self._recorded_tokens(model, tokenizer, recipe, origin)
-            if "least_squares" in steps:
-                recorded = None if origin is None else origin["damping"]
-                damping = recorded or recipe.damping or means.fit.dampings[0]
+        reference = Reference(model, family, tokens_NS, recipe.statistic_samples)
+        settings = chain.recorded_settings(origin)
         with deterministic_algorithms(recipe.deterministic):
-            pruned = refitted_model(model, plan.without_scales(), family, means, tokens_NS, damping)
-        fold_scales(pruned, plan, family)
-        self._finish(model, tokenizer, family, Outcome(plan, pruned, steps, damping, ()), None, None)
+            pruned, kept = chain.replayed(reference, Trial(plan, settings))
+        self._finish(model, tokenizer, family, Selected(kept, pruned, chain.names, settings), None, None)
         if origin is not None:
             applied = {} if self.config.compensation == "auto" else {"compensation": self.config.compensation}
             self.record["recipe"] = {**origin["recipe"], **applied}
@@ -205,15 +200,19 @@ class GRASPPruner:
         corpus = self.config.dataset if dataset is None else dataset
         return [*models("the model that was pruned", model.config.name_or_path), *corpora("the corpus", corpus)]
 
-    def _replayed_steps(self, plan: PruningPlan, origin: Mapping[str, Any] | None) -> tuple[str, ...]:
-        asked = self.config.compensation
-        if asked != "auto":
-            steps = STEPS[asked]
-        elif origin is not None:
-            steps = tuple(origin["compensation"])
+    def _replayed_chain(self, plan: PruningPlan, origin: Mapping[str, Any] | None, recipe: GRASPConfig) -> Chain:
+        """What made up for the cut, as the recipe has it; what the plan should hold and does not is left out."""
+        if self.config.compensation != "auto":
+            names = stages_in(self.config.compensation)
         else:
-            steps = ("scales",)
-        return tuple(step for step in steps if step != "scales" or plan.groups[0].scales is not None)
+            names = held_by(plan) if origin is None else tuple(origin["compensation"])
+        if unknown := [name for name in names if name not in stage_names()]:
+            known = ", ".join(stage_names())
+            raise PlanError(
+                f"the plan was made with the stage {unknown[0]}, which does not exist here; there are {known}"
+            )
+        chain = Chain.of(names, get_method(recipe.method).resolved(recipe))
+        return Chain(tuple(stage for stage in chain.stages if not stage.in_plan or stage.held_by(plan)))
 
     def _recorded_tokens(
         self,
@@ -229,12 +228,12 @@ class GRASPPruner:
         if origin is not None and mixed_as_one_text(origin):
             raise PlanError(
                 f"the plan's weights were refitted to {recipe.dataset} mixed as version 0.1 did it, which cannot be "
-                "drawn again; replay it with another compensation: scales or none"
+                f"drawn again; replay it with another compensation: {' or '.join(chains_without_data())}"
             )
         corpus = calibration.tokenized.corpus
         if origin is not None and (origin["calibration"] or {}).get("sha256") != corpus.sha256:
             raise PlanError(f"the corpus {recipe.dataset} is not the one that the plan was calibrated on")
-        return calibration.tokens_NS[: recipe.statistic_samples]
+        return calibration.tokens_NS
 
     def _calibration(
         self,
@@ -262,19 +261,19 @@ class GRASPPruner:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase | None,
         family: Family,
-        outcome: Outcome,
+        selected: Selected,
         budget: Budget | None,
         calibration: Calibration | None,
     ) -> PreTrainedModel:
-        self.model, self.tokenizer, self.plan = outcome.model, tokenizer, outcome.plan
+        self.model, self.tokenizer, self.plan = selected.model, tokenizer, selected.plan
         set_generation(self.model, self._generation)
         self.record = {
             **self._provenance(model, calibration),
             "budget": budget_record(family, model, self.model, budget),
-            "compensation": list(outcome.steps),
-            "damping": outcome.damping,
-            "choice": [vars(judgement) for judgement in outcome.judgements],
-            "plan": outcome.plan.to_dict(),
+            "compensation": list(selected.stages),
+            **as_recorded(selected.settings),
+            "choice": [judgement.to_dict() for judgement in selected.judgements],
+            "plan": selected.plan.to_dict(),
         }
         return self.model
 
@@ -282,18 +281,18 @@ class GRASPPruner:
         self, task: Task, tokenizer: PreTrainedTokenizerBase | None, calibration: Calibration | None
     ) -> PreTrainedModel:
         mask = self.method.select_elements(task)
-        sparse = build_sparse_model(task.model, mask)
-        steps = self.method.means_for(self.config).steps
-        if "energy" in steps:
-            restore_element_energy(task.model, sparse, mask, task.statistic_tokens_NS)
+        chain = self.method.chain_for(self.config)
+        trial = chain.trials(mask)[0]
+        reference = Reference(task.model, task.family, task.tokens_NS, self.config.statistic_samples)
+        (sparse,) = chain.refitted(reference, [trial])
         self.model, self.tokenizer, self.plan = sparse, tokenizer, None
         set_generation(sparse, self._generation)
         self.scores = self.candidates = None
         self.record = {
             **self._provenance(task.model, calibration),
             "budget": _element_budget_record(task, mask),
-            "compensation": list(steps),
-            "damping": None,
+            "compensation": list(chain.names),
+            **as_recorded(trial.settings),
             "choice": [],
             "plan": None,
         }

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from .checkpoint import needs_code
 from .methods import get_method
+from .recovery.chain import sentence
 
 GITHUB_NAME = "optimum-grasprune"
 
@@ -119,23 +120,12 @@ vllm serve path/to/this/folder
 """
 
 
-_COMPENSATED: dict[tuple[str, ...], str] = {
-    (): "No weight was changed.",
-    ("scales",): "One trained scale per kept unit is folded into the output projections; no weight was fine-tuned.",
-    ("least_squares",): "The output projections were refitted by least squares; no weight was fine-tuned.",
-    ("least_squares", "scales"): "The output projections were refitted by least squares and hold one trained scale per "
-    "kept unit; no weight was fine-tuned.",
-    ("bias",): "The output projections have a bias in place of the mean of what was cut; no weight was changed.",
-    ("energy",): "The rows of the output projections were scaled to the energy they had; no weight was fine-tuned.",
-}
-
-
-def _what_units(recipe: dict[str, Any], steps: list[str]) -> str:
+def _what_units(recipe: dict[str, Any], stages: list[str]) -> str:
     source = get_method(recipe["method"]).source
     return (
         f"A smaller dense model, made by {GITHUB_NAME} with the method `{recipe['method']}`"
         f"{f' ({source})' if source else ''}. FFN channels and KV head groups were cut under one budget, so every "
-        f"layer has its own widths. {_COMPENSATED[tuple(steps)]}"
+        f"layer has its own widths. {sentence(stages)}"
     )
 
 

@@ -4,12 +4,12 @@ import pytest
 from pydantic import ValidationError
 
 from optimum_grasprune import GRASPConfig
-from optimum_grasprune.compensation import FITS
 from optimum_grasprune.config import RECIPES
 from optimum_grasprune.corpora.sequences import CALIBRATION_TOKENS
 from optimum_grasprune.errors import OptionError
 from optimum_grasprune.loading import CALIBRATION_LENGTH
 from optimum_grasprune.methods import get_method
+from optimum_grasprune.recovery.least_squares import FITS
 
 
 def test_round_trip() -> None:

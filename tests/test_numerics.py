@@ -210,14 +210,14 @@ def test_an_operation_without_such_an_algorithm_is_one_line() -> None:
 def test_pruning_and_replaying_follow_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
     """`build_pruned_model` is called by both."""
     seen: list[bool] = []
-    import optimum_grasprune.compensation as compensation
+    import optimum_grasprune.recovery.chain as chain
 
     def spied(*arguments: Any, **options: Any) -> Any:
         seen.append(torch.are_deterministic_algorithms_enabled())
         return built(*arguments, **options)
 
-    built = compensation.build_pruned_model
-    monkeypatch.setattr(compensation, "build_pruned_model", spied)
+    built = chain.build_pruned_model
+    monkeypatch.setattr(chain, "build_pruned_model", spied)
     for deterministic in (False, True):
         seen.clear()
         pruner = GRASPPruner(GRASPConfig(**OPTIONS, method="fasp", dataset="sampled", deterministic=deterministic))

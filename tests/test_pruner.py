@@ -17,6 +17,7 @@ from optimum_grasprune.errors import GraspruneError, OptionError, PlanError
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import calibration_length, count_parameters
 from optimum_grasprune.methods import get_method
+from optimum_grasprune.recovery.least_squares import LeastSquares
 from tests.conftest import make_model
 
 
@@ -191,10 +192,12 @@ def test_fasp_is_run_as_published(
     assert record()["damping"] == 0.01
     assert record(damping=0.1)["damping"] == 0.1
     assert record(least_squares="robust")["damping"] == 4.0
-    means = get_method("fasp").means_for(config)
-    assert means.fit.outliers and means.fit.diagonal == "mean" and means.restoration == "sequential"
-    means = get_method("grasprune").means_for(config)
-    assert not means.fit.outliers and means.fit.diagonal == "median"
+    (stage,) = get_method("fasp").chain_for(config).stages
+    assert isinstance(stage, LeastSquares)
+    assert stage.fit.outliers and stage.fit.diagonal == "mean" and stage.in_sequence
+    stage, *_ = get_method("grasprune").chain_for(config).stages
+    assert isinstance(stage, LeastSquares)
+    assert not stage.fit.outliers and stage.fit.diagonal == "median"
 
 
 def test_sequences_start_with_the_tokenizers_first_token(

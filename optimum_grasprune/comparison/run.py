@@ -23,7 +23,6 @@ from transformers import PreTrainedModel
 
 from ..admission import check_model
 from ..budget import Budget
-from ..compensation import added_parameters
 from ..config import GRASPConfig
 from ..corpora import Corpus, TokenizedCorpus, load_corpus, tokenize
 from ..errors import GraspruneError, OptionError
@@ -43,6 +42,7 @@ from ..loading import (
 from ..masks import UnitMask
 from ..methods import get_method
 from ..pruner import GRASPPruner, describe_model, drawn
+from ..recovery.chain import options_of_stages
 from ..sources import commit_of
 from .cells import SAME_FOR_ALL, Cell, Evaluation, as_given
 from .tables import shown
@@ -50,16 +50,6 @@ from .tables import shown
 CELLS_FOLDER = "cells"
 DENSE_NAME = "dense.json"
 RESULT_FORMAT = 1
-
-_AFTER_THE_CHOICE = {
-    "compensation",
-    "restoration",
-    "damping",
-    "scale_samples",
-    "scale_epochs",
-    "scale_learning_rate",
-}
-"""Fields that the choice of units does not depend on; its scores depend on the keep ratio neither."""
 
 
 def check_folder(output: Path) -> None:
@@ -117,14 +107,14 @@ class Comparison:
             self._leave_no_empty_folder()
             raise
         base = _Base(self.source, self.read_as)
-        known = _Known()
+        earlier = _Reusable()
         cells = []
         for number, cell in enumerate(self.cells, start=1):
             result = self._finished(self._path_of(cell), self._inputs(cell))
             place = f"cell {number} of {len(self.cells)}, {cell.name}"
             if result is None:
                 announce(f"{place}: running")
-                result = self._run_cell(cell, base, known)
+                result = self._run_cell(cell, base, earlier)
                 announce(f"{place}: {_outcome_line(result)}")
             else:
                 announce(f"{place}: finished before")
@@ -156,7 +146,7 @@ class Comparison:
             options = cell.config
             try:
                 if options.pattern == "units":
-                    added = added_parameters(get_method(options.method).means_for(options), model, family)
+                    added = get_method(options.method).chain_for(options).added_parameters(model, family)
                     Budget.resolve(options, inventory, parameters, added)
             except OptionError as error:
                 raise as_given(error, cell.entry, {}) from None
@@ -207,26 +197,28 @@ class Comparison:
         announce(f"dense: {_outcome_line(result)}")
         return result
 
-    def _run_cell(self, cell: Cell, base: _Base, known: _Known) -> dict[str, Any]:
+    def _run_cell(self, cell: Cell, base: _Base, earlier: _Reusable) -> dict[str, Any]:
         result: dict[str, Any] = {"inputs": self._inputs(cell)}
         try:
-            result.update(self._pruned(cell, base, known))
+            result.update(self._pruned(cell, base, earlier))
         except GraspruneError as error:
             result["error"] = str(error)
         write_json(self._path_of(cell), result)
         return result
 
-    def _pruned(self, cell: Cell, base: _Base, known: _Known) -> dict[str, Any]:
+    def _pruned(self, cell: Cell, base: _Base, earlier: _Reusable) -> dict[str, Any]:
         model = base.model_for(cell.config)
-        scores_key = _key_without(_AFTER_THE_CHOICE | {"keep_ratio"}, cell.config)
-        choice_key = _key_without(_AFTER_THE_CHOICE, cell.config)
-        scores, candidates = known.scores.get(scores_key), known.candidates.get(choice_key)
+        # What makes up for the cut does not matter to the choice of units, nor the keep ratio to its scores.
+        after_the_choice = options_of_stages()
+        scores_key = _key_without(after_the_choice | {"keep_ratio"}, cell.config)
+        choice_key = _key_without(after_the_choice, cell.config)
+        scores, candidates = earlier.scores.get(scores_key), earlier.candidates.get(choice_key)
         pruner = GRASPPruner(cell.config)
         start = time.perf_counter()
         texts = self._calibration(cell) if cell.calibrated else None
         pruned = pruner.prune_model(model, self.tokenizer, texts, scores=scores, candidates=candidates)
         seconds = time.perf_counter() - start
-        known.scores[scores_key], known.candidates[choice_key] = pruner.scores, pruner.candidates
+        earlier.scores[scores_key], earlier.candidates[choice_key] = pruner.scores, pruner.candidates
         return {
             "kept": pruner.record.get("budget", {}).get("kept", {}),
             "compensation": pruner.record.get("compensation", []),
@@ -234,7 +226,7 @@ class Comparison:
             "seconds": round(seconds, 2),
             "scores_reused": scores is not None,
             "choice_reused": candidates is not None,
-            **self._measure(widened(pruned)),
+            **self._measure(in_fp32(pruned)),
         }
 
     def _measure(self, model: PreTrainedModel) -> dict[str, dict[str, float | None]]:
@@ -247,7 +239,7 @@ class Comparison:
 
 
 @dataclass
-class _Known:
+class _Reusable:
     """What earlier cells computed, by the options that it depends on."""
 
     scores: dict[str, Tensor | None] = field(default_factory=dict)
@@ -281,7 +273,7 @@ def computing_versions() -> dict[str, str]:
     return {name: version(name) for name in ("optimum-grasprune", "torch", "transformers")}
 
 
-def widened(model: PreTrainedModel) -> PreTrainedModel:
+def in_fp32(model: PreTrainedModel) -> PreTrainedModel:
     """The model in fp32 for measuring; the given one, and what it shares with others, stays as it is."""
     if all(parameter.dtype == torch.float32 for parameter in model.parameters()):
         return model

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..allocation.widths import mask_of, widths_of
 from ..budget import Budget, project
 from ..masks import UnitMask
 from ..plan import PruningPlan
+from ..selection.width_search import mask_of, widths_of
 from ..units import KINDS, Kind, UnitInventory
 
 Shares = dict[Kind, list[float]]

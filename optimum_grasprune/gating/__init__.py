@@ -1,6 +1,6 @@
-"""Learnt multipliers on units: hard gates under a budget, then scales."""
+"""Learnt multipliers on units, and hard gates under a budget."""
 
 from .gates import Gates, frozen, gated, straight_through
-from .train import bounded_scale, budget_at, train_gates, train_scales
+from .train import budget_at, train_gates
 
-__all__ = ["Gates", "bounded_scale", "budget_at", "frozen", "gated", "straight_through", "train_gates", "train_scales"]
+__all__ = ["Gates", "budget_at", "frozen", "gated", "straight_through", "train_gates"]

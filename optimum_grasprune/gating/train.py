@@ -1,6 +1,6 @@
-"""Training of gates and scales: the model is fixed, one number per unit is learnt.
+"""Training of gates, or of any one number per unit, while the model is fixed.
 
-(GRASPrune, arXiv 2604.19398, sections 3.2 and 3.3.) Shape suffixes: N sequences, B batch, S sequence, U units.
+(GRASPrune, arXiv 2604.19398, section 3.2.) Shape suffixes: N sequences, B batch, S sequence, U units.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def budget_at(budget: Budget, whole: int, warmup: float, progress: float) -> Bud
     return replace(budget, cost=int(whole * (budget.cost / whole) ** (progress / warmup)))
 
 
-def _learn(
+def learn(
     model: PreTrainedModel,
     family: Family,
     inventory: UnitInventory,
@@ -148,7 +148,7 @@ def train_gates(
         mask = project(scores_U, inventory, budget_at(budget, inventory.total_cost, config.budget_warmup, progress))
         return straight_through(mask.kept_U.to(model.device), probabilities_U)
 
-    _learn(
+    learn(
         model,
         family,
         inventory,
@@ -162,35 +162,6 @@ def train_gates(
         status=lambda: _shares(mask),
     )
     return [*snapshots, scores_U.detach().cpu()]
-
-
-def train_scales(
-    model: PreTrainedModel, family: Family, inventory: UnitInventory, tokens_NS: Tensor, config: GRASPConfig
-) -> Tensor:
-    """One multiplier per unit of an already pruned model, γ = 1 + ½·tanh(g).  (Section 3.3)
-
-    The model is the sliced one, so the units are the kept ones and each step costs what the pruned model costs.
-    Returns γ, shape (units,), fp32, on the CPU, each between ½ and 1½.
-    """
-    raw_U = torch.zeros(inventory.num_units, dtype=torch.float32, device=model.device, requires_grad=True)
-    _learn(
-        model,
-        family,
-        inventory,
-        raw_U,
-        lambda _: bounded_scale(raw_U),
-        tokens_NS,
-        config,
-        epochs=config.scale_epochs,
-        learning_rate=config.scale_learning_rate,
-        label="scales",
-    )
-    return bounded_scale(raw_U.detach()).cpu()
-
-
-def bounded_scale(raw_U: Tensor) -> Tensor:
-    """γ = 1 + ½·tanh(g): 1 at the start, never below ½ or above 1½.  (Section 3.3)"""
-    return 1 + 0.5 * torch.tanh(raw_U)
 
 
 def _shares(mask: UnitMask) -> tuple[str, str]:

@@ -11,14 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..budget import Budget, project
-from ..compensation import FITS, STEPS, Means
 from ..config import GRASPConfig
 from ..errors import OptionError
 from ..families import Family
 from ..masks import ElementMask, UnitMask
+from ..recovery import stages_in
+from ..recovery.chain import Chain
 from ..units import UnitInventory
-
-Compensation = Literal["none", "scales", "least_squares", "both", "bias", "energy"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ class Method(ABC):
     allocations: tuple[str, ...] = ("uniform", "global")
     """The allocations that make sense for the method."""
 
-    compensation: Compensation = "none"
+    compensation: str = "none"
     """What `compensation="auto"` is."""
 
     restoration: Literal["dense", "sequential"] = "dense"
@@ -94,16 +93,19 @@ class Method(ABC):
         """The single weights to keep, for a method that lists a pattern other than "units"."""
         raise NotImplementedError
 
-    def means_for(self, config: GRASPConfig) -> Means:
-        """The compensations that the configuration asks for."""
-        compensation = self.compensation if config.compensation == "auto" else config.compensation
-        restoration = self.restoration if config.restoration == "auto" else config.restoration
-        fit = self.least_squares if config.least_squares == "auto" else config.least_squares
-        return Means(STEPS[compensation], restoration, FITS[fit])
+    def resolved(self, config: GRASPConfig) -> GRASPConfig:
+        """The configuration with the method's own values for whatever is left to it by "auto"."""
+        own = {name: getattr(self, name) for name, value in config if value == "auto" and hasattr(self, name)}
+        return config.model_copy(update=own)
+
+    def chain_for(self, config: GRASPConfig) -> Chain:
+        """What is to make up for the cut."""
+        config = self.resolved(config)
+        return Chain.of(stages_in(config.compensation), config)
 
     def looks_at_data(self, config: GRASPConfig) -> bool:
         """Whether the method, or what makes up for its cut, needs calibration sequences."""
-        return self.needs_calibration or bool(self.means_for(config).steps)
+        return self.needs_calibration or bool(self.chain_for(config).needs)
 
     def held_out_for(self, config: GRASPConfig) -> int:
         """The number of held-out sequences that the configuration asks for."""
@@ -111,7 +113,7 @@ class Method(ABC):
 
     def allocation_for(self, config: GRASPConfig) -> str:
         """The allocation that the configuration asks for."""
-        return self.allocation if config.allocation == "auto" else config.allocation
+        return self.resolved(config).allocation
 
     def check(self, config: GRASPConfig) -> None:
         """Raise OptionError when the method does not support what the configuration asks for."""

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from ..allocation.widths import SearchLimits, WidthLoss, searched, widths_of
 from ..budget import project
 from ..calibration import squared_per_token
 from ..gating import train_gates
 from ..masks import UnitMask
 from ..progress import track
+from ..selection.width_search import SearchLimits, WidthLoss, mask_of_best_widths, widths_of
 from .base import Method, Task
 from .gradients import annealed_sensitivity, sensitivity_per_parameter
 from .registry import register
@@ -40,7 +40,7 @@ class GRASPrune(Method):
             scores[f"gates {number}/{len(trained)}"] = snapshot_U
         masks = {name: project(score_U, task.inventory, task.budget) for name, score_U in scores.items()}
         if task.config.search_trials:
-            masks["searched"] = self._searched(task, masks, scores)
+            masks["searched"] = self._with_best_widths(task, masks, scores)
         return masks
 
     def _start(self, task: Task, scores_U: Tensor) -> Tensor:
@@ -54,12 +54,12 @@ class GRASPrune(Method):
         annealed_U = annealed_sensitivity(task, squared_per_token, scores_U, task.config.start_rounds)
         return standardised_log(annealed_U)
 
-    def _searched(self, task: Task, masks: dict[str, UnitMask], scores: dict[str, Tensor]) -> UnitMask:
+    def _with_best_widths(self, task: Task, masks: dict[str, UnitMask], scores: dict[str, Tensor]) -> UnitMask:
         config = task.config
         loss = WidthLoss(task.model, task.family, task.inventory, task.tokens_NS[: config.search_samples])
         best = min(track(masks, "candidates", "mask"), key=lambda name: loss(masks[name]))
         limits = SearchLimits(config.search_trials, config.search_seconds)
-        return searched(widths_of(masks[best]), scores[best], loss, task.budget, limits, config.seed)
+        return mask_of_best_widths(widths_of(masks[best]), scores[best], loss, task.budget, limits, config.seed)
 
 
 def standardised_log(values_U: Tensor) -> Tensor:

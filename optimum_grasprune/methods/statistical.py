@@ -18,6 +18,7 @@ from ..calibration import collect_moments
 from ..config import BudgetOptions, GRASPConfig
 from ..errors import OptionError
 from ..masks import ElementMask
+from ..recovery import chain_names, get_stage, stages_in
 from ..surgery.elements import keep_n_of_m, keep_per_row, layer_linears
 from .base import Method, Task
 from .columns import column_scores
@@ -99,8 +100,11 @@ def _check_elements(config: GRASPConfig, allocation: str) -> None:
     for name in _UNIT_BUDGETS:
         if getattr(config, name) != BudgetOptions.model_fields[name].default:
             raise OptionError(name, getattr(config, name), f"is for whole units; pattern {pattern} cuts single weights")
-    if config.compensation not in ("auto", "none", "energy"):
-        raise OptionError("compensation", config.compensation, f"pattern {pattern} supports only none and energy")
+    supported = [name for name in chain_names() if all(get_stage(stage).single_weights for stage in stages_in(name))]
+    if config.compensation not in ("auto", *supported):
+        *others, last = supported
+        reason = f"pattern {pattern} supports only {', '.join(others)} and {last}"
+        raise OptionError("compensation", config.compensation, reason)
     if allocation != "uniform":
         raise OptionError("allocation", allocation, f"pattern {pattern} keeps the same share of every row: uniform")
     if config.held_out:

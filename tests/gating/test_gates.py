@@ -11,9 +11,10 @@ from transformers import LlamaForCausalLM
 from optimum_grasprune import Budget, GRASPConfig, PruningPlan, UnitMask, project
 from optimum_grasprune.config import BudgetOptions
 from optimum_grasprune.families import family_of
-from optimum_grasprune.gating import bounded_scale, frozen, gated, straight_through, train_gates, train_scales
+from optimum_grasprune.gating import frozen, gated, straight_through, train_gates
 from optimum_grasprune.gating import train as training
 from optimum_grasprune.gating.train import Schedule, batches, budget_at, gate_learning_rate
+from optimum_grasprune.recovery.scales import bounded_scale, train_scales
 from optimum_grasprune.surgery import build_pruned_model
 from tests.conftest import logits_of
 

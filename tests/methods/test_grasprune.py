@@ -7,12 +7,12 @@ import torch
 from transformers import LlamaForCausalLM
 
 from optimum_grasprune import GRASPConfig
-from optimum_grasprune.allocation.widths import WidthLoss
 from optimum_grasprune.budget import project
 from optimum_grasprune.calibration import squared_per_token
 from optimum_grasprune.methods import get_method
 from optimum_grasprune.methods.gradients import annealed_sensitivity
 from optimum_grasprune.methods.grasprune import standardised_log
+from optimum_grasprune.selection.width_search import WidthLoss
 from tests.contracts.test_methods import choices, task_of
 
 

@@ -13,8 +13,8 @@ from optimum_grasprune.errors import GraspruneError, OptionError
 from optimum_grasprune.families import family_of
 from optimum_grasprune.methods import Task, get_method
 from optimum_grasprune.methods.statistical import element_scores, kept_elements, unit_scores
+from optimum_grasprune.recovery.energy import energy_factors, row_energy
 from optimum_grasprune.surgery.elements import layer_linears
-from optimum_grasprune.surgery.restoration import energy_factors, row_energy
 
 WEIGHT = torch.tensor([[1.0, -2, 3], [0, 4, -1]])
 VARIANCE = torch.tensor([1.0, 4, 9])  # deviations 1, 2, 3; their mean is 2

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from optimum_grasprune.calibration import Moments
-from optimum_grasprune.compensation.elements import corrected
 from optimum_grasprune.families import family_of
 from optimum_grasprune.masks import ElementMask
+from optimum_grasprune.recovery.energy import corrected
 from optimum_grasprune.surgery.elements import build_sparse_model, keep_n_of_m, keep_per_row, layer_linears
 from tests.conftest import logits_of, make_model
 

@@ -8,18 +8,18 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from optimum_grasprune import Budget, GRASPConfig, UnitGroup, UnitInventory, project
-from optimum_grasprune.allocation.widths import (
+from optimum_grasprune.config import BudgetOptions
+from optimum_grasprune.families import family_of
+from optimum_grasprune.selection.width_search import (
     Ledger,
     SearchLimits,
     WidthLoss,
     mask_of,
+    mask_of_best_widths,
     search_widths,
-    searched,
     transfer,
     widths_of,
 )
-from optimum_grasprune.config import BudgetOptions
-from optimum_grasprune.families import family_of
 
 
 def test_mask_keeps_the_best_of_each_group(small_inventory: UnitInventory) -> None:
@@ -33,9 +33,9 @@ def test_ledger_by_hand(small_inventory: UnitInventory) -> None:
     # KV groups cost 10 with 4 KV elements, FFN channels 3.
     ledger = Ledger(small_inventory, Budget(cost=40, kv_width=8))
     assert ledger.room((1, 2, 1, 1)) == (11, 0)
-    assert ledger.widened((1, 2, 1, 1), 0, 1) == (1, 2, 1, 1)  # no KV elements are left
-    assert ledger.widened((1, 2, 1, 1), 3, 9) == (1, 2, 1, 4)  # three channels fit
-    assert ledger.narrowed((1, 2, 1, 1), 1, 9) == (1, 1, 1, 1)  # one channel must stay
+    assert ledger.grown((1, 2, 1, 1), 0, 1) == (1, 2, 1, 1)  # no KV elements are left
+    assert ledger.grown((1, 2, 1, 1), 3, 9) == (1, 2, 1, 4)  # three channels fit
+    assert ledger.shrunk((1, 2, 1, 1), 1, 9) == (1, 1, 1, 1)  # one channel must stay
     assert ledger.filled((1, 1, 1, 1), 1) == (1, 4, 1, 2)
     assert ledger.fits((1, 4, 1, 2)) and not ledger.fits((2, 4, 1, 2))
 
@@ -104,6 +104,6 @@ def test_searched_mask_has_no_higher_loss_on_a_real_model(model: LlamaForCausalL
     scores = torch.randn(inventory.num_units, generator=torch.Generator().manual_seed(0))
     loss = WidthLoss(model, family, inventory, torch.arange(80).view(4, 20))
     start = project(scores, inventory, budget)
-    found = searched(widths_of(start), scores, loss, budget, SearchLimits(25), seed=0)
+    found = mask_of_best_widths(widths_of(start), scores, loss, budget, SearchLimits(25), seed=0)
     assert found.kept_cost <= budget.cost
     assert loss(found) < loss(start)

@@ -64,10 +64,10 @@ class Ledger:
         return cost >= 0 and (kv is None or kv >= 0)
 
     def step(self, group: int) -> int:
-        """Units that a group is widened or narrowed by at once."""
+        """Units that a group grows or shrinks by at once."""
         return self.budget.multiple_of[self.inventory.groups[group].kind]
 
-    def widened(self, widths: Widths, group: int, steps: int) -> Widths:
+    def grown(self, widths: Widths, group: int, steps: int) -> Widths:
         """The group wider by as many of `steps` as there are units and budget for."""
         step, count = self.step(group), self.inventory.groups[group].count
         cost, kv = self.room(widths)
@@ -77,7 +77,7 @@ class Ledger:
             affordable.append(kv // (step * unit.kv_width))
         return _changed(widths, group, step * max(0, min(affordable)))
 
-    def narrowed(self, widths: Widths, group: int, steps: int) -> Widths:
+    def shrunk(self, widths: Widths, group: int, steps: int) -> Widths:
         """The group narrower by as many of `steps` as its smallest width allows."""
         step, least = self.step(group), self.budget.smallest_width(self.inventory.groups[group])
         return _changed(widths, group, -step * max(0, min(steps, (widths[group] - least) // step)))
@@ -86,7 +86,7 @@ class Ledger:
         """The widths with whatever still fits, tried in the group `first` and then in the ones after it."""
         groups = len(widths)
         for offset in range(groups):
-            widths = self.widened(widths, (first + offset) % groups, self.budget.cost)
+            widths = self.grown(widths, (first + offset) % groups, self.budget.cost)
         return widths
 
 
@@ -105,7 +105,7 @@ def transfer(widths: Widths, ledger: Ledger, largest: float, generator: random.R
     steps = max(1, round(count * largest * generator.random() ** 2))
     needed = steps * ledger.step(taker) * inventory.groups[taker].cost - ledger.room(widths)[0]
     given = -(-needed // (ledger.step(giver) * inventory.groups[giver].cost))
-    moved = ledger.widened(ledger.narrowed(widths, giver, max(given, 0)), taker, steps)
+    moved = ledger.grown(ledger.shrunk(widths, giver, max(given, 0)), taker, steps)
     return ledger.filled(moved, taker)
 
 
@@ -159,7 +159,7 @@ class WidthLoss:
             return mean_loss(self.model, self.tokens_NS)
 
 
-def searched(
+def mask_of_best_widths(
     start: Widths, scores_U: Tensor, loss: WidthLoss, budget: Budget, limits: SearchLimits, seed: int
 ) -> UnitMask:
     """The mask of the best widths found from `start`; scores_U: order of units inside each group, shape (units,)."""

@@ -11,13 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from optimum_grasprune.errors import GraspruneError
-from optimum_grasprune.surgery.restoration import (
-    energy_factors,
-    missing_mean,
-    restored_weight,
-    row_energy,
-    usual_tokens,
-)
+from optimum_grasprune.recovery.bias import missing_mean
+from optimum_grasprune.recovery.energy import energy_factors, row_energy
+from optimum_grasprune.recovery.least_squares import restored_weight, usual_tokens
 
 
 def random(*shape: int, seed: int) -> Tensor:

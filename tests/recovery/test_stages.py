@@ -6,12 +6,14 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from optimum_grasprune import PruningPlan, UnitMask
+from optimum_grasprune import GRASPConfig, PruningPlan, UnitMask
 from optimum_grasprune.calibration import collect_moments
 from optimum_grasprune.calibration.layerwise import LayerStream
-from optimum_grasprune.compensation import FITS, Means, least_squares, refit
 from optimum_grasprune.errors import GraspruneError
 from optimum_grasprune.families import family_of
+from optimum_grasprune.recovery import least_squares
+from optimum_grasprune.recovery.chain import Chain
+from optimum_grasprune.recovery.reference import Reference
 from optimum_grasprune.surgery import build_pruned_model, feature_indices
 from tests.conftest import logits_of, make_model
 
@@ -25,12 +27,16 @@ def half(model: LlamaForCausalLM) -> PruningPlan:
     return PruningPlan.from_mask(UnitMask(inventory, kept))
 
 
-def refitted(model: LlamaForCausalLM, step: str, **options: object) -> LlamaForCausalLM:
-    family, plan = family_of(model.config), half(model)
-    pruned = build_pruned_model(model, plan, family, output_bias=step == "bias")
-    values = {"damping": 0.1, "in_sequence": False, **options}
-    means = Means((step,), "sequential" if values["in_sequence"] else "dense", values.get("fit", FITS["robust"]))  # type: ignore[arg-type]
-    refit(step, model, pruned, plan, family, TOKENS, means, values["damping"])  # type: ignore[arg-type]
+def refitted(model: LlamaForCausalLM, step: str, **options: Any) -> LlamaForCausalLM:
+    values = {"damping": 0.1, "in_sequence": False, "fit": "robust", "plan": half(model), **options}
+    config = GRASPConfig(
+        restoration="sequential" if values["in_sequence"] else "dense",
+        least_squares=values["fit"],
+        damping=values["damping"],
+    )
+    chain = Chain.of([step], config)
+    (trial,) = chain.trials(values["plan"])
+    (pruned,) = chain.refitted(Reference(model, family_of(model.config), TOKENS, len(TOKENS)), [trial])
     return pruned  # type: ignore[return-value]
 
 
@@ -81,9 +87,8 @@ def test_duplicated_channels_are_made_up_for_exactly() -> None:
     for in_sequence in (False, True):
         pruned = build_pruned_model(model, plan, family)
         assert distance(model, pruned) > 1e-3  # type: ignore[arg-type]
-        means = Means(("least_squares",), "sequential" if in_sequence else "dense")
-        refit("least_squares", model, pruned, plan, family, TOKENS, means, 1e-7)
-        assert distance(model, pruned) < 1e-8  # type: ignore[arg-type]
+        restored = refitted(model, "least_squares", plan=plan, in_sequence=in_sequence, damping=1e-7)
+        assert distance(model, restored) < 1e-8
 
 
 def test_bias_is_the_mean_of_what_is_missing(model: LlamaForCausalLM) -> None:
@@ -142,10 +147,10 @@ def test_plain_least_squares_count_every_token_and_robust_ones_do_not(
     # The first token of each sequence carries a massive activation in the first channel of each output projection.
     for linear in family_of(model.config).output_projections(model).values():
         linear.register_forward_pre_hook(lambda _, inputs: (_with_outlier(inputs[0]),))
-    refitted(model, "least_squares", in_sequence=in_sequence, fit=FITS["robust"])
+    refitted(model, "least_squares", in_sequence=in_sequence, fit="robust")
     assert set(counted) == {(0, "median")}
     counted.clear()
-    refitted(model, "least_squares", in_sequence=in_sequence, fit=FITS["plain"])
+    refitted(model, "least_squares", in_sequence=in_sequence, fit="plain")
     assert (1, "mean") in counted and {diagonal for _, diagonal in counted} == {"mean"}
 
 

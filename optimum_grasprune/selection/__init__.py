@@ -1,5 +1,5 @@
 """Deciding between choices of units by the true loss: candidates against each other, widths against widths."""
 
-from .choose import Judgement, Outcome, choose
+from .choose import Judgement, Selected, choose
 
-__all__ = ["Judgement", "Outcome", "choose"]
+__all__ = ["Judgement", "Selected", "choose"]

@@ -7,10 +7,11 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, UnitMask
-from optimum_grasprune.allocation import choose
-from optimum_grasprune.compensation import FITS, Means
 from optimum_grasprune.evaluation import mean_loss
-from optimum_grasprune.methods import Task
+from optimum_grasprune.methods import Task, get_method
+from optimum_grasprune.recovery.chain import Chain
+from optimum_grasprune.recovery.least_squares import FITS
+from optimum_grasprune.selection import choose
 from tests.conftest import TINY_LLAMA
 from tests.contracts.test_methods import choices, task_of
 
@@ -18,6 +19,10 @@ from tests.contracts.test_methods import choices, task_of
 @pytest.fixture
 def task(model: LlamaForCausalLM) -> Task:
     return task_of(model, GRASPConfig(method="random", keep_ratio=0.5, scale_samples=2))
+
+
+def chain_of(task: Task, stages: tuple[str, ...], **options: str) -> Chain:
+    return Chain.of(stages, get_method("random").resolved(task.config.model_copy(update=options)))
 
 
 def masks(task: Task) -> dict[str, UnitMask]:
@@ -30,27 +35,27 @@ def masks(task: Task) -> dict[str, UnitMask]:
 def test_without_held_out_data_the_last_candidate_wins_with_every_compensation(task: Task) -> None:
     blind = Task(**{**vars(task), "held_out_NS": torch.empty(0, 20, dtype=torch.int64)})
     candidates = masks(task)
-    outcome = choose(candidates, Means(("least_squares", "scales")), blind)
+    outcome = choose(candidates, chain_of(task, ("least_squares", "scales")), blind)
     assert outcome.plan.group(0, "ffn").kept == tuple(candidates["2"].kept(0, "ffn"))
-    assert outcome.steps == ("least_squares", "scales") and outcome.damping == FITS["robust"].dampings[0]
+    assert outcome.stages == ("least_squares", "scales") and outcome.settings["damping"] == FITS["robust"].dampings[0]
     assert outcome.judgements == ()
 
 
 def test_the_outcome_is_the_best_of_all_that_was_measured(task: Task) -> None:
-    outcome = choose(masks(task), Means(("least_squares", "scales")), task)
+    outcome = choose(masks(task), chain_of(task, ("least_squares", "scales")), task)
     losses = [judgement.loss for judgement in outcome.judgements]
     assert len(losses) == 3 + 2 * len(FITS["robust"].dampings) + 1
     assert mean_loss(outcome.model, task.held_out_NS) == pytest.approx(min(losses), abs=1e-5)
     winner = min(outcome.judgements, key=lambda judgement: judgement.loss)
-    assert winner.compensation == (" ".join(outcome.steps) or "none")
-    assert ("scales" in outcome.steps) == (outcome.plan.groups[0].scales is not None)
+    assert winner.compensation == (" ".join(outcome.stages) or "none")
+    assert ("scales" in outcome.stages) == (outcome.plan.groups[0].scales is not None)
 
 
 @pytest.mark.parametrize("restoration", ["dense", "sequential"])
 def test_each_compensation_alone(task: Task, restoration: str) -> None:
-    for steps in ((), ("scales",), ("least_squares",), ("bias",), ("energy",)):
-        outcome = choose({"0": masks(task)["0"]}, Means(steps, restoration), task)
-        assert set(outcome.steps) <= set(steps)
+    for stages in ((), ("scales",), ("least_squares",), ("bias",), ("energy",)):
+        outcome = choose({"0": masks(task)["0"]}, chain_of(task, stages, restoration=restoration), task)
+        assert set(outcome.stages) <= set(stages)
         assert outcome.judgements[0].compensation == "none"
 
 

@@ -1,0 +1,139 @@
+"""What a recovery stage is: a way to make up for a cut.
+
+There are two kinds. A `WeightStage` works out weights, in one go, from statistics; the best candidates are judged with
+each of its variants. A `TrainedStage` learns on the winner alone, which costs more. Each is kept only if the loss on
+held-out data says so, where there are any.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from enum import Flag, auto
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar
+
+from transformers import PreTrainedModel
+from typing_extensions import Self
+
+from ..plan import PruningPlan
+from .reference import Reference, Settings, Trial
+
+if TYPE_CHECKING:
+    from ..config import GRASPConfig
+
+Edit = Callable[[PreTrainedModel], None]
+"""What changes a pruned model in place."""
+
+
+class Needs(Flag):
+    """What a stage looks at beside the weights.
+
+    MOMENTS: mean and variance of what enters the cut maps in the dense model, collected once for all stages and
+    candidates (`Reference.moments`).  SEQUENCES: the calibration sequences themselves.
+    """
+
+    NOTHING = 0
+    MOMENTS = auto()
+    SEQUENCES = auto()
+
+
+class Stage(ABC):
+    """The contract of both kinds. The class attributes are what the rest of the project knows of a stage."""
+
+    name: ClassVar[str]
+    """The name that it is registered under."""
+
+    sentence: ClassVar[str]
+    """For the model card: what is different in the pruned model, without a full stop."""
+
+    changes_weights: ClassVar[bool] = True
+    """Whether weights that were kept get other values; for the card."""
+
+    fine_tunes: ClassVar[bool] = False
+    """Whether weights are trained; for the card."""
+
+    needs: ClassVar[Needs] = Needs.NOTHING
+    """What it looks at."""
+
+    options: ClassVar[tuple[str, ...]] = ()
+    """The fields of `GRASPConfig` that are this stage's alone: no choice of units depends on them."""
+
+    in_plan: ClassVar[bool] = False
+    """Whether the plan holds what the stage came to, so that a replay takes it from there and looks at no data."""
+
+    output_bias: ClassVar[bool] = False
+    """Whether it adds a bias to every output projection that has none; a total budget pays for them."""
+
+    single_weights: ClassVar[bool] = False
+    """Whether it can make up for single weights too, and not for whole units only."""
+
+    @classmethod
+    def from_config(cls, config: GRASPConfig) -> Self:
+        """The stage as a configuration asks for it, in which every "auto" is already the method's own value."""
+        return cls()
+
+    @classmethod
+    def held_by(cls, plan: PruningPlan) -> bool:
+        """Whether this plan holds what the stage came to."""
+        return False
+
+    @abstractmethod
+    def replay(self, reference: Reference, pruned: PreTrainedModel, kept: PruningPlan, recorded: Trial) -> PruningPlan:
+        """Do again, in place, what the stage did when a checkpoint was made.
+
+        kept: what the stages before this one came to.  recorded: the saved plan, and the settings of its record.
+        Returns the plan with what this stage adds to it.
+        """
+
+
+class WeightStage(Stage):
+    """Works out weights from the dense model and statistics. A subclass writes `refit`."""
+
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Names of what differs between the variants; the record holds the values in force under them."""
+
+    def variants(self) -> tuple[Settings, ...]:
+        """The settings that are tried where held-out data can choose; the first is taken where they cannot."""
+        return ({},)
+
+    @abstractmethod
+    def refit(self, reference: Reference, trial: Trial, pruned: PreTrainedModel) -> None:
+        """Change the weights of a model that was cut as the trial says, in place."""
+
+    def refits(self, reference: Reference, trials: Sequence[Trial]) -> list[Edit]:
+        """`refit` of every trial, for a stage that can share work between them; what is shared is done here.
+
+        All that may be shared is what follows from the dense model: other stages may have changed the pruned ones.
+        """
+        return [partial(self.refit, reference, trial) for trial in trials]
+
+    def replay(self, reference: Reference, pruned: PreTrainedModel, kept: PruningPlan, recorded: Trial) -> PruningPlan:
+        """Refit to the same data with the recorded settings."""
+        self.refit(reference, Trial(kept, recorded.settings), pruned)
+        return kept
+
+
+class TrainedStage(Stage):
+    """Learns something on the calibration sequences. A subclass writes `train`."""
+
+    @abstractmethod
+    def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> Learnt:
+        """Learn on a sliced model, which stays as it is. plan: what was kept of the dense one."""
+
+    def replay(self, reference: Reference, pruned: PreTrainedModel, kept: PruningPlan, recorded: Trial) -> PruningPlan:
+        """Train again on the same data; a stage whose result is in the plan takes it from there."""
+        return self.train(reference, pruned, kept).fold()
+
+
+class Learnt(ABC):
+    """What training came to: it can be tried before it is kept."""
+
+    @abstractmethod
+    def in_force(self) -> AbstractContextManager[object]:
+        """Inside the block the pruned model computes with it; afterwards it is as it was."""
+
+    @abstractmethod
+    def fold(self) -> PruningPlan:
+        """Put it into the pruned model for good; returns the plan with what belongs there."""

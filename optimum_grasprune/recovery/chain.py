@@ -1,0 +1,148 @@
+"""Stages one after another, on one candidate or on many."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from itertools import product
+from operator import or_
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedModel
+
+from ..families import Family
+from ..masks import ElementMask
+from ..plan import PruningPlan
+from ..surgery import build_pruned_model
+from ..surgery.elements import build_sparse_model
+from .base import Needs, Stage, TrainedStage, WeightStage
+from .reference import Cut, Reference, Settings, Trial
+from .registry import chain_names, get_stage, stage_names, stages_in
+
+if TYPE_CHECKING:
+    from ..config import GRASPConfig
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Stages in order: those that refit weights, then those that train."""
+
+    stages: tuple[Stage, ...] = ()
+
+    @classmethod
+    def of(cls, names: Iterable[str], config: GRASPConfig) -> Chain:
+        """The named stages as a configuration asks for them, in which every "auto" is the method's own value."""
+        return cls(tuple(get_stage(name).from_config(config) for name in names))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the stages."""
+        return tuple(stage.name for stage in self.stages)
+
+    @property
+    def weight_stages(self) -> tuple[WeightStage, ...]:
+        """The stages that refit weights."""
+        return tuple(stage for stage in self.stages if isinstance(stage, WeightStage))
+
+    @property
+    def trained_stages(self) -> tuple[TrainedStage, ...]:
+        """The stages that train."""
+        return tuple(stage for stage in self.stages if isinstance(stage, TrainedStage))
+
+    @property
+    def needs(self) -> Needs:
+        """What any of the stages looks at."""
+        return reduce(or_, (stage.needs for stage in self.stages), Needs.NOTHING)
+
+    @property
+    def needs_in_replay(self) -> Needs:
+        """What any of them looks at again when a plan is replayed."""
+        return reduce(or_, (stage.needs for stage in self.stages if not stage.in_plan), Needs.NOTHING)
+
+    def added_parameters(self, model: PreTrainedModel, family: Family) -> int:
+        """Parameters that the stages add to a model: a bias to each output projection that has none."""
+        if not any(stage.output_bias for stage in self.stages):
+            return 0
+        return sum(linear.out_features for linear in family.output_projections(model).values() if linear.bias is None)
+
+    def trials(self, cut: Cut) -> list[Trial]:
+        """The cut with every combination of variants that the weight stages offer.
+
+        The first is what is taken where nothing can choose.
+        """
+        combinations = product(*(stage.variants() for stage in self.weight_stages))
+        return [Trial(cut, _merged(combination)) for combination in combinations]
+
+    def refitted(self, reference: Reference, trials: Sequence[Trial]) -> Iterator[PreTrainedModel]:
+        """The pruned model of every trial, with its weights refitted; each is made when it is asked for."""
+        stages = self.weight_stages
+        if any(Needs.MOMENTS in stage.needs for stage in stages):
+            reference = reference.with_moments(trials[0].cut)
+        edits = [stage.refits(reference, trials) for stage in stages]
+        for trial, *own in zip(trials, *edits, strict=True):
+            pruned = self._built(reference, trial.cut)
+            for edit in own:
+                edit(pruned)
+            yield pruned
+
+    def recorded_settings(self, record: Mapping[str, Any] | None) -> Settings:
+        """What a record says was in force; what is not in it is as where nothing can choose."""
+        settings: dict[str, float] = {}
+        for stage in self.weight_stages:
+            recorded = {name: record[name] for name in stage.settings if record and record.get(name) is not None}
+            settings |= {**stage.variants()[0], **recorded}
+        return settings
+
+    def replayed(self, reference: Reference, recorded: Trial) -> tuple[PreTrainedModel, PruningPlan]:
+        """The pruned model of a saved plan, and what of the plan is in force in it."""
+        kept = recorded.plan.without_scales()
+        if Needs.MOMENTS in self.needs_in_replay:
+            reference = reference.with_moments(kept)
+        pruned = self._built(reference, kept)
+        for stage in self.stages:
+            kept = stage.replay(reference, pruned, kept, recorded)
+        return pruned, kept
+
+    def _built(self, reference: Reference, cut: Cut) -> PreTrainedModel:
+        if isinstance(cut, ElementMask):
+            return build_sparse_model(reference.model, cut)
+        output_bias = any(stage.output_bias for stage in self.stages)
+        return build_pruned_model(reference.model, cut, reference.family, output_bias=output_bias)
+
+
+def _merged(settings: Iterable[Settings]) -> Settings:
+    return {name: value for part in settings for name, value in part.items()}
+
+
+def as_recorded(settings: Settings) -> dict[str, float | None]:
+    """The settings in force as a record holds them: those of stages that are not in force are None."""
+    classes = (get_stage(name) for name in stage_names())
+    names = [name for stage in classes if issubclass(stage, WeightStage) for name in stage.settings]
+    return {name: settings.get(name) for name in names}
+
+
+def options_of_stages() -> set[str]:
+    """The fields of `GRASPConfig` that no choice of units depends on."""
+    return {"compensation", *(option for name in stage_names() for option in get_stage(name).options)}
+
+
+def chains_without_data() -> list[str]:
+    """The values of `compensation` that a replay can apply without looking at calibration data."""
+    stages = {name: [get_stage(stage) for stage in stages_in(name)] for name in chain_names()}
+    return [name for name, of_chain in stages.items() if all(stage.in_plan or not stage.needs for stage in of_chain)]
+
+
+def held_by(plan: PruningPlan) -> tuple[str, ...]:
+    """Names of the stages whose result a plan holds."""
+    return tuple(name for name in stage_names() if get_stage(name).held_by(plan))
+
+
+def sentence(names: Iterable[str]) -> str:
+    """What the named stages did, for the model card."""
+    stages = [get_stage(name) for name in names]
+    parts = [stage.sentence for stage in stages]
+    if not any(stage.fine_tunes for stage in stages):
+        parts.append(f"No weight was {'fine-tuned' if any(stage.changes_weights for stage in stages) else 'changed'}")
+    first, *others = parts
+    return "; ".join([first, *(part[:1].lower() + part[1:] for part in others)]) + "."

@@ -1,0 +1,275 @@
+"""Output projections refitted by least squares, layer by layer.  (FASP, arXiv 2501.09412, section 3.3)
+
+The target of every output projection is what it puts out in the dense model. Its inputs are either those that the
+layers already refitted give it, as in the paper (`restore_in_sequence`), or what stays of the dense model's
+(`restored_on_dense_inputs`): then one forward pass serves any number of plans.
+
+One layer's matrices are in memory at a time.
+
+Shape suffixes: N sequences, S sequence, T tokens, O output features, I input features before the cut, K those that
+stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from typing_extensions import Self
+
+from ..calibration.collect import finite
+from ..calibration.layerwise import LayerStream
+from ..errors import GraspruneError
+from ..families import Family
+from ..gating.gates import frozen
+from ..plan import PruningPlan
+from ..progress import track
+from ..surgery import kept_columns
+from ..units import KINDS, Kind
+from .base import Edit, Needs, WeightStage
+from .reference import Reference, Settings, Trial
+
+if TYPE_CHECKING:
+    from ..config import GRASPConfig
+
+_LARGER_RIDGES = 80
+"""Tenfold ridges that are tried at most: from the smallest to the largest number that fp32 holds it is 76 decades."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How least squares take massive activations.
+
+    outliers: whether tokens of an outlying norm count too.  diagonal: what of the Gram matrix a damping is measured in.
+    dampings: those that are tried where held-out data can choose; the first is taken where they cannot.
+    """
+
+    outliers: bool
+    diagonal: Literal["median", "mean"]
+    dampings: tuple[float, ...]
+
+    def counted(self, x_TI: Tensor) -> Tensor:
+        """True for the tokens that count, shape (T,), bool."""
+        return torch.ones(len(x_TI), dtype=torch.bool, device=x_TI.device) if self.outliers else usual_tokens(x_TI)
+
+
+FITS = {
+    "robust": Fit(outliers=False, diagonal="median", dampings=(4.0, 0.5, 0.05, 0.005)),
+    # As FASP has it, but for the ridge, which pulls towards the old weights and not towards zero.
+    "plain": Fit(outliers=True, diagonal="mean", dampings=(0.01,)),
+}
+"""What `MethodOptions.least_squares` offers, by name."""
+
+
+@dataclass(frozen=True)
+class LeastSquares(WeightStage):
+    """Brings every output projection as close to what it put out as what is left of its inputs allows.
+
+    in_sequence: whether the inputs are those that the layers already refitted give, or what stays of the dense ones.
+    dampings: ridges that are tried, each in what `fit` says; the first is taken where nothing can choose.
+    """
+
+    in_sequence: bool
+    fit: Fit
+    dampings: tuple[float, ...]
+
+    name = "least_squares"
+    sentence = "The output projections were refitted by least squares"
+    needs = Needs.SEQUENCES
+    options = ("restoration", "least_squares", "damping")
+    settings = ("damping",)
+
+    @classmethod
+    def from_config(cls, config: GRASPConfig) -> Self:
+        """The stage of a configuration."""
+        fit = FITS[config.least_squares]
+        dampings = fit.dampings if config.damping is None else (config.damping,)
+        return cls(config.restoration == "sequential", fit, dampings)
+
+    def variants(self) -> tuple[Settings, ...]:
+        """One for each damping."""
+        return tuple({"damping": damping} for damping in self.dampings)
+
+    def refit(self, reference: Reference, trial: Trial, pruned: PreTrainedModel) -> None:
+        """Refit one model."""
+        if self.in_sequence:
+            damping, tokens_NS = trial.settings["damping"], reference.statistic_tokens_NS
+            restore_in_sequence(reference.model, pruned, trial.plan, reference.family, tokens_NS, damping, self.fit)
+        else:
+            (edit,) = self.refits(reference, [trial])
+            edit(pruned)
+
+    def refits(self, reference: Reference, trials: Sequence[Trial]) -> list[Edit]:
+        """On dense inputs, one forward pass serves all trials."""
+        if self.in_sequence:
+            return super().refits(reference, trials)
+        pairs = [(trial.plan, trial.settings["damping"]) for trial in trials]
+        family, tokens_NS = reference.family, reference.statistic_tokens_NS
+        weights = restored_on_dense_inputs(reference.model, pairs, family, tokens_NS, self.fit)
+        return [partial(take_weights, weights=of_trial, family=family) for of_trial in weights]
+
+
+Weights = dict[tuple[int, Kind], Tensor]
+"""Refitted output projections by layer and kind, each of shape (O, K), in the model's dtype, on the CPU."""
+
+
+@torch.no_grad()
+def restored_on_dense_inputs(
+    dense: PreTrainedModel, trials: Sequence[tuple[PruningPlan, float]], family: Family, tokens_NS: Tensor, fit: Fit
+) -> list[Weights]:
+    """Output projections refitted to the kept part of the dense inputs, for each trial of a plan with a damping.
+
+    One forward pass of the dense model serves all trials. damping: see `restored_weight`.
+    """
+    results: list[Weights] = [{} for _ in trials]
+    with frozen(dense):
+        stream = LayerStream.start(dense, family, tokens_NS)
+        for index, layer in enumerate(track(list(family.decoder_layers(dense)), "least squares", "layer")):
+            outputs = {kind: family.coupling(layer, kind).output for kind in KINDS}
+            grams = _advance_with_grams(stream, layer, outputs, index, family, fit)
+            for (plan, damping), weights in zip(trials, results, strict=True):
+                for kind, before in outputs.items():
+                    columns_K = kept_columns(plan.group(index, kind), before)
+                    cross_IK = grams[kind][:, columns_K]
+                    gram_KK, path = cross_IK[columns_K], family.output_path(index, kind)
+                    weight_OK = restored_weight(
+                        before.weight, columns_K, gram_KK, cross_IK, damping, path, fit.diagonal
+                    )
+                    weights[index, kind] = weight_OK.to(before.weight.dtype).cpu()
+    return results
+
+
+def _advance_with_grams(
+    stream: LayerStream, layer: nn.Module, outputs: dict[Kind, nn.Linear], index: int, family: Family, fit: Fit
+) -> dict[Kind, Tensor]:
+    """Take the stream through a layer; X Xᵀ of each output projection's input over the tokens that count, (I, I)."""
+    grams = {
+        kind: linear.weight.new_zeros(linear.in_features, linear.in_features, dtype=torch.float32)
+        for kind, linear in outputs.items()
+    }
+
+    def add(kind: Kind, x_TI: Tensor) -> None:
+        x_TI = finite(x_TI, family.output_path(index, kind))
+        x_TI = x_TI[fit.counted(x_TI)].float()
+        grams[kind].addmm_(x_TI.T, x_TI)
+
+    stream.advance(layer, outputs, add)
+    return grams
+
+
+@torch.no_grad()
+def take_weights(pruned: PreTrainedModel, weights: Weights, family: Family) -> None:
+    """Put refitted output projections into a sliced model, in place."""
+    outputs = family.output_projections(pruned)
+    for key, weight_OK in weights.items():
+        outputs[key].weight.copy_(weight_OK)
+
+
+@torch.no_grad()
+def restore_in_sequence(
+    dense: PreTrainedModel,
+    pruned: PreTrainedModel,
+    plan: PruningPlan,
+    family: Family,
+    tokens_NS: Tensor,
+    damping: float,
+    fit: Fit,
+) -> None:
+    """Refit the output projections of a sliced model, in place, to the inputs that they have in that model.
+
+    damping: see `restored_weight`.
+    """
+    layers = list(zip(family.decoder_layers(dense), family.decoder_layers(pruned), strict=True))
+    with frozen(dense), frozen(pruned):
+        reference = LayerStream.start(dense, family, tokens_NS)
+        current = LayerStream.start(pruned, family, tokens_NS)
+        for index, (old, new) in enumerate(track(layers, "least squares", "layer")):
+            for kind in KINDS:  # attention first: the FFN's inputs depend on it
+                before, after = (family.coupling(layer, kind).output for layer in (old, new))
+                gram_KK = after.weight.new_zeros(after.in_features, after.in_features, dtype=torch.float32)
+                cross_IK = after.weight.new_zeros(before.in_features, after.in_features, dtype=torch.float32)
+                path = family.output_path(index, kind)
+                for position in range(len(tokens_NS)):
+                    x_TI = finite(reference.input_of(before, old, position), path)
+                    z_TK = finite(current.input_of(after, new, position), path)
+                    counted_T = fit.counted(x_TI) & fit.counted(z_TK)
+                    x_TI, z_TK = x_TI[counted_T].float(), z_TK[counted_T].float()
+                    gram_KK.addmm_(z_TK.T, z_TK)
+                    cross_IK.addmm_(x_TI.T, z_TK)
+                columns_K = kept_columns(plan.group(index, kind), before)
+                weight_OK = restored_weight(before.weight, columns_K, gram_KK, cross_IK, damping, path, fit.diagonal)
+                after.weight.copy_(weight_OK)
+            reference.advance(old)
+            current.advance(new)
+
+
+def usual_tokens(x_TI: Tensor, limit: float = 5.0) -> Tensor:
+    """True where a token's norm is at most `limit` times the median norm, shape (T,), bool.
+
+    In a trained language model a few tokens, mostly the first, carry activations hundreds of times larger than all
+    others (Sun et al., arXiv 2402.17762). A sum of squares sees nothing else.
+    """
+    norm_T = x_TI.float().norm(dim=1)
+    return norm_T <= limit * norm_T.median()
+
+
+def restored_weight(
+    weight_OI: Tensor,
+    kept_K: Tensor,
+    gram_KK: Tensor,
+    cross_IK: Tensor,
+    damping: float,
+    path: str = "the layer",
+    diagonal: Literal["median", "mean"] = "median",
+) -> Tensor:
+    """The kept columns that come closest to the whole product: least squares with a ridge towards the old columns.
+
+    W* = W_K + (W C − W_K G)(G + δI)⁻¹ minimises ‖W X − W* Z‖² + δ‖W* − W_K‖².  (FASP, arXiv 2501.09412, section 3.3)
+
+    weight_OI: the dense weight.  kept_K: indices of the columns that stay.  gram_KK: G = Z Zᵀ.  cross_IK: C = X Zᵀ.
+    X are the inputs of the dense layer, Z those of the pruned one, tokens in columns; Z may be X's kept rows.
+    damping: δ in units of G's median or mean diagonal, as `diagonal` says; the median, of those that are not zero, is
+    moved by no massive activation.
+    path: what the projection is called in messages.
+    A channel that is always zero keeps its column. Returns shape (O, K), in the dtype of gram_KK. Solved by Cholesky,
+    never by an inverse. Raises GraspruneError when a number is not finite.
+    """
+    weight_OI = weight_OI.to(gram_KK.dtype)
+    old_OK = weight_OI[:, kept_K]
+    missing_OK = weight_OI @ cross_IK - old_OK @ gram_KK
+    if not (torch.isfinite(gram_KK).all() and torch.isfinite(missing_OK).all()):
+        raise GraspruneError(
+            f"the least squares of {path} cannot be solved: the products of its inputs, or its weights, are not finite"
+        )
+    diagonal_K = gram_KK.diagonal()
+    alive_K = diagonal_K[diagonal_K > 0]
+    if not len(alive_K):
+        return old_OK
+    unit = alive_K.median() if diagonal == "median" else diagonal_K.mean()
+    return old_OK + _solve(gram_KK, damping * float(unit), missing_OK, path)
+
+
+def _solve(gram_KK: Tensor, ridge: float, right_OK: Tensor, path: str) -> Tensor:
+    """R (G + δI)⁻¹. A factorisation that fails is tried again in fp64, then with a ridge that grows tenfold."""
+    factor_KK = _factor(gram_KK, ridge)
+    if factor_KK is not None:
+        return torch.cholesky_solve(right_OK.T, factor_KK).T
+    for _ in range(_LARGER_RIDGES):
+        factor_KK = _factor(gram_KK.double(), ridge)
+        if factor_KK is not None:
+            return torch.cholesky_solve(right_OK.double().T, factor_KK).T.to(gram_KK.dtype)
+        ridge = 10 * max(ridge, torch.finfo(torch.float32).tiny)
+    raise GraspruneError(f"the least squares of {path} cannot be solved, not even with a ridge of {ridge:.0e}")
+
+
+def _factor(gram_KK: Tensor, ridge: float) -> Tensor | None:
+    """The Cholesky factor of G + δI, lower triangular; None where rounding leaves it not positive definite."""
+    shifted_KK = gram_KK.clone()
+    shifted_KK.diagonal().add_(ridge)
+    factor_KK, failed = torch.linalg.cholesky_ex(shifted_KK)
+    return None if failed else factor_KK

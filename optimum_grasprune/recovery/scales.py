@@ -1,0 +1,116 @@
+"""One trained multiplier per kept unit, folded into the output projections.  (GRASPrune, arXiv 2604.19398, section 3.3)
+
+Shape suffixes: N sequences, S sequence, U units of the sliced model, which are the kept ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from typing_extensions import Self
+
+from ..families import Family
+from ..gating import gated
+from ..gating.train import learn
+from ..plan import PruningPlan
+from ..surgery import fold_scales
+from ..units import UnitInventory
+from .base import Learnt, Needs, TrainedStage
+from .reference import Reference, Trial
+
+if TYPE_CHECKING:
+    from ..config import GRASPConfig
+
+
+@dataclass(frozen=True)
+class Scales(TrainedStage):
+    """Trains the scales on the sliced model; the plan holds them, so that a replay only folds."""
+
+    config: GRASPConfig
+
+    name = "scales"
+    sentence = "One trained scale per kept unit is folded into the output projections"
+    needs = Needs.SEQUENCES
+    options = ("scale_samples", "scale_epochs", "scale_learning_rate")
+    in_plan = True
+
+    @classmethod
+    def from_config(cls, config: GRASPConfig) -> Self:
+        """The stage of a configuration."""
+        return cls(config)
+
+    @classmethod
+    def held_by(cls, plan: PruningPlan) -> bool:
+        """Whether the plan has scales."""
+        return plan.groups[0].scales is not None
+
+    def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> LearntScales:
+        """Train one scale per unit on the first calibration sequences."""
+        family, tokens_NS = reference.family, reference.tokens_NS[: self.config.scale_samples]
+        inventory = family.inventory(pruned)
+        scales_U = train_scales(pruned, family, inventory, tokens_NS, self.config)
+        return LearntScales(scales_U, pruned, plan, family, inventory)
+
+    def replay(self, reference: Reference, pruned: PreTrainedModel, kept: PruningPlan, recorded: Trial) -> PruningPlan:
+        """Fold the scales of the plan."""
+        fold_scales(pruned, recorded.plan, reference.family)
+        return recorded.plan
+
+
+@dataclass(frozen=True)
+class LearntScales(Learnt):
+    """Scales of a sliced model. scales_U: shape (units,), fp32, on the CPU.  plan: what was kept, unscaled."""
+
+    scales_U: Tensor
+    pruned: PreTrainedModel
+    plan: PruningPlan
+    family: Family
+    inventory: UnitInventory
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """The units of the pruned model are multiplied by their scales, by hooks."""
+        with gated(self.pruned, self.family, self.inventory) as gates:
+            gates.values_U = self.scales_U.to(self.pruned.device)
+            yield
+
+    def fold(self) -> PruningPlan:
+        """Multiply the scales into the weights; the plan with them."""
+        plan = self.plan.with_scales(self.scales_U)
+        fold_scales(self.pruned, plan, self.family)
+        return plan
+
+
+def train_scales(
+    model: PreTrainedModel, family: Family, inventory: UnitInventory, tokens_NS: Tensor, config: GRASPConfig
+) -> Tensor:
+    """One multiplier per unit of an already pruned model, γ = 1 + ½·tanh(g).  (Section 3.3)
+
+    The model is the sliced one, so the units are the kept ones and each step costs what the pruned model costs.
+    tokens_NS: shape (N, S), int64.  Returns γ, shape (units,), fp32, on the CPU, each between ½ and 1½.
+    """
+    raw_U = torch.zeros(inventory.num_units, dtype=torch.float32, device=model.device, requires_grad=True)
+    learn(
+        model,
+        family,
+        inventory,
+        raw_U,
+        lambda _: bounded_scale(raw_U),
+        tokens_NS,
+        config,
+        epochs=config.scale_epochs,
+        learning_rate=config.scale_learning_rate,
+        label="scales",
+    )
+    return bounded_scale(raw_U.detach()).cpu()
+
+
+def bounded_scale(raw_U: Tensor) -> Tensor:
+    """γ = 1 + ½·tanh(g): 1 at the start, never below ½ or above 1½.  (Section 3.3)"""
+    return 1 + 0.5 * torch.tanh(raw_U)
