@@ -157,9 +157,10 @@ class GRASPPruner:
         self._sources = self._read(model, dataset) + local("the plan", plan.source)
         recipe, tokens_NS = self.config, NO_TOKENS_NS
         chain = self._replayed_chain(plan, origin, recipe)
-        if chain.needs_in_replay:
-            recipe = self.config if origin is None else GRASPConfig.from_dict(origin["recipe"])
+        if origin is not None and not chain.in_plan:
+            recipe = GRASPConfig.from_dict(origin["recipe"])
             chain = self._replayed_chain(plan, origin, recipe)
+        if chain.needs_in_replay:
             tokens_NS = self._recorded_tokens(model, tokenizer, recipe, origin)
         reference = Reference(model, family, tokens_NS, recipe.statistic_samples)
         settings = chain.recorded_settings(origin)

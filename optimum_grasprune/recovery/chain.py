@@ -56,6 +56,11 @@ class Chain:
         return reduce(or_, (stage.needs for stage in self.stages), Needs.NOTHING)
 
     @property
+    def in_plan(self) -> bool:
+        """Whether a plan holds all that the stages came to."""
+        return all(stage.in_plan for stage in self.stages)
+
+    @property
     def needs_in_replay(self) -> Needs:
         """What any of them looks at again when a plan is replayed."""
         return reduce(or_, (stage.needs for stage in self.stages if not stage.in_plan), Needs.NOTHING)

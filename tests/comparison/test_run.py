@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
 from optimum_grasprune.comparison import Comparison, cells_of, read_corpora
-from optimum_grasprune.comparison.run import check_folder, identity, widened
+from optimum_grasprune.comparison.run import check_folder, identity, in_fp32
 from optimum_grasprune.errors import CheckpointError, DataError, OptionError
 from tests.conftest import logits_of
 
@@ -53,7 +53,7 @@ def test_widening_leaves_the_dense_model(model: LlamaForCausalLM, tokenizer: Pre
     for method, options in (("magnitude", {}), ("statistical", {"pattern": "2:4"})):
         config = GRASPConfig(method=method, compensation="none", **QUICK, **options)
         pruned = GRASPPruner(config).prune_model(dense, tokenizer, [text])
-        wide = widened(pruned)
+        wide = in_fp32(pruned)
         assert {tensor.dtype for tensor in wide.parameters()} == {torch.float32}
         assert {tensor.dtype for tensor in pruned.parameters()} == {torch.bfloat16}
         assert set(before) == set(dense.state_dict())
@@ -64,10 +64,10 @@ def test_widening_leaves_the_dense_model(model: LlamaForCausalLM, tokenizer: Pre
 
 
 def test_a_model_in_fp32_is_not_copied(model: LlamaForCausalLM) -> None:
-    assert widened(model) is model
+    assert in_fp32(model) is model
     tokens_BS = torch.arange(2, 12)[None]
     assert torch.allclose(
-        logits_of(widened(copy.deepcopy(model).bfloat16()), tokens_BS), logits_of(model, tokens_BS), atol=1
+        logits_of(in_fp32(copy.deepcopy(model).bfloat16()), tokens_BS), logits_of(model, tokens_BS), atol=1
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,18 @@ from optimum_grasprune.errors import OptionError, PlanError
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import count_parameters
 from optimum_grasprune.methods import Task, get_method
-from optimum_grasprune.recovery import CHAINS, chain_names, get_stage, register, registry, stage_names, stages_in
+from optimum_grasprune.recovery import (
+    CHAINS,
+    chain_names,
+    get_stage,
+    reference,
+    register,
+    registry,
+    stage_names,
+    stages_in,
+)
 from optimum_grasprune.recovery.base import Learnt, Needs, Stage, TrainedStage, WeightStage
-from optimum_grasprune.recovery.chain import Chain, sentence
+from optimum_grasprune.recovery.chain import Chain, options_of_stages, sentence
 from optimum_grasprune.recovery.reference import Reference, Settings, Trial
 from optimum_grasprune.selection import choose
 from tests.conftest import make_model
@@ -141,6 +151,26 @@ def test_added_parameters_are_those_that_the_model_has_more(name: str, task: Tas
     with_stage, without = (next(chain.refitted(reference_of(task), chain.trials(plan))) for chain in (chain, Chain()))
     added = chain.added_parameters(task.model, task.family)
     assert added == count_parameters(with_stage) - count_parameters(without)
+
+
+def test_statistics_are_collected_once_for_all_candidates(
+    name: str, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+
+    def counted(*arguments: Any) -> Any:
+        passes.append(1)
+        return collected(*arguments)
+
+    collected = reference.collect_moments
+    monkeypatch.setattr(reference, "collect_moments", counted)
+    choose({str(seed): mask_of(task, seed) for seed in range(3)}, chain_of((name,), task), task)
+    assert len(passes) == (Needs.MOMENTS in get_stage(name).needs)
+
+
+def test_a_choice_of_units_depends_on_no_option_of_a_stage() -> None:
+    of_stages = {"restoration", "least_squares", "damping", "scale_samples", "scale_epochs", "scale_learning_rate"}
+    assert options_of_stages() == {"compensation", *of_stages}
 
 
 def test_a_name_is_taken_once() -> None:
