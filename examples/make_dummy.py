@@ -14,12 +14,10 @@ from __future__ import annotations
 import argparse
 import sys
 
-from optimum.commands.grasprune.base import add_field_options, chosen_options
-from optimum.commands.grasprune.export import BUDGET_OPTIONS
-
 from optimum_grasprune import Budget, PruningPlan
 from optimum_grasprune.checkpoint import read_plan
 from optimum_grasprune.config import BudgetOptions
+from optimum_grasprune.config.flags import add_options, given
 from optimum_grasprune.dummy import (
     SHAPES,
     Dummy,
@@ -47,7 +45,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("output", metavar="OUTPUT", help="folder for the checkpoint")
     parser.add_argument("--shape", required=True, metavar="NAME", help=f"one of {', '.join(SHAPES)}")
     budget = parser.add_argument_group("Budget; without --keep-ratio the dense model is written")
-    add_field_options(budget, BUDGET_OPTIONS)
+    add_options(budget, BudgetOptions)
     widths = parser.add_argument_group("Widths")
     widths.add_argument("--plan", metavar="PATH", help="checkpoint, or its grasp_config.json, whose widths to take")
     widths.add_argument("--uniform", action="store_true", help="the same widths in all layers, as a control")
@@ -62,15 +60,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def make(args: argparse.Namespace) -> Dummy:
     """The checkpoint that the options describe. Raises GraspruneError."""
     config = shape_config(args.shape, args.dtype)
-    given = chosen_options(args, tuple(name for name, _, _ in BUDGET_OPTIONS))
-    if "keep_ratio" not in given:
-        for option in (*given, "plan", "uniform"):
+    asked = given(args, BudgetOptions.model_fields)
+    if "keep_ratio" not in asked:
+        for option in (*asked, "plan", "uniform"):
             if value := getattr(args, option):
                 raise OptionError(option, value, "is of use only with --keep-ratio")
         return Dummy(args.shape, config)
     model = empty_model(config)
     inventory = family_of(config).inventory(model)
-    budget = Budget.resolve(BudgetOptions(**given), inventory, count_parameters(model))
+    budget = Budget.resolve(BudgetOptions(**asked), inventory, count_parameters(model))
     layers = config.num_hidden_layers
     shares = shares_of(read_plan(args.plan)[0], layers) if args.plan else profile(layers)
     mask, widths = chosen_mask(shares, inventory, budget), f"those of {args.plan}" if args.plan else BUILT_IN

@@ -1,6 +1,6 @@
 """One model pruned by several methods at several ratios: cells, running them, and their tables."""
 
-from .cells import Cell, cells_of, read_corpora
+from .cells import Cell, cells_of, evaluation_windows, read_corpora
 from .run import Comparison
 from .tables import failed, points_of, short_table, shown, write_tables
 
@@ -8,6 +8,7 @@ __all__ = [
     "Cell",
     "Comparison",
     "cells_of",
+    "evaluation_windows",
     "failed",
     "points_of",
     "read_corpora",

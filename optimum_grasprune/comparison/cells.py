@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from ..config import RECIPES, GRASPConfig
+from ..config import RECIPES, EvaluationOptions, GRASPConfig
 from ..corpora import Corpus, load_corpus
 from ..errors import OptionError
 from ..files import slug
@@ -90,7 +90,7 @@ def _configuration(entry: str, ratio: object, options: Mapping[str, Any]) -> GRA
         )
     name = match["name"]
     own: dict[str, Any] = {field: match[field] for field in ("compensation", "pattern") if match[field]}
-    own.update(_own_options(entry, match["options"]))
+    own.update(_own_options(entry, match["options"], set(GRASPConfig.option_names(name))))
     recipe = RECIPES.get(name)
     if recipe is None:
         if name not in method_names():
@@ -105,15 +105,15 @@ def _configuration(entry: str, ratio: object, options: Mapping[str, Any]) -> GRA
     return config
 
 
-def _own_options(entry: str, text: str | None) -> dict[str, str]:
-    """The fields that an entry sets for itself, from OPTION=VALUE,OPTION=VALUE."""
+def _own_options(entry: str, text: str | None, known: Collection[str]) -> dict[str, str]:
+    """The fields that an entry sets for itself, from OPTION=VALUE,OPTION=VALUE. known: those that there are."""
     fields: dict[str, str] = {}
     for part in text.split(",") if text else ():
         name, _, value = part.partition("=")
         field = name.strip().removeprefix("--").replace("-", "_")
         if field in _OF_THE_COMPARISON:
             raise OptionError("methods", entry, f"{field} is the same for the whole comparison")
-        if field not in GRASPConfig.model_fields:
+        if field not in known:
             raise OptionError("methods", entry, f"there is no option {field}")
         fields[field] = value.strip()
     return fields
@@ -147,3 +147,21 @@ def read_corpora(entries: Sequence[str], text_column: str) -> dict[str, Corpus]:
         except OptionError as error:
             raise OptionError("evaluate", entry, error.reason) from None
     return corpora
+
+
+def evaluation_windows(length: Any, samples: str | None, corpora: int) -> tuple[int | None, list[int] | None]:
+    """Tokens in a window, and the number of windows of each of so many corpora, as given on the command line.
+
+    length: None for the usual number.  samples: one number for all corpora, or one for each with commas between them;
+    None for all windows.  Raises OptionError.
+    """
+    counts: list[Any] = [None] if samples is None else samples.split(",")
+    try:
+        options = [EvaluationOptions(seq_len=length, num_samples=count) for count in counts]
+    except OptionError as error:
+        option = {"seq_len": "eval_seq_len", "num_samples": "eval_samples"}[error.option]
+        raise OptionError(option, error.value, error.reason) from None
+    if len(options) not in (1, corpora):
+        raise OptionError("eval_samples", samples, f"should be one number, or {corpora}: one a corpus")
+    limits = [option.num_samples for option in options if option.num_samples is not None]
+    return options[0].seq_len, limits * (corpora // len(options)) or None

@@ -1,22 +1,20 @@
-"""Pruning methods, one file each. Importing a file registers its method."""
+"""Pruning methods, one file each. A file is read when its method is first asked for: names alone load no torch."""
 
-from . import fasp, fisher, flap, grasprune, magnitude, random, statistical, taylor, wanda_sp
-from .base import Method, Task
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from .registry import get_method, method_names, register
 
-__all__ = [
-    "Method",
-    "Task",
-    "fasp",
-    "fisher",
-    "flap",
-    "get_method",
-    "grasprune",
-    "magnitude",
-    "method_names",
-    "random",
-    "register",
-    "statistical",
-    "taylor",
-    "wanda_sp",
-]
+if TYPE_CHECKING:
+    from .base import Method, Task
+
+__all__ = ["Method", "Task", "get_method", "method_names", "register"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("Method", "Task"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import base
+
+    return getattr(base, name)

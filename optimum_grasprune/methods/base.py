@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..budget import Budget, project
-from ..config import GRASPConfig
+from ..config import GRASPConfig, MethodOptions
 from ..errors import OptionError
 from ..families import Family
 from ..masks import ElementMask, UnitMask
@@ -74,6 +74,9 @@ class Method(ABC):
 
     patterns: tuple[str, ...] = ("units",)
     """What the method can cut."""
+
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    """Options that no other method has: `task.config.own(self.Options)` are their values."""
 
     @abstractmethod
     def score(self, task: Task) -> Tensor:

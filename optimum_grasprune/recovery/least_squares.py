@@ -63,7 +63,7 @@ FITS = {
     # As FASP has it, but for the ridge, which pulls towards the old weights and not towards zero.
     "plain": Fit(outliers=True, diagonal="mean", dampings=(0.01,)),
 }
-"""What `MethodOptions.least_squares` offers, by name."""
+"""What `LeastSquaresOptions.least_squares` offers, by name."""
 
 
 @dataclass(frozen=True)

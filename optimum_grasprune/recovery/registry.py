@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from ..errors import OptionError
+from ..registry import STAGES
 
 if TYPE_CHECKING:
     from .base import Stage
@@ -26,10 +27,13 @@ _STAGES: dict[str, str | type[Stage]] = {}
 def register(name: str, stage: str | type[Stage]) -> None:
     """Make a stage available as `GRASPConfig(compensation=name)` and in chains; a name can be taken once.
 
-    stage: its class, or where that stands, as "package.module:Class".
+    stage: its class, or where that stands, as "package.module:Class". What a class holds as `Options`, a subclass of
+    `StageOptions`, becomes options of `GRASPConfig`.
     """
     if name in _STAGES or name in CHAINS or name == _OWN:
         raise ValueError(f"a stage or chain named {name!r} exists already")
+    if not isinstance(stage, str) and hasattr(stage, "Options"):
+        STAGES.register(name)(stage)
     _STAGES[name] = stage
 
 

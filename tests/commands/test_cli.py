@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from optimum.commands.grasprune.export import BUDGET_OPTIONS, FIELDS, RECIPE_OPTIONS, SWITCHES
 
 from optimum_grasprune import GRASPConfig
 from tests.commands.conftest import Outcome
@@ -26,15 +26,28 @@ def test_help_loads_no_torch() -> None:
         "from optimum.commands.optimum_cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {{'torch', 'transformers', 'pydantic', 'vllm', 'optimum_grasprune'}} & set(sys.modules)\n"
+        "heavy = {heavy!r} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    for arguments in (["--help"], ["grasprune", "export", "--help"]):
+    heavy = {"torch", "transformers", "vllm"}
+    # The options of a command are made from the fields of pydantic classes, and only for the command that runs.
+    for arguments, absent in (
+        (["--help"], heavy | {"pydantic", "optimum_grasprune"}),
+        (["env", "--help"], {"pydantic", "optimum_grasprune"}),
+        (["grasprune", "--help"], heavy | {"pydantic", "optimum_grasprune"}),
+        (["grasprune", "export", "--help"], heavy),
+        (["grasprune", "compare", "--help"], heavy),
+        (["grasprune", "evaluate", "--help"], heavy),
+        (["grasprune", "inspect", "--help"], heavy),
+    ):
         done = subprocess.run(
-            [sys.executable, "-c", code.format(arguments=arguments)], capture_output=True, text=True, check=False
+            [sys.executable, "-c", code.format(arguments=arguments, heavy=absent)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
-        assert "grasprune" in done.stdout
+        assert arguments[0] == "env" or "grasprune" in done.stdout
 
 
 @pytest.mark.parametrize("command", ["compare", "export", "evaluate", "inspect"])
@@ -45,9 +58,26 @@ def test_every_command_has_help_with_an_example(cli: Cli, command: str) -> None:
     assert "--json FILE" in outcome.out
 
 
-def test_options_are_the_fields_of_the_config() -> None:
-    assert {*FIELDS, *SWITCHES} == set(GRASPConfig.model_fields)
-    assert len(RECIPE_OPTIONS + BUDGET_OPTIONS) + 3 == len(set(FIELDS))  # and bos, dtype, device
+def options_in(help_text: str) -> list[str]:
+    """The options of a help page in the order in which it describes them."""
+    return re.findall(r"^  (?:-\w[^-]*)?--([a-z-]+)", help_text.partition("\n\n")[2], re.MULTILINE)
+
+
+@pytest.mark.parametrize(("command", "absent"), [("export", ()), ("compare", ("method", "keep_ratio"))])
+def test_options_are_the_fields_of_the_config(cli: Cli, command: str, absent: tuple[str, ...]) -> None:
+    help_text = cli(command, "--help").out
+    options = {name.replace("-", "_") for name in options_in(help_text)}
+    assert options & set(GRASPConfig.model_fields) == set(GRASPConfig.model_fields) - set(absent)
+    for name in options & set(GRASPConfig.model_fields):
+        default = GRASPConfig.model_fields[name].default
+        assert default in (None, False) or f"(default: {default})" in " ".join(help_text.split())
+
+
+def test_everyday_options_come_first(cli: Cli) -> None:
+    options = options_in(cli("export", "--help").out)
+    everyday = ("recipe", "keep-ratio", "kv-keep-ratio", "method", "compensation", "dataset", "seed", "dtype", "device")
+    advanced = ("pattern", "ffn-multiple-of", "text-column", "epochs", "search-trials", "damping", "scale-samples")
+    assert max(map(options.index, everyday)) < min(map(options.index, advanced))
 
 
 def test_export_evaluate_inspect(cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path) -> None:

@@ -1,16 +1,25 @@
 """`optimum-cli grasprune`: prune, measure and inspect LLaMA-family models.
 
-The commands stand here, where Optimum's own plugins keep theirs, and not inside `optimum_grasprune`: importing that
-package loads torch, and these files are imported at every start of `optimum-cli`.
+The commands stand here, where Optimum's own plugins keep theirs, and not inside `optimum_grasprune`. These files are
+imported at every start of `optimum-cli`, so they import nothing heavy, and what options there are is worked out for the
+command that runs alone.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
+from .base import LateParser
 from .benchmark import BenchmarkCommand
 from .compare import CompareCommand
 from .evaluate import EvaluateCommand
 from .export import ExportCommand
 from .inspect import InspectCommand
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
 
 __all__ = [
     "BenchmarkCommand",
@@ -30,6 +39,19 @@ class GraspruneCommand(BaseOptimumCLICommand):
         CommandInfo(command.COMMAND.name, command.COMMAND.help, command)
         for command in (ExportCommand, CompareCommand, EvaluateCommand, BenchmarkCommand, InspectCommand)
     )
+
+    _subparsers: _SubParsersAction[LateParser] | None = None
+
+    @property
+    def subparsers(self) -> _SubParsersAction[LateParser]:
+        """The parsers of the subcommands, which declare their options late."""
+        if self._subparsers is None:
+            self._subparsers = self.parser.add_subparsers(parser_class=LateParser)
+        return self._subparsers
+
+    @subparsers.setter
+    def subparsers(self, subparsers: _SubParsersAction[LateParser] | None) -> None:
+        self._subparsers = subparsers
 
     def run(self) -> None:
         """Show what there is: a subcommand is needed."""

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
@@ -16,8 +16,35 @@ from typing import TYPE_CHECKING, Any
 from optimum.commands.base import BaseOptimumCLICommand
 
 if TYPE_CHECKING:
-    from optimum_grasprune.config import GRASPConfig
     from optimum_grasprune.outputs import Source
+
+Declare = Callable[[argparse.ArgumentParser, Sequence[str]], None]
+"""Declares the options of a command. The second argument is the command line after the name of the command."""
+
+
+class LateParser(argparse.ArgumentParser):
+    """A parser whose options are declared when it is the one that parses.
+
+    Options are made from the fields of option classes, which load pydantic, and optimum-cli builds the parsers of all
+    commands at every start.
+    """
+
+    declare: Declare | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Declare the options, then parse."""
+        declare, self.declare = self.declare, None
+        if declare is not None:
+            declare(self, list(args or ()))
+        return super().parse_known_args(args, namespace)
+
+
+def declare_late(parser: argparse.ArgumentParser, declare: Declare) -> None:
+    """Have options declared once the parser parses; at once where it is no `LateParser`."""
+    if isinstance(parser, LateParser):
+        parser.declare = declare
+    else:
+        declare(parser, ())
 
 
 class Subcommand(BaseOptimumCLICommand):
@@ -101,44 +128,17 @@ class Subcommand(BaseOptimumCLICommand):
             write_json(Path(self.args.json), result)
 
 
-def add_model_options(group: argparse._ArgumentGroup, *, dtype: bool = True) -> None:
+def add_model_options(group: argparse._ArgumentGroup) -> None:
     """The options of every command that reads a model."""
-    if dtype:
-        group.add_argument("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16")
-        group.add_argument("--device", metavar="DEVICE", help="torch device, as in cpu or cuda:0; auto by default")
     group.add_argument("--revision", metavar="REVISION", help="branch, tag or commit of models that are Hub names")
     group.add_argument("--trust-remote-code", action="store_true", help="run model code that comes with the checkpoint")
     group.add_argument("--json", metavar="FILE", help="also write the result to this file as JSON")
-
-
-def add_field_options(group: argparse._ArgumentGroup, options: tuple[tuple[str, str, str], ...]) -> None:
-    """Options that set fields of GRASPConfig. options: name of the field, metavar and help of each."""
-    for name, metavar, text in options:
-        group.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=text)
-
-
-def add_bos_option(group: argparse._ArgumentGroup) -> None:
-    """The switches of `CalibrationOptions.bos`."""
-    text = "start each sequence with a BOS token, or none; by default as the tokenizer does by itself"
-    group.add_argument("--bos", action=argparse.BooleanOptionalAction, help=text)
 
 
 def add_example(parser: argparse.ArgumentParser, example: str) -> None:
     """Show an example under the options of `--help`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"example:\n  {example}"
-
-
-def chosen_options(args: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
-    """The options that were given on the command line, by field name; the others keep the recipe's values."""
-    return {name: value for name in names if (value := getattr(args, name)) is not None}
-
-
-def checked_config(**values: Any) -> GRASPConfig:
-    """A configuration made only to validate single options of a command that needs no whole recipe."""
-    from optimum_grasprune.config import GRASPConfig
-
-    return GRASPConfig(**{name: value for name, value in values.items() if value is not None})
 
 
 def is_number(text: str) -> bool:

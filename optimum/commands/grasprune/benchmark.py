@@ -53,6 +53,8 @@ class BenchmarkCommand(Subcommand):
         optional = parser.add_argument_group("Optional arguments")
         optional.add_argument("--seed", metavar="N", default="0", help="seed of the requests; 0 by default")
         optional.add_argument("--no-plot", action="store_true", help="write tables only; needs no matplotlib")
+        optional.add_argument("--dtype", metavar="DTYPE", help="auto, float32, bfloat16 or float16")
+        optional.add_argument("--device", metavar="DEVICE", help="torch device, as in cpu or cuda:0; auto by default")
         add_model_options(optional)
 
     def execute(self) -> None:

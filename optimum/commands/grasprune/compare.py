@@ -12,15 +12,12 @@ from optimum.commands.base import CommandInfo
 
 from .base import (
     Subcommand,
-    add_bos_option,
     add_example,
-    add_field_options,
     add_model_options,
-    checked_config,
+    declare_late,
     is_number,
     module_for_plots,
 )
-from .export import BUDGET_OPTIONS, DETERMINISTIC_HELP, RECIPE_OPTIONS, given_fields
 
 if TYPE_CHECKING:
     from optimum_grasprune.comparison import Comparison
@@ -43,49 +40,7 @@ class CompareCommand(Subcommand):
             "optimum-cli grasprune compare -m ./llama --methods default flap fasp+none statistical:unstructured \\\n"
             "      --keep-ratios 0.8 0.5 --dataset corpus.txt --evaluate 'held out=held-out.txt' ./comparison",
         )
-        required = parser.add_argument_group("Required arguments")
-        required.add_argument("-m", "--model", required=True, help="model folder or Hugging Face name")
-        required.add_argument(
-            "--methods",
-            metavar="M",
-            nargs="+",
-            required=True,
-            action=_Extend,
-            help="recipes (default, paper, …) or methods (flap, fasp, …: the default recipe with that method), each "
-            "also as NAME+COMPENSATION, NAME:PATTERN or NAME@OPTION=VALUE,…; an unknown name lists all",
-        )
-        required.add_argument(
-            "--keep-ratios", metavar="R", nargs="+", required=True, action=_Extend, help="keep ratios of every method"
-        )
-        required.add_argument(
-            "output", metavar="OUTPUT", nargs="?", help="folder for the results; cells that it has are not run again"
-        )
-        evaluation = parser.add_argument_group("Evaluation")
-        evaluation.add_argument(
-            "--evaluate",
-            metavar="NAME=PATH[SLICE]",
-            nargs="+",
-            action=_Extend,
-            help="corpora to measure perplexity on, as in 'stories=stories.txt[90%%:]' or wikitext=wikitext2[test]; "
-            "builtin's held-out part by default",
-        )
-        evaluation.add_argument(
-            "--eval-seq-len", metavar="N", help="tokens in a window; 512 by default, or as many as the model reads"
-        )
-        evaluation.add_argument(
-            "--eval-samples",
-            metavar="N[,N…]",
-            help="windows from the start of each corpus, one number for all or one for each; all by default",
-        )
-        add_field_options(parser.add_argument_group("Budget"), _common(BUDGET_OPTIONS))
-        recipe = parser.add_argument_group("Recipe, of all methods")
-        add_field_options(recipe, _common(RECIPE_OPTIONS))
-        add_bos_option(recipe)
-        run = parser.add_argument_group("Optional arguments")
-        run.add_argument("--gradient-checkpointing", action="store_true", help="save memory, about a third slower")
-        run.add_argument("--deterministic", action="store_true", help=DETERMINISTIC_HELP)
-        run.add_argument("--no-plot", action="store_true", help="write tables only; needs no matplotlib")
-        add_model_options(run)
+        declare_late(parser, _declare)
 
     def execute(self) -> None:
         """Check everything, run what is not finished, write tables and plots."""
@@ -117,13 +72,16 @@ class CompareCommand(Subcommand):
         ]
 
     def _comparison(self, output: Path) -> Comparison:
-        from optimum_grasprune.comparison import Comparison, cells_of, read_corpora
+        from optimum_grasprune.comparison import Comparison, cells_of, evaluation_windows, read_corpora
+        from optimum_grasprune.config import GRASPConfig
+        from optimum_grasprune.config.flags import given
 
         args = self.args
-        cells = cells_of(args.methods, args.keep_ratios, given_fields(args, leave_out=OF_A_CELL))
+        fields = [name for name in GRASPConfig.model_fields if name not in OF_A_CELL]
+        cells = cells_of(args.methods, args.keep_ratios, given(args, fields))
         config = cells[0].config
         corpora = read_corpora(args.evaluate or ["builtin=builtin[test]"], config.text_column)
-        window, limits = self._windows(len(corpora))
+        window, limits = evaluation_windows(args.eval_seq_len, args.eval_samples, len(corpora))
         return Comparison(
             args.model,
             cells,
@@ -135,22 +93,6 @@ class CompareCommand(Subcommand):
             **self.source_options(args.model),
         )
 
-    def _windows(self, corpora: int) -> tuple[int | None, list[int] | None]:
-        """Tokens in a window, as asked, and the number of windows of each corpus."""
-        from optimum_grasprune.errors import OptionError
-
-        args = self.args
-        counts = [None] if args.eval_samples is None else args.eval_samples.split(",")
-        try:
-            configs = [checked_config(seq_len=args.eval_seq_len, num_samples=count) for count in counts]
-        except OptionError as error:
-            option = {"seq_len": "eval_seq_len", "num_samples": "eval_samples"}[error.option]
-            raise OptionError(option, error.value, error.reason) from None
-        if len(configs) not in (1, corpora):
-            raise OptionError("eval_samples", args.eval_samples, f"should be one number, or {corpora}: one a corpus")
-        limits = [config.num_samples for config in configs if config.num_samples is not None]
-        return configs[0].seq_len, limits * (corpora // len(configs)) or None
-
     def _output(self) -> str:
         """OUTPUT, which argparse takes for one more value where it follows an option that takes many."""
         args = self.args
@@ -160,6 +102,50 @@ class CompareCommand(Subcommand):
         if args.output is None:
             self.fail("the following arguments are required: OUTPUT")
         return args.output
+
+
+def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    from optimum_grasprune.config.flags import add_advanced_options, add_everyday_options
+
+    required = parser.add_argument_group("Required arguments")
+    required.add_argument("-m", "--model", required=True, help="model folder or Hugging Face name")
+    required.add_argument(
+        "--methods",
+        metavar="M",
+        nargs="+",
+        required=True,
+        action=_Extend,
+        help="recipes (default, paper, …) or methods (flap, fasp, …: the default recipe with that method), each "
+        "also as NAME+COMPENSATION, NAME:PATTERN or NAME@OPTION=VALUE,…; an unknown name lists all",
+    )
+    required.add_argument(
+        "--keep-ratios", metavar="R", nargs="+", required=True, action=_Extend, help="keep ratios of every method"
+    )
+    required.add_argument(
+        "output", metavar="OUTPUT", nargs="?", help="folder for the results; cells that it has are not run again"
+    )
+    evaluation = parser.add_argument_group("Evaluation")
+    evaluation.add_argument(
+        "--evaluate",
+        metavar="NAME=PATH[SLICE]",
+        nargs="+",
+        action=_Extend,
+        help="corpora to measure perplexity on, as in 'stories=stories.txt[90%%:]' or wikitext=wikitext2[test]; "
+        "builtin's held-out part by default",
+    )
+    evaluation.add_argument(
+        "--eval-seq-len", metavar="N", help="tokens in a window; 512 by default, or as many as the model reads"
+    )
+    evaluation.add_argument(
+        "--eval-samples",
+        metavar="N[,N…]",
+        help="windows from the start of each corpus, one number for all or one for each; all by default",
+    )
+    optional = parser.add_argument_group("Optional arguments, of all methods")
+    add_everyday_options(optional, leave_out=OF_A_CELL)
+    optional.add_argument("--no-plot", action="store_true", help="write tables only; needs no matplotlib")
+    add_model_options(optional)
+    add_advanced_options(parser, leave_out=OF_A_CELL)
 
 
 class _Extend(argparse.Action):
@@ -186,7 +172,3 @@ def _is_value(option: str, text: str) -> bool:
     from optimum_grasprune.methods import method_names
 
     return re.split("[+:@]", text)[0] in {*RECIPES, *method_names()}
-
-
-def _common(options: Sequence[tuple[str, str, str]]) -> tuple[tuple[str, str, str], ...]:
-    return tuple(option for option in options if option[0] not in OF_A_CELL)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optimum.commands.base import CommandInfo
 
-from .base import Subcommand, add_example, add_field_options, add_model_options, chosen_options
+from .base import Subcommand, add_example, add_model_options, declare_late
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -21,16 +21,6 @@ if TYPE_CHECKING:
     from optimum_grasprune.outputs import Source
     from optimum_grasprune.sizing import Fit
     from optimum_grasprune.units import UnitInventory
-
-# Name, metavar and help of the options that set a field of DeploymentOptions.
-DEPLOYMENT_OPTIONS = (
-    ("gpu_memory", "SIZE", "memory of one GPU, as in 24GiB: says how many sequences fit, dense and pruned"),
-    ("context", "N", "tokens in each of them; 4096 by default, or what the model reads at most"),
-    ("gpu_memory_utilization", "SHARE", "share of the memory that the engine may use; 0.9 by default"),
-    ("tensor_parallel_size", "N", "GPUs that the model is split among"),
-    ("kv_cache_dtype", "NAME", "data type of the KV cache: auto, float16, bfloat16 or fp8"),
-    ("overhead", "SIZE", "memory for activations and runtime, per GPU, in place of an allowance for vLLM's defaults"),
-)
 
 
 class InspectCommand(Subcommand):
@@ -42,15 +32,7 @@ class InspectCommand(Subcommand):
     def parse_args(parser: argparse.ArgumentParser) -> None:
         """Declare the options."""
         add_example(parser, "optimum-cli grasprune inspect -m ./pruned-llama --gpu-memory 24GiB --context 4096")
-        required = parser.add_argument_group("Required arguments")
-        required.add_argument("-m", "--model", required=True, help="model folder or Hugging Face name")
-        deployment = parser.add_argument_group("Deployment")
-        add_field_options(deployment, DEPLOYMENT_OPTIONS)
-        deployment.add_argument(
-            "--dense", metavar="MODEL", help="dense model to compare with; by default what the checkpoint was cut from"
-        )
-        optional = parser.add_argument_group("Optional arguments")
-        add_model_options(optional, dtype=False)
+        declare_late(parser, _declare)
 
     def sources(self) -> list[Source]:
         """The model and the dense one."""
@@ -114,11 +96,12 @@ class InspectCommand(Subcommand):
 
     def _deployment(self, config: PreTrainedConfig) -> DeploymentOptions | None:
         from optimum_grasprune.config import DeploymentOptions
+        from optimum_grasprune.config.flags import given
         from optimum_grasprune.errors import OptionError
         from optimum_grasprune.loading import check_length, longest_context
         from optimum_grasprune.sources import quantization_of
 
-        chosen = chosen_options(self.args, tuple(name for name, _, _ in DEPLOYMENT_OPTIONS))
+        chosen = given(self.args, DeploymentOptions.model_fields)
         if "gpu_memory" not in chosen:
             for option in ("dense", *chosen):
                 if (value := getattr(self.args, option)) is not None:
@@ -143,6 +126,20 @@ class InspectCommand(Subcommand):
         dense = load_config(named, **self._read_as()) if named else dense_config(config)
         own = _fit(config, options, self.args.model)
         return [own] if dense is None else [_fit(dense, options, named or "the dense model"), own]
+
+
+def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    from optimum_grasprune.config import DeploymentOptions
+    from optimum_grasprune.config.flags import add_options
+
+    required = parser.add_argument_group("Required arguments")
+    required.add_argument("-m", "--model", required=True, help="model folder or Hugging Face name")
+    deployment = parser.add_argument_group("Deployment")
+    add_options(deployment, DeploymentOptions)
+    deployment.add_argument(
+        "--dense", metavar="MODEL", help="dense model to compare with; by default what the checkpoint was cut from"
+    )
+    add_model_options(parser.add_argument_group("Optional arguments"))
 
 
 def _dtype(config: PreTrainedConfig) -> Any:

@@ -1,0 +1,63 @@
+"""Options: in groups, one file each, so that a function asks for the group it needs.
+
+`GRASPConfig` is all that pruning needs side by side, with what the chosen method brings along (`own`). Each field says
+what it means; `flags` makes command-line options of them. Nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import OptionError
+from .base import Flag, Options
+from .budget import BudgetOptions
+from .calibration import CalibrationOptions
+from .deployment import DeploymentOptions
+from .evaluation import EvaluationOptions
+from .gates import GateOptions
+from .grasp import GRASPConfig
+from .least_squares import LeastSquaresOptions
+from .own import MethodOptions, OwnOptions, StageOptions
+from .pruning import PruningOptions
+from .run import RunOptions
+from .scales import ScaleOptions
+from .search import SearchOptions
+from .sizes import Size
+
+__all__ = [
+    "RECIPES",
+    "BudgetOptions",
+    "CalibrationOptions",
+    "DeploymentOptions",
+    "EvaluationOptions",
+    "Flag",
+    "GRASPConfig",
+    "GateOptions",
+    "LeastSquaresOptions",
+    "MethodOptions",
+    "Options",
+    "OwnOptions",
+    "PruningOptions",
+    "RunOptions",
+    "ScaleOptions",
+    "SearchOptions",
+    "Size",
+    "StageOptions",
+    "by_recipe",
+]
+
+RECIPES: dict[str, Callable[..., GRASPConfig]] = {
+    "quick": GRASPConfig.quick,
+    "default": GRASPConfig,
+    "thorough": GRASPConfig.thorough,
+    "paper": GRASPConfig.paper,
+}
+"""Named recipes that `--recipe` offers: each takes overrides by keyword and returns a `GRASPConfig`."""
+
+
+def by_recipe(name: str, **overrides: Any) -> GRASPConfig:
+    """The named recipe with overrides on top; OptionError, with the names that exist, when there is none."""
+    if name not in RECIPES:
+        raise OptionError("recipe", name, f"no such recipe; there are {', '.join(RECIPES)}")
+    return RECIPES[name](**overrides)

@@ -1,0 +1,46 @@
+"""What every group of options is: frozen, validated, and with what the command line needs to know of each field."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from typing_extensions import Self
+
+from ..errors import OptionError
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How the command line shows a field; stands among the annotations of one, and may be left out.
+
+    metavar: the value in `--help`; by default it follows from the type.  everyday: whether the option stands among the
+    first ones.
+    """
+
+    metavar: str | None = None
+    everyday: bool = False
+
+
+class Options(BaseModel):
+    """A group of options. Immutable; unknown names and values out of range raise `OptionError`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            option = ".".join(str(part) for part in first["loc"][:1]) or type(self).__name__
+            raise OptionError(option, first["input"], first["msg"][:1].lower() + first["msg"][1:]) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options as JSON types; `from_dict` restores them."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`; OptionError on an unknown or invalid field."""
+        return cls(**values)

@@ -1,0 +1,30 @@
+"""How the output projections are refitted by least squares."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from .base import Flag, Options
+
+
+class LeastSquaresOptions(Options):
+    """How the output projections are refitted by least squares."""
+
+    restoration: Literal["auto", "dense", "sequential"] = Field(
+        default="auto",
+        description="inputs that the least squares fit: what stays of the dense model's, or those that the layers "
+        "already restored give; auto is the method's own",
+    )
+    least_squares: Literal["auto", "robust", "plain"] = Field(
+        default="auto",
+        description="how least squares take massive activations: robust leaves outlying tokens out and measures the "
+        "ridge in median diagonals of the Gram matrix, plain takes all tokens and mean diagonals, as FASP does; auto "
+        "is the method's own",
+    )
+    damping: Annotated[float | None, Flag("FACTOR")] = Field(
+        default=None,
+        gt=0,
+        description="ridge of the least squares towards the weights as they are, in mean diagonals of the Gram matrix "
+        "(plain) or in median ones (robust); by default 0.01 for plain, and for robust the best of several on held-out "
+        "data",
+    )

@@ -1,0 +1,45 @@
+"""What is cut, and what makes up for it."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from ..recovery import chain_names
+from ..registry import METHODS
+from .base import Flag, Options
+
+
+def _known_chain(value: Any) -> Any:
+    names = ("auto", *chain_names())
+    if value not in names:
+        *others, last = map(repr, names)
+        raise PydanticCustomError("chain", f"Input should be {', '.join(others)} or {last}")
+    return value
+
+
+class PruningOptions(Options):
+    """What is cut, and what makes up for it."""
+
+    method: Annotated[str, Flag(everyday=True)] = Field(
+        default="grasprune",
+        description=f"how the units to keep are chosen: {', '.join(METHODS.names())}",
+    )
+    pattern: Literal["units", "unstructured", "2:4", "4:8"] = Field(
+        default="units",
+        description="what is cut: whole units, which makes a smaller dense model, or single weights, anywhere or so "
+        "that 2 of 4 (4 of 8) neighbours stay, which makes a model of the same size with zeros in it",
+    )
+    allocation: Literal["auto", "uniform", "global"] = Field(
+        default="auto",
+        description="whether every layer keeps the same share or units compete over the whole model; "
+        "auto is the method's own",
+    )
+    compensation: Annotated[str, BeforeValidator(_known_chain), Flag(everyday=True)] = Field(
+        default="auto",
+        description="what makes up for the units that were cut: trained scales, least squares on the output "
+        "projections, both, the mean of what is missing as a bias, or row energies; auto is the method's own",
+    )
+    statistic_samples: int = Field(
+        default=128, ge=1, description="calibration sequences, at most, that statistics and least squares look at"
+    )

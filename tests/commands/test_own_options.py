@@ -1,0 +1,207 @@
+"""A method with an option of its own: one file and its line in the registry, no other edit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from optimum_grasprune import GRASPConfig
+from optimum_grasprune.config import MethodOptions, StageOptions
+from optimum_grasprune.errors import OptionError
+from optimum_grasprune.registry import METHODS, STAGES, Registry
+from tests.commands.conftest import Outcome
+
+Cli = Callable[..., Outcome]
+
+TOY = '''
+import torch
+from pydantic import Field
+
+from optimum_grasprune.config import MethodOptions
+from optimum_grasprune.methods import Method, register
+
+
+@register("toy")
+class Toy(Method):
+    """Keeps the units whose number, times the toy option, leaves the largest remainder."""
+
+    class Options(MethodOptions):
+        toy_option: int = Field(default=1, ge=1, description="what unit numbers are multiplied by")
+
+    def score(self, task):
+        factor = task.config.own(self.Options).toy_option
+        return torch.arange(task.inventory.num_units).mul(factor).remainder(17).float()
+'''
+LINE = 'METHODS.declare("toy", "toy_method", own_options=True)'
+
+
+def forget(registry: Registry[Any], name: str) -> None:
+    registry._classes.pop(name, None)
+    registry._modules.pop(name, None)
+    registry._with_options.discard(name)
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Add the file and the line; the folder that the file is in."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "toy_method.py").write_text(TOY)
+    monkeypatch.syspath_prepend(folder)
+    METHODS.declare("toy", "toy_method", own_options=True)
+    yield folder
+    forget(METHODS, "toy")
+    sys.modules.pop("toy_method", None)
+
+
+def test_python(toy: Path) -> None:
+    config = GRASPConfig(method="toy", toy_option=3)
+    assert (config.to_dict()["toy_option"], config.toy_option) == (3, 3)  # type: ignore[attr-defined]
+    assert GRASPConfig.from_dict(config.to_dict()) == config != GRASPConfig(method="toy")
+    assert GRASPConfig(method="toy").to_dict()["toy_option"] == 1
+    assert config.model_copy(update={"toy_option": 4, "seed": 2}).to_dict() == {
+        **config.to_dict(),
+        "toy_option": 4,
+        "seed": 2,
+    }
+    assert "toy_option" not in config.model_copy(update={"method": "random"}).to_dict()
+    assert "toy_option" not in GRASPConfig().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "toy", "toy_option": 0}, "toy_option=0: input should be greater than or equal to 1"),
+        ({"method": "toy", "toy_option": "many"}, "toy_option='many': input should be a valid integer"),
+        ({"method": "flap", "toy_option": 3}, "toy_option=3: is an option of the method toy alone"),
+        ({"method": "toy", "toy_options": 3}, "toy_options=3: extra inputs are not permitted"),
+        ({"method": "no such", "toy_option": 3}, "toy_option=3: is an option of the method toy alone"),
+    ],
+)
+def test_bad_values(toy: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        GRASPConfig(**options)  # type: ignore[arg-type]
+    assert str(caught.value).startswith(message)
+
+
+@pytest.fixture
+def export(cli: Cli, model_folder: Path, corpus_file: Path) -> Callable[..., Outcome]:
+    data = ("--dataset", corpus_file, "--num-samples", 4, "--seq-len", 24)
+    return lambda *options: cli("export", "-m", model_folder, *data, *options)
+
+
+def test_command_line_record_and_replay(
+    toy: Path, cli: Cli, export: Callable[..., Outcome], model_folder: Path, tmp_path: Path
+) -> None:
+    weights = {}
+    for option in (1, 3):
+        output = tmp_path / str(option)
+        fitted = ("--method", "toy", "--compensation", "least_squares")
+        outcome = export(*fitted, "--toy-option", option, output)
+        assert outcome.code == 0, outcome.error_lines
+        assert json.loads((output / "grasp_config.json").read_text())["recipe"]["toy_option"] == option
+        weights[option] = (output / "model.safetensors").read_bytes()
+    assert weights[1] != weights[3]
+
+    outcome = cli("export", "-m", model_folder, "--plan", tmp_path / "3", tmp_path / "replayed")
+    assert outcome.code == 0, outcome.error_lines
+    assert (tmp_path / "replayed" / "model.safetensors").read_bytes() == weights[3]
+    recipe = json.loads((tmp_path / "replayed" / "grasp_config.json").read_text())["recipe"]
+    assert (recipe["method"], recipe["toy_option"]) == ("toy", 3)
+
+
+def test_bad_value_on_the_command_line(toy: Path, export: Callable[..., Outcome], tmp_path: Path) -> None:
+    for options, line in (
+        (("--method", "toy", "--toy-option", 0), "--toy-option 0: input should be greater than or equal to 1"),
+        (("--method", "flap", "--toy-option", 3), "--toy-option 3: is an option of the method toy alone"),
+    ):
+        outcome = export(*options, tmp_path / "out")
+        assert outcome.code == 2 and outcome.error_lines == [f"optimum-cli grasprune export: error: {line}"]
+        assert not (tmp_path / "out").exists()
+
+
+def test_compare(toy: Path, cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path) -> None:
+    options = ("--keep-ratios", 0.5, "--dataset", corpus_file, "--num-samples", 4, "--seq-len", 24, "--no-plot")
+    evaluation = ("--evaluate", f"corpus={corpus_file}", "--eval-seq-len", 24, "--eval-samples", 2)
+    result = tmp_path / "result.json"
+    common = (*options, *evaluation, "--epochs", 1, "--json", result)
+    methods = ("toy", "toy@toy_option=3", "flap")
+    outcome = cli("compare", "-m", model_folder, "--methods", *methods, *common, tmp_path / "out")
+    assert outcome.code == 0, outcome.error_lines
+    cells = {cell["entry"]: cell for cell in json.loads(result.read_text())["cells"]}
+    assert [cells[entry]["recipe"].get("toy_option") for entry in methods] == [1, 3, None]
+    assert cells["toy"]["loss"] != cells["toy@toy_option=3"]["loss"]
+
+    for entry in ("flap@toy_option=3", "toy@toy_option=0"):
+        outcome = cli("compare", "-m", model_folder, "--methods", entry, *common, tmp_path / "refused")
+        assert outcome.code == 2 and len(outcome.error_lines) == 1, outcome.error_lines
+        assert f"--methods {entry}: " in outcome.error_lines[0]
+
+
+def test_help_names_the_options_of_methods_and_shows_those_of_the_chosen_one(toy: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['optimum-cli', 'grasprune', 'export', *{arguments!r}]\n"
+        f"from optimum_grasprune.registry import METHODS; {LINE}\n"
+        "from optimum.commands.optimum_cli import main\n"
+        "try: main()\n"
+        "finally: print('torch' in sys.modules)\n"
+    )
+    pages = []
+    for arguments in (["--help"], ["--method=toy", "--help"]):
+        command = [sys.executable, "-c", code.format(arguments=arguments)]
+        path = ":".join([str(toy), *sys.path])
+        done = subprocess.run(command, capture_output=True, text=True, env={"PYTHONPATH": path}, check=True)
+        pages.append(" ".join(done.stdout.split()))
+    assert "Options of the method toy: shown by --method toy --help" in pages[0] and pages[0].endswith("False")
+    assert "--toy-option N what unit numbers are multiplied by (default: 1)" in pages[1]
+
+
+def test_names_are_taken_once(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    METHODS.get("toy")
+    with pytest.raises(ValueError, match="an option named 'seed' exists already, common to all methods"):
+
+        class Seed(MethodOptions):
+            seed: int = 1
+
+    with pytest.raises(ValueError, match="an option named 'plan' exists already"):
+
+        class Plan(MethodOptions):
+            plan: int = 1
+
+    class Same(MethodOptions):
+        toy_option: int = 1
+
+    with pytest.raises(ValueError, match="an option named 'toy_option' exists already, of the method toy"):
+        METHODS.register("another")(type("Another", (), {"Options": Same}))
+    assert "another" not in METHODS.names()
+
+
+def test_the_line_has_to_say_that_there_are_options(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METHODS, "_with_options", set())
+    with pytest.raises(ValueError, match="toy has options of its own, which its line in .*registry has to say"):
+        METHODS.get("toy")
+
+
+@pytest.fixture
+def stages() -> Iterator[None]:
+    yield
+    forget(STAGES, "scales")
+
+
+def test_a_recovery_stage_brings_options_along_too(cli: Cli, stages: None) -> None:
+    @STAGES.register("scales")
+    class Scales:
+        class Options(StageOptions):
+            strength: float = 0.5
+
+    assert GRASPConfig(compensation="scales").to_dict()["strength"] == 0.5
+    assert GRASPConfig(strength="0.25").own(Scales.Options).strength == 0.25  # type: ignore[call-arg]
+    assert "strength" not in GRASPConfig(compensation="bias").to_dict()
+    assert GRASPConfig().own(Scales.Options).strength == 0.5
+    assert "--strength X" in cli("export", "--help").out
