@@ -1,6 +1,7 @@
 """Structured pruning of LLaMA-family models under one global budget.  (GRASPrune, arXiv 2604.19398)
 
-Importing the package makes transformers' Auto classes load pruned checkpoints; everything else loads when it is used.
+Importing the package makes transformers' Auto classes load pruned checkpoints, as soon as they are there; everything
+else loads when it is used. So it is quick: neither torch nor transformers is imported for it.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .modeling import register_auto_classes
+from .auto_classes import register_when_loaded
 
 if TYPE_CHECKING:
     from .budget import Budget, project
@@ -46,7 +47,7 @@ __all__ = [
     "project",
 ]
 
-register_auto_classes()
+register_when_loaded()
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The classes that pruned checkpoints load as, and their registration with transformers' Auto classes."""
+"""The classes that pruned checkpoints load as; importing this registers them with transformers' Auto classes."""
 
 from __future__ import annotations
 
@@ -28,3 +28,6 @@ def register_auto_classes() -> None:
         AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         AutoModel.register(config_class, model_class, exist_ok=True)
         AutoModelForCausalLM.register(config_class, causal_class, exist_ok=True)
+
+
+register_auto_classes()
