@@ -15,9 +15,20 @@ from ..recovery import stages_in
 from ..registry import METHODS, STAGES
 from .base import Options
 
-
 _OF_THE_COMMANDS = frozenset(
-    "help model output recipe plan overwrite max_shard_size revision trust_remote_code json config_fields".split()
+    [
+        "help",
+        "model",
+        "output",
+        "recipe",
+        "plan",
+        "overwrite",
+        "max_shard_size",
+        "revision",
+        "trust_remote_code",
+        "json",
+        "config_fields",
+    ]
 )
 """What the command line calls other things by."""
 
