@@ -1,12 +1,12 @@
-"""What exists by name: methods, and recovery stages with options of their own. Nothing here loads torch.
+"""What exists by name: methods, recovery stages, and chains of them. Nothing here loads torch.
 
-A line at the end says in which file a method stands; the file is read when the method is first asked for. What is not
+A line at the end says in which file a method or stage stands; the file is read when it is first asked for. What is not
 listed there can be registered from anywhere, as long as that is imported before the name is used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -14,15 +14,16 @@ from .errors import OptionError
 
 if TYPE_CHECKING:
     from .methods.base import Method
+    from .recovery.base import Stage
 
 Class = TypeVar("Class", bound=type)
 
 
 class Registry(Generic[Class]):
-    """Classes by name. kind: what they are, which is the option that chooses one and the word in messages."""
+    """Classes by name. kind: what they are, in messages.  option: that chooses one.  reserved: its other values."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, option: str, reserved: Collection[str] = ()) -> None:
+        self.kind, self.option, self.reserved = kind, option, frozenset(reserved)
         self._classes: dict[str, Class] = {}
         self._modules: dict[str, str] = {}
         self._with_options: set[str] = set()
@@ -57,6 +58,8 @@ class Registry(Generic[Class]):
         return add
 
     def _refuse_taken(self, name: str) -> None:
+        if name in self.reserved:
+            raise ValueError(f"{name!r} is a value of {self.option} already")
         if name in self.names():
             raise ValueError(f"a {self.kind} named {name!r} exists already: {self.get(name).__qualname__}")
 
@@ -67,7 +70,7 @@ class Registry(Generic[Class]):
     def get(self, name: str) -> Class:
         """The class of that name; OptionError, with the names that exist, when there is none."""
         if name not in self.names():
-            raise OptionError(self.kind, name, f"no such {self.kind}; there are {', '.join(self.names())}")
+            raise OptionError(self.option, name, f"no such {self.kind}; there are {', '.join(self.names())}")
         if name not in self._classes:
             import_module(self._modules[name])
         if name not in self._classes:
@@ -103,11 +106,14 @@ def _options_in(cls: Any) -> tuple[str, ...]:
     return tuple(getattr(getattr(cls, "Options", None), "model_fields", ()))
 
 
-METHODS: Registry[type[Method]] = Registry("method")
+CHAINS: dict[str, tuple[str, ...]] = {"none": (), "both": ("least_squares", "scales")}
+"""The values of `compensation` that are no single stage: stages that refit weights first, then those that train."""
+
+METHODS: Registry[type[Method]] = Registry("method", "method")
 """The pruning methods, and below in which file of `methods/` each stands."""
 
-STAGES: Registry[type[Any]] = Registry("stage")
-"""The recovery stages that bring options along."""
+STAGES: Registry[type[Stage]] = Registry("stage", "compensation", reserved=("auto", *CHAINS))
+"""The recovery stages, and below in which file of `recovery/` each stands."""
 
 METHODS.declare("fasp", "optimum_grasprune.methods.fasp")
 METHODS.declare("fisher", "optimum_grasprune.methods.fisher")
@@ -118,3 +124,18 @@ METHODS.declare("random", "optimum_grasprune.methods.random")
 METHODS.declare("statistical", "optimum_grasprune.methods.statistical")
 METHODS.declare("taylor", "optimum_grasprune.methods.taylor")
 METHODS.declare("wanda_sp", "optimum_grasprune.methods.wanda_sp")
+
+STAGES.declare("scales", "optimum_grasprune.recovery.scales")
+STAGES.declare("least_squares", "optimum_grasprune.recovery.least_squares")
+STAGES.declare("bias", "optimum_grasprune.recovery.bias")
+STAGES.declare("energy", "optimum_grasprune.recovery.energy")
+
+
+def chain_names() -> tuple[str, ...]:
+    """What `compensation` can be beside "auto": a chain, or a stage alone."""
+    return (*(name for name in CHAINS if not CHAINS[name]), *STAGES.names(), *(name for name in CHAINS if CHAINS[name]))
+
+
+def stages_in(chain: str) -> tuple[str, ...]:
+    """Names of the stages of a chain, in order. chain: one of `chain_names`."""
+    return CHAINS.get(chain, (chain,))

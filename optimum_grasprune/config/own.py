@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from ..errors import OptionError
-from ..recovery import stages_in
-from ..registry import METHODS, STAGES
+from ..registry import METHODS, STAGES, stages_in
 from .base import Options
 
 _OF_THE_COMMANDS = frozenset(

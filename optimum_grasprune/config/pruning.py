@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from ..recovery import chain_names
-from ..registry import METHODS
+from ..registry import METHODS, chain_names
 from .base import Flag, Options
 
 

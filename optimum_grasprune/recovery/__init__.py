@@ -4,6 +4,6 @@
 `chain` runs a chain. The names are known without loading torch.
 """
 
-from .registry import CHAINS, chain_names, get_stage, register, stage_names, stages_in
+from .registry import chain_names, get_stage, register, stage_names, stages_in
 
-__all__ = ["CHAINS", "chain_names", "get_stage", "register", "stage_names", "stages_in"]
+__all__ = ["chain_names", "get_stage", "register", "stage_names", "stages_in"]

@@ -11,8 +11,10 @@ from transformers import PreTrainedModel
 
 from .base import Needs, WeightStage
 from .reference import Reference, Trial
+from .registry import register
 
 
+@register("bias")
 class MeanBias(WeightStage):
     """Adds what the cut units contribute on average to the biases of the output projections."""
 

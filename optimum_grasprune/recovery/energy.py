@@ -15,8 +15,10 @@ from ..calibration import Moments
 from ..masks import ElementMask
 from .base import Needs, WeightStage
 from .reference import Reference, Trial
+from .registry import register
 
 
+@register("energy")
 class RowEnergy(WeightStage):
     """Scales each row of the maps that lost something; where single weights were cut, zeros stay zeros."""
 

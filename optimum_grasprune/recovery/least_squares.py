@@ -33,6 +33,7 @@ from ..surgery import kept_columns
 from ..units import KINDS, Kind
 from .base import Edit, Needs, WeightStage
 from .reference import Reference, Settings, Trial
+from .registry import register
 
 if TYPE_CHECKING:
     from ..config import GRASPConfig
@@ -66,6 +67,7 @@ FITS = {
 """What `LeastSquaresOptions.least_squares` offers, by name."""
 
 
+@register("least_squares")
 @dataclass(frozen=True)
 class LeastSquares(WeightStage):
     """Brings every output projection as close to what it put out as what is left of its inputs allows.

@@ -23,11 +23,13 @@ from ..surgery import fold_scales
 from ..units import UnitInventory
 from .base import Learnt, Needs, TrainedStage
 from .reference import Reference, Trial
+from .registry import register
 
 if TYPE_CHECKING:
     from ..config import GRASPConfig
 
 
+@register("scales")
 @dataclass(frozen=True)
 class Scales(TrainedStage):
     """Trains the scales on the sliced model; the plan holds them, so that a replay only folds."""

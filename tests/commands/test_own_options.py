@@ -191,17 +191,17 @@ def test_the_line_has_to_say_that_there_are_options(toy: Path, monkeypatch: pyte
 @pytest.fixture
 def stages() -> Iterator[None]:
     yield
-    forget(STAGES, "scales")
+    forget(STAGES, "toy_stage")
 
 
 def test_a_recovery_stage_brings_options_along_too(cli: Cli, stages: None) -> None:
-    @STAGES.register("scales")
-    class Scales:
+    @STAGES.register("toy_stage")
+    class ToyStage:
         class Options(StageOptions):
             strength: float = 0.5
 
-    assert GRASPConfig(compensation="scales").to_dict()["strength"] == 0.5
-    assert GRASPConfig(strength="0.25").own(Scales.Options).strength == 0.25  # type: ignore[call-arg]
+    assert GRASPConfig(compensation="toy_stage").to_dict()["strength"] == 0.5
+    assert GRASPConfig(strength="0.25").own(ToyStage.Options).strength == 0.25  # type: ignore[call-arg]
     assert "strength" not in GRASPConfig(compensation="bias").to_dict()
-    assert GRASPConfig().own(Scales.Options).strength == 0.5
+    assert GRASPConfig().own(ToyStage.Options).strength == 0.5
     assert "--strength X" in cli("export", "--help").out

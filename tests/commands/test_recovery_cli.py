@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from optimum_grasprune.recovery import register, registry
+from optimum_grasprune.recovery import register
+from optimum_grasprune.registry import STAGES
 from tests.commands.conftest import Outcome
 from tests.contracts.test_recovery import Tilt
 
@@ -20,8 +21,8 @@ def test_a_stage_of_ones_own(
     assert outcome.code == 2 and "--compensation tilt: input should be 'auto', 'none'" in outcome.error_lines[0]
     assert not (tmp_path / "pruned").exists()
 
-    monkeypatch.setattr(registry, "_STAGES", dict(registry._STAGES))
-    register("tilt", Tilt)
+    monkeypatch.setattr(STAGES, "_classes", dict(STAGES._classes))
+    register("tilt")(Tilt)
     assert cli("export", "-m", model_folder, *data, "--compensation", "tilt", tmp_path / "pruned").code == 0
     assert cli("export", "-m", model_folder, "--plan", tmp_path / "pruned", tmp_path / "again").code == 0
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("pruned", "again")]

@@ -19,18 +19,17 @@ from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import count_parameters
 from optimum_grasprune.methods import Task, get_method
 from optimum_grasprune.recovery import (
-    CHAINS,
     chain_names,
     get_stage,
     reference,
     register,
-    registry,
     stage_names,
     stages_in,
 )
 from optimum_grasprune.recovery.base import Learnt, Needs, Stage, TrainedStage, WeightStage
 from optimum_grasprune.recovery.chain import Chain, options_of_stages, sentence
 from optimum_grasprune.recovery.reference import Reference, Settings, Trial
+from optimum_grasprune.registry import CHAINS, STAGES
 from optimum_grasprune.selection import choose
 from tests.conftest import make_model
 from tests.contracts.test_methods import choices, task_of
@@ -175,8 +174,8 @@ def test_a_choice_of_units_depends_on_no_option_of_a_stage() -> None:
 
 def test_a_name_is_taken_once() -> None:
     for taken in ("scales", "both", "none", "auto"):
-        with pytest.raises(ValueError, match=f"a stage or chain named '{taken}' exists already"):
-            register(taken, "nowhere:Nothing")
+        with pytest.raises(ValueError, match=f"'{taken}' (exists|is a value of compensation) already"):
+            register(taken)(Tilt)
     assert get_stage("scales").name == "scales"
 
 
@@ -269,8 +268,8 @@ class LearntStretch(Learnt):
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> Callable[[type[Stage]], None]:
-    monkeypatch.setattr(registry, "_STAGES", dict(registry._STAGES))
-    return lambda stage: register(stage.name, stage)
+    monkeypatch.setattr(STAGES, "_classes", dict(STAGES._classes))
+    return lambda stage: register(stage.name)(stage)
 
 
 def test_a_toy_stage_is_chosen_described_and_replayed(
