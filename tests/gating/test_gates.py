@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import LlamaForCausalLM
 
 from optimum_grasprune import Budget, GRASPConfig, PruningPlan, UnitMask, project
@@ -19,6 +21,7 @@ from optimum_grasprune.surgery import build_pruned_model
 from tests.conftest import logits_of
 
 TOKENS = torch.arange(60).view(2, 30)
+SEQUENCES = torch.randint(258, (5, 12), generator=torch.Generator().manual_seed(0))
 
 
 def half_mask(model: LlamaForCausalLM) -> UnitMask:
@@ -264,3 +267,110 @@ def test_each_epoch_takes_every_sequence_once_in_a_new_order() -> None:
     drawn = torch.cat(list(batches(tokens, epochs=2, batch_size=3, seed=0))).flatten().tolist()
     assert sorted(drawn[:7]) == sorted(drawn[7:]) == list(range(7))
     assert drawn[:7] != drawn[7:]
+
+
+def test_the_order_of_the_sequences_is_that_of_the_seed() -> None:
+    tokens = torch.arange(7)[:, None]
+    first, again, other = (torch.cat(list(batches(tokens, 1, 3, seed))).flatten().tolist() for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def trained(kind: str, model: LlamaForCausalLM, config: GRASPConfig, start_U: Tensor | None = None) -> Tensor:
+    """Gate scores after the last step, or scales."""
+    family = family_of(model.config)
+    inventory = family.inventory(model)
+    if kind == "scales":
+        return train_scales(model, family, inventory, SEQUENCES, config)
+    return train_gates(model, family, inventory, Budget.resolve(config, inventory, 0), SEQUENCES, config, start_U)[-1]
+
+
+TRAININGS = pytest.mark.parametrize("kind", ["gates", "scales"])
+
+
+@pytest.fixture
+def steps() -> Iterator[list[tuple[float, Tensor]]]:
+    """(learning rate, gradient by unit) of each optimiser step that the test takes."""
+    taken: list[tuple[float, Tensor]] = []
+
+    def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        (group,) = optimizer.param_groups
+        (parameter_U,) = group["params"]
+        taken.append((group["lr"], parameter_U.grad.clone()))
+
+    handle = register_optimizer_step_pre_hook(look)
+    yield taken
+    handle.remove()
+
+
+@TRAININGS
+def test_a_training_sees_as_many_epochs_and_such_batches_as_it_is_told(kind: str, model: LlamaForCausalLM) -> None:
+    config = GRASPConfig(keep_ratio=0.5, epochs=2, scale_epochs=3, batch_size=2, seed=7)
+    seen: list[Tensor] = []
+    model.model.embed_tokens.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    trained(kind, model, config)
+    expected = list(batches(SEQUENCES, {"gates": 2, "scales": 3}[kind], 2, seed=7))
+    assert len(seen) == len(expected) and all(map(torch.equal, seen, expected))
+
+
+@TRAININGS
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_the_learning_rate_follows_the_schedule_at_every_step(
+    kind: str, schedule: str, model: LlamaForCausalLM, steps: list[tuple[float, Tensor]]
+) -> None:
+    trained(kind, model, GRASPConfig(learning_rate=0.25, scale_learning_rate=0.125, schedule=schedule))
+    highest = {"gates": 0.25, "scales": 0.125}[kind]
+    expected = [highest * Schedule(5, schedule).factor(step) for step in range(5)]
+    assert [rate for rate, _ in steps] == pytest.approx(expected)
+
+
+def test_gates_are_trained_at_the_rate_of_the_cut_where_none_was_asked_for(
+    model: LlamaForCausalLM, steps: list[tuple[float, Tensor]]
+) -> None:
+    trained("gates", model, GRASPConfig(keep_ratio=0.9, kv_keep_ratio=0.5))
+    assert steps[0][0] == pytest.approx(2e-2)
+
+
+def test_the_temperature_flattens_the_gradient(model: LlamaForCausalLM, steps: list[tuple[float, Tensor]]) -> None:
+    units = family_of(model.config).inventory(model).num_units
+    start_U = torch.randn(units, generator=torch.Generator().manual_seed(0))
+    by_multiplier = []
+    for temperature in (0.5, 4.0):
+        steps.clear()
+        trained("gates", model, GRASPConfig(budget_warmup=0, temperature=temperature), start_U)
+        p_U = torch.sigmoid(start_U / temperature)
+        # The first step has the same mask, whatever τ is, and so the same derivative by its multipliers.
+        by_multiplier.append(steps[0][1] * temperature / (p_U * (1 - p_U)))
+    assert by_multiplier[0].count_nonzero() > units / 2
+    torch.testing.assert_close(*by_multiplier, rtol=1e-4, atol=1e-7)
+
+
+def test_what_the_loss_does_not_see_stays_where_it_was(model: LlamaForCausalLM) -> None:
+    """No weight decay: without a gradient a score does not move."""
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight[:, 3] = 0
+    inventory = family_of(model.config).inventory(model)
+    unseen = inventory.index(0, "ffn", 3)
+    start_U = torch.ones(inventory.num_units)
+    scores_U = trained("gates", model, GRASPConfig(learning_rate=0.3), start_U)
+    assert scores_U[unseen] == 1 and (scores_U != 1).sum() == inventory.num_units - 1
+
+
+def test_the_budget_of_a_step_is_that_of_its_moment(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    costs: list[int] = []
+    monkeypatch.setattr(training, "project", lambda *given: costs.append(given[2].cost) or project(*given))
+    trained("gates", model, GRASPConfig(keep_ratio=0.5, budget_warmup=0.5))
+    inventory = family_of(model.config).inventory(model)
+    budget = Budget(inventory.total_cost // 2)
+    moments = [budget_at(budget, inventory.total_cost, 0.5, step / 5).cost for step in range(5)]
+    assert costs == [budget.cost, *moments]
+    assert moments[0] == inventory.total_cost and moments[-1] == budget.cost
+
+
+def test_snapshots_are_taken_in_even_parts_of_the_training(model: LlamaForCausalLM) -> None:
+    family = family_of(model.config)
+    inventory = family.inventory(model)
+    short, long = (GRASPConfig(schedule="constant", budget_warmup=0, epochs=n, snapshots=n) for n in (1, 3))
+    budget = Budget.resolve(short, inventory, 0)
+    (first,) = train_gates(model, family, inventory, budget, SEQUENCES, short)
+    # One epoch is a third of the long training, which begins with the same steps.
+    assert torch.equal(train_gates(model, family, inventory, budget, SEQUENCES, long)[0], first)
