@@ -43,6 +43,13 @@ def test_least_squares_by_hand() -> None:
     assert restored(weight, kept, x, 4.0).tolist() == [[pytest.approx(1.4)]]
 
 
+def test_a_median_that_dead_channels_do_not_move() -> None:
+    # As above, with two more channels that are always zero: the median of what is left is still 5.
+    x = torch.tensor([[1.0, 2, 0, 0], [2, 4, 0, 0]])
+    weight, kept = torch.ones(1, 4), torch.tensor([0, 2, 3])
+    assert restored(weight, kept, x, 1.0).tolist() == [pytest.approx([2, 1, 1])]
+
+
 @given(st.integers(0, 99))
 def test_recovers_the_dense_output_where_that_is_possible(seed: int) -> None:
     """Inputs that span three directions, seen through four kept columns."""

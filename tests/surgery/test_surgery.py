@@ -77,6 +77,15 @@ def test_building_leaves_the_dense_model_alone_and_shares_what_is_not_cut(model:
     assert sum(p.numel() for p in pruned.parameters()) < sum(p.numel() for p in model.parameters())
 
 
+def test_the_pruned_model_generates_as_the_dense_one_with_settings_of_its_own(model: LlamaForCausalLM) -> None:
+    model.generation_config.eos_token_id = [1, 7]
+    model.generation_config.max_new_tokens = 5
+    pruned = build_pruned_model(model, random_plan(model, scaled=False), family_of(model.config))
+    assert pruned.generation_config.to_dict() == model.generation_config.to_dict()
+    pruned.generation_config.eos_token_id.append(0)
+    assert model.generation_config.eos_token_id == [1, 7]
+
+
 @pytest.mark.parametrize("output_bias", [False, True])
 @pytest.mark.parametrize("overrides", [{}, {"attention_bias": True, "mlp_bias": True}])
 def test_output_projections_are_never_shared(overrides: dict[str, bool], output_bias: bool) -> None:
