@@ -1,18 +1,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from optimum_grasprune import GRASPConfig
+from optimum_grasprune import GRASPConfig, UnitMask
 from optimum_grasprune.budget import project
 from optimum_grasprune.calibration import squared_per_token
-from optimum_grasprune.methods import get_method
+from optimum_grasprune.methods import get_method, grasprune
 from optimum_grasprune.methods.gradients import annealed_sensitivity
 from optimum_grasprune.methods.grasprune import standardised_log
-from optimum_grasprune.selection.width_search import WidthLoss
+from optimum_grasprune.selection.width_search import SearchLimits, WidthLoss, widths_of
 from tests.contracts.test_methods import choices, task_of
 
 
@@ -35,6 +36,27 @@ def test_candidates_are_start_snapshots_and_searched_widths(model: LlamaForCausa
     assert loss(masks["searched"]) <= min(loss(mask) for mask in masks.values())
     assert list(choices(task_of(model, GRASPConfig(**options)))) == ["start", "gates 1/2", "gates 2/2"]
     assert list(choices(task_of(model, GRASPConfig(**options, start="zero")))) == ["gates 1/2", "gates 2/2"]
+
+
+def test_the_search_is_told_where_to_start_and_when_to_stop(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def watched(*given: Any) -> UnitMask:
+        seen.append(given)
+        return searched(*given)
+
+    searched = grasprune.searched
+    monkeypatch.setattr(grasprune, "searched", watched)
+    options = {"learning_rate": 0.3, "search_trials": 3, "search_samples": 2, "search_seconds": 7200.0, "seed": 5}
+    task = task_of(model, GRASPConfig(**options))
+    masks = choices(task)
+    ((start, _, loss, budget, limits, seed),) = seen
+    assert (limits, seed, budget) == (SearchLimits(trials=3, seconds=7200.0), 5, task.budget)
+    assert torch.equal(loss.tokens_NS, task.tokens_NS[:2])
+    losses = {widths_of(mask): loss(mask) for name, mask in masks.items() if name != "searched"}
+    assert losses[start] == min(losses.values()) < max(losses.values())
 
 
 def test_the_fisher_start_is_better_than_none(model: LlamaForCausalLM) -> None:

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, UnitMask
@@ -49,6 +53,37 @@ def test_the_outcome_is_the_best_of_all_that_was_measured(task: Task) -> None:
     winner = min(outcome.judgements, key=lambda judgement: judgement.loss)
     assert winner.compensation == (" ".join(outcome.stages) or "none")
     assert ("scales" in outcome.stages) == (outcome.plan.groups[0].scales is not None)
+
+
+@pytest.mark.parametrize("restoration", ["dense", "sequential"])
+def test_the_two_best_candidates_are_refitted(task: Task, restoration: str) -> None:
+    judgements = choose(masks(task), Means(("least_squares",), restoration), task).judgements
+    plain = {judgement.candidate: judgement.loss for judgement in judgements if judgement.compensation == "none"}
+    best, second, worst = sorted(plain, key=plain.__getitem__)
+    assert plain[best] < plain[second] < plain[worst]
+    refitted = [judgement for judgement in judgements if judgement.compensation == "least_squares"]
+    expected = [(name, damping) for name in (best, second) for damping in FITS["robust"].dampings]
+    assert [(judgement.candidate, judgement.damping) for judgement in refitted] == expected
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_scales_are_trained_on_the_first_calibration_sequences_and_no_others(
+    task: Task, blind: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor] = []
+    module = sys.modules[choose.__module__]  # the package has a function of the module's name
+    train = module.train_scales  # type: ignore[attr-defined]
+
+    def watched(*given: Any) -> Tensor:
+        seen.append(given[3])
+        return train(*given)
+
+    monkeypatch.setattr(module, "train_scales", watched)
+    held_out_NS = task.held_out_NS[:0] if blind else task.held_out_NS
+    choose({"0": masks(task)["0"]}, Means(("scales",)), replace(task, held_out_NS=held_out_NS))
+    (tokens_NS,) = seen
+    assert task.config.scale_samples == 2 < len(task.tokens_NS)
+    assert torch.equal(tokens_NS, task.tokens_NS[:2])
 
 
 @pytest.mark.parametrize("restoration", ["dense", "sequential"])
