@@ -10,9 +10,10 @@ from transformers import LlamaForCausalLM
 
 from optimum_grasprune.corpora import windows_of
 from optimum_grasprune.errors import DataError, GraspruneError
-from optimum_grasprune.evaluation import perplexity, perplexity_of
+from optimum_grasprune.evaluation import mean_loss, perplexity, perplexity_of
 from optimum_grasprune.files import write_json
 from optimum_grasprune.loss import next_token_loss
+from tests.conftest import logits_of
 
 
 def test_loss_by_hand() -> None:
@@ -36,6 +37,14 @@ def test_uniform_model_has_the_vocabulary_as_perplexity(model: LlamaForCausalLM)
 def test_batches_do_not_change_the_result(model: LlamaForCausalLM) -> None:
     windows = torch.arange(100).view(5, 20)
     assert perplexity(model, windows, 1).perplexity == pytest.approx(perplexity(model, windows, 3).perplexity, rel=1e-5)
+
+
+def test_losses_are_summed_in_double_precision(model: LlamaForCausalLM) -> None:
+    windows = torch.randint(258, (3, 40), generator=torch.Generator().manual_seed(0))
+    losses = next_token_loss(logits_of(model, windows), windows, reduction="none").flatten().tolist()
+    exact = math.fsum(losses) / len(losses)
+    assert mean_loss(model, windows, batch_size=3) == pytest.approx(exact, rel=1e-14)
+    assert float(torch.tensor(losses).mean()) != pytest.approx(exact, rel=1e-14)  # what fp32 makes of it
 
 
 def test_windows() -> None:

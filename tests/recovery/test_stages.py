@@ -133,6 +133,36 @@ def test_a_dead_channel_changes_nothing_else(model: LlamaForCausalLM) -> None:
 
 
 @pytest.mark.parametrize("in_sequence", [False, True])
+def test_products_of_inputs_are_summed_in_fp32_whatever_the_model_computes_in(
+    in_sequence: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model().to(torch.bfloat16)
+    family, plan = family_of(model.config), half(model)
+    pruned = build_pruned_model(model, plan, family)
+    products: list[tuple[torch.Tensor, torch.Tensor]] = []
+    restored = least_squares.restored_weight
+
+    def watched(*given: Any) -> torch.Tensor:
+        products.append(given[2:4])
+        return restored(*given)
+
+    monkeypatch.setattr(least_squares, "restored_weight", watched)
+    # Each model's inputs of the output projection that is refitted first, a tensor for each sequence.
+    inputs: dict[bool, list[torch.Tensor]] = {False: [], True: []}
+    for after, run in ((False, model), (True, pruned)):
+        projection = family.output_projections(run)[0, "kv"]
+        projection.register_forward_pre_hook(lambda _, given, seen=inputs[after]: seen.append(given[0].flatten(0, -2)))
+    means = Means(("least_squares",), "sequential" if in_sequence else "dense", FITS["plain"])
+    refit("least_squares", model, pruned, plan, family, TOKENS, means, 0.1)
+    x_TI = torch.cat(inputs[False][: len(TOKENS)]).double()
+    kept_K = feature_indices(plan.group(0, "kv").kept, x_TI.shape[1], plan.group(0, "kv").count)
+    z_TK = torch.cat(inputs[True][: len(TOKENS)]).double() if in_sequence else x_TI[:, kept_K]
+    gram_KK, cross_IK = products[0]
+    torch.testing.assert_close(gram_KK, (z_TK.T @ z_TK).float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(cross_IK, (x_TI.T @ z_TK).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("in_sequence", [False, True])
 def test_plain_least_squares_count_every_token_and_robust_ones_do_not(
     model: LlamaForCausalLM, in_sequence: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
