@@ -117,6 +117,20 @@ def test_the_pruned_model_has_settings_of_its_own(tokenizer: PreTrainedTokenizer
         assert model.generation_config.max_new_tokens is None
 
 
+@pytest.mark.parametrize(("pattern", "method"), [("units", "magnitude"), ("2:4", "statistical")])
+def test_the_pruned_model_has_what_moved_or_was_left_out_before_it_is_saved(
+    pattern: str, method: str, tokenizer: PreTrainedTokenizerFast, corpus_file: Path
+) -> None:
+    model = make_model()
+    model.config.temperature = 0.7
+    model.generation_config.max_new_tokens = 0
+    config = GRASPConfig(method=method, pattern=pattern, dataset=str(corpus_file), num_samples=2, seq_len=8)
+    with pytest.warns(UserWarning, match=r"temperature=0.7 moves|max_new_tokens=0 is left out"):
+        pruned = GRASPPruner(config).prune_model(model, tokenizer)
+    assert pruned.generation_config.temperature == 0.7 and not hasattr(pruned.config, "temperature")
+    assert pruned.generation_config.max_new_tokens is None
+
+
 def test_settings_made_after_pruning_are_saved(
     tokenizer: PreTrainedTokenizerFast, corpus_file: Path, tmp_path: Path
 ) -> None:
