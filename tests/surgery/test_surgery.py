@@ -31,6 +31,13 @@ def test_scales_multiply_the_columns_of_their_unit() -> None:
     assert scale_columns(weight, torch.tensor([2.0, 0.5])).tolist() == [[2, 4, 1.5, 2], [10, 12, 3.5, 4]]
 
 
+def test_scales_are_multiplied_in_fp32_and_rounded_once() -> None:
+    weight = torch.tensor([[1.0 + 2**-7]], dtype=torch.bfloat16)
+    # The scale has no bf16 of its own: rounded to 1 first, it would change nothing.
+    scaled = scale_columns(weight, torch.tensor([1.0 + 2**-8]))
+    assert scaled.dtype == torch.bfloat16 and scaled.tolist() == [[1.0 + 2**-6]]
+
+
 @given(st.integers(1, 6), st.integers(1, 4), st.data())
 def test_slicing_equals_masking(count: int, width: int, data: st.DataObject) -> None:
     units = sorted(data.draw(st.sets(st.integers(0, count - 1), min_size=1)))
