@@ -80,6 +80,16 @@ def test_alignment_keeps_blocks_by_their_mean_score(small_inventory: UnitInvento
     assert kept(mask) == [0, 2, 4, 6, 8, 9, 10, 11]
 
 
+def test_alignment_and_the_cap_on_the_kv_cache_hold_together() -> None:
+    inventory = UnitInventory((UnitGroup(0, "kv", 5, 10, 4), UnitGroup(1, "kv", 4, 10, 4), UnitGroup(1, "ffn", 5, 3)))
+    scores = torch.tensor([5.0, 4, 3, 2, 1, 9, 8, 7, 6, 0, 0, 0, 0, 1])
+    # 36 KV elements, of which 27 may stay: three pairs of heads at 8, the second pair of layer 1 among them. The fifth
+    # head of layer 0 and the fifth channel, which fill no block, are never kept beside them.
+    budget = resolve(inventory, keep_ratio=1, kv_keep_ratio=0.75, kv_multiple_of=2, ffn_multiple_of=4)
+    mask = project(scores, inventory, budget)
+    assert kept(mask) == [0, 1, 5, 6, 7, 8, 9, 10, 11, 13]
+
+
 def test_total_budget_counts_what_is_never_pruned(small_inventory: UnitInventory) -> None:
     budget = resolve(small_inventory, total=164, budget="total", keep_ratio=0.9)
     assert budget.cost == 147 - 100  # floor(0.9 * 164) less the 100 outside the inventory
