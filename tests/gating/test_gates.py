@@ -288,14 +288,14 @@ TRAININGS = pytest.mark.parametrize("kind", ["gates", "scales"])
 
 
 @pytest.fixture
-def steps() -> Iterator[list[tuple[float, Tensor]]]:
-    """(learning rate, gradient by unit) of each optimiser step that the test takes."""
-    taken: list[tuple[float, Tensor]] = []
+def steps() -> Iterator[list[dict[str, Any]]]:
+    """The optimiser's settings at each step that the test takes, and the gradient by unit."""
+    taken: list[dict[str, Any]] = []
 
     def look(optimizer: torch.optim.Optimizer, *_: Any) -> None:
         (group,) = optimizer.param_groups
         (parameter_U,) = group["params"]
-        taken.append((group["lr"], parameter_U.grad.clone()))
+        taken.append({**group, "gradient_U": parameter_U.grad.clone()})
 
     handle = register_optimizer_step_pre_hook(look)
     yield taken
@@ -315,22 +315,28 @@ def test_a_training_sees_as_many_epochs_and_such_batches_as_it_is_told(kind: str
 @TRAININGS
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_the_learning_rate_follows_the_schedule_at_every_step(
-    kind: str, schedule: str, model: LlamaForCausalLM, steps: list[tuple[float, Tensor]]
+    kind: str, schedule: str, model: LlamaForCausalLM, steps: list[dict[str, Any]]
 ) -> None:
     trained(kind, model, GRASPConfig(learning_rate=0.25, scale_learning_rate=0.125, schedule=schedule))
     highest = {"gates": 0.25, "scales": 0.125}[kind]
     expected = [highest * Schedule(5, schedule).factor(step) for step in range(5)]
-    assert [rate for rate, _ in steps] == pytest.approx(expected)
+    assert [step["lr"] for step in steps] == pytest.approx(expected)
+
+
+@TRAININGS
+def test_adamw_has_the_published_betas(kind: str, model: LlamaForCausalLM, steps: list[dict[str, Any]]) -> None:
+    trained(kind, model, GRASPConfig())
+    assert {step["betas"] for step in steps} == {(0.9, 0.99)}
 
 
 def test_gates_are_trained_at_the_rate_of_the_cut_where_none_was_asked_for(
-    model: LlamaForCausalLM, steps: list[tuple[float, Tensor]]
+    model: LlamaForCausalLM, steps: list[dict[str, Any]]
 ) -> None:
     trained("gates", model, GRASPConfig(keep_ratio=0.9, kv_keep_ratio=0.5))
-    assert steps[0][0] == pytest.approx(2e-2)
+    assert steps[0]["lr"] == pytest.approx(2e-2)
 
 
-def test_the_temperature_flattens_the_gradient(model: LlamaForCausalLM, steps: list[tuple[float, Tensor]]) -> None:
+def test_the_temperature_flattens_the_gradient(model: LlamaForCausalLM, steps: list[dict[str, Any]]) -> None:
     units = family_of(model.config).inventory(model).num_units
     start_U = torch.randn(units, generator=torch.Generator().manual_seed(0))
     by_multiplier = []
@@ -339,7 +345,7 @@ def test_the_temperature_flattens_the_gradient(model: LlamaForCausalLM, steps: l
         trained("gates", model, GRASPConfig(budget_warmup=0, temperature=temperature), start_U)
         p_U = torch.sigmoid(start_U / temperature)
         # The first step has the same mask, whatever τ is, and so the same derivative by its multipliers.
-        by_multiplier.append(steps[0][1] * temperature / (p_U * (1 - p_U)))
+        by_multiplier.append(steps[0]["gradient_U"] * temperature / (p_U * (1 - p_U)))
     assert by_multiplier[0].count_nonzero() > units / 2
     torch.testing.assert_close(*by_multiplier, rtol=1e-4, atol=1e-7)
 
