@@ -50,6 +50,12 @@ def test_a_median_that_dead_channels_do_not_move() -> None:
     assert restored(weight, kept, x, 1.0).tolist() == [pytest.approx([2, 1, 1])]
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1e4])
+def test_the_scale_of_the_inputs_changes_no_weight(scale: float) -> None:
+    x, weight, kept = random(20, 5, seed=0), random(3, 5, seed=1), torch.tensor([0, 3])
+    torch.testing.assert_close(restored(weight, kept, scale * x, 0.5), restored(weight, kept, x, 0.5))
+
+
 @given(st.integers(0, 99))
 def test_recovers_the_dense_output_where_that_is_possible(seed: int) -> None:
     """Inputs that span three directions, seen through four kept columns."""
@@ -144,6 +150,7 @@ def test_energy_factors_by_hand() -> None:
         [2**0.5, 0.5**0.5, 2**0.5, 0.5**0.5, 1, 1, 0.5**0.5]
     )
     assert energy_factors(torch.tensor([2.0]), torch.tensor([1.0])).tolist() == pytest.approx([2**0.5])
+    assert energy_factors(torch.tensor([3e-9]), torch.tensor([1e-9])).tolist() == pytest.approx([3**0.5])
     assert torch.isfinite(energy_factors(torch.tensor([1e300]).double(), torch.tensor([1e-300]).double())).all()
 
 
