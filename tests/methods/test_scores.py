@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
+from optimum_grasprune import GRASPConfig
 from optimum_grasprune.calibration import sensitivity, squared_per_sequence, squared_per_token
 from optimum_grasprune.errors import GraspruneError
 from optimum_grasprune.families import Coupling, family_of
 from optimum_grasprune.gating import gated
 from optimum_grasprune.loss import next_token_loss
+from optimum_grasprune.methods import get_method
 from optimum_grasprune.methods.flap import standardised, unit_fluctuation
 from optimum_grasprune.methods.magnitude import unit_norms
 from optimum_grasprune.methods.wanda_sp import unit_metric
 from optimum_grasprune.units import KINDS
+from tests.contracts.test_methods import task_of
 
 TOKENS = torch.arange(48).view(3, 16)
 
@@ -138,3 +143,11 @@ def test_gradients_that_are_not_finite_name_their_layer(model: LlamaForCausalLM)
     family = family_of(model.config)
     with pytest.raises(GraspruneError, match=r"the gradient in layer \d \((kv|ffn)\) is not finite"):
         sensitivity(model, family, family.inventory(model), TOKENS[:1], squared_per_token)
+
+
+@pytest.mark.parametrize("name", ["fasp", "flap", "wanda_sp"])
+def test_statistics_look_at_as_many_sequences_as_asked_for(name: str, model: LlamaForCausalLM) -> None:
+    task, method = task_of(model, GRASPConfig(method=name, statistic_samples=2)), get_method(name)
+    scores = method.score(task)
+    assert torch.equal(scores, method.score(replace(task, tokens_NS=task.tokens_NS[:2])))
+    assert not torch.equal(scores, method.score(replace(task, config=GRASPConfig(method=name))))

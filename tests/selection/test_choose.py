@@ -86,6 +86,18 @@ def test_scales_are_trained_on_the_first_calibration_sequences_and_no_others(
     assert torch.equal(tokens_NS, task.tokens_NS[:2])
 
 
+@pytest.mark.parametrize("step", ["least_squares", "bias", "energy"])
+@pytest.mark.parametrize("blind", [False, True])
+def test_weights_are_refitted_to_as_many_sequences_as_asked_for(task: Task, step: str, blind: bool) -> None:
+    def losses(task: Task) -> list[float]:
+        outcome = choose({"0": masks(task)["0"]}, Means((step,)), task)
+        return [judgement.loss for judgement in outcome.judgements] or [mean_loss(outcome.model, task.tokens_NS[:1])]
+
+    everything = replace(task, held_out_NS=task.held_out_NS[:0]) if blind else task
+    first = replace(everything, config=task.config.model_copy(update={"statistic_samples": 1}))
+    assert losses(first) == losses(replace(first, tokens_NS=task.tokens_NS[:1])) != losses(everything)
+
+
 @pytest.mark.parametrize("restoration", ["dense", "sequential"])
 def test_each_compensation_alone(task: Task, restoration: str) -> None:
     for stages in ((), ("scales",), ("least_squares",), ("bias",), ("energy",)):
