@@ -121,13 +121,30 @@ def test_infeasible_budget_names_the_nearest_feasible_value(small_inventory: Uni
         resolve(small_inventory, total=164, budget="total", keep_ratio=0.5)
 
 
+def test_an_infeasible_budget_lists_what_it_is_too_small_for_and_nothing_else(small_inventory: UnitInventory) -> None:
+    always = "at least 1 FFN channels a layer, at least 1 KV head groups a layer"
+    with pytest.raises(BudgetError, match=f"^keep_ratio=0.2: too small for {always}; the nearest"):
+        resolve(small_inventory, keep_ratio=0.2)
+    options = BudgetOptions(keep_ratio=0.9, budget="total", ffn_multiple_of=2)
+    outside = "100 parameters that are never pruned, 30 that the compensation adds"
+    with pytest.raises(BudgetError, match=f"{always}, FFN channels in multiples of 2, {outside}; the nearest"):
+        Budget.resolve(options, small_inventory, 164, 30)
+    options = BudgetOptions(keep_ratio=1, kv_keep_ratio=0.4, budget="total")
+    with pytest.raises(BudgetError, match=f"^kv_keep_ratio=0.4: too small for {always}; the nearest"):
+        Budget.resolve(options, small_inventory, 164, 1)
+
+
 def test_impossible_alignment_names_the_option(small_inventory: UnitInventory) -> None:
     with pytest.raises(
         OptionError, match="kv_multiple_of=3: no multiple of it lies between the minimum 1 and the 2 KV"
     ):
         resolve(small_inventory, kv_multiple_of=3)
+    with pytest.raises(OptionError, match="ffn_multiple_of=5: .* the minimum 1 and the 4 FFN channels of layer 0"):
+        resolve(small_inventory, ffn_multiple_of=5)
     with pytest.raises(OptionError, match="tensor_parallel_size=4: .*2 KV head groups of layer 0"):
         resolve(small_inventory, tensor_parallel_size=4)
+    with pytest.raises(OptionError, match="tensor_parallel_size=3: "):  # two heads at a time would do
+        resolve(small_inventory, kv_multiple_of=2, tensor_parallel_size=3)
 
 
 def test_bad_scores_are_refused(small_inventory: UnitInventory) -> None:
