@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 
 from optimum_grasprune import Budget, GRASPConfig, PruningPlan, UnitMask, project
 from optimum_grasprune.config import BudgetOptions
+from optimum_grasprune.errors import GraspruneError
 from optimum_grasprune.families import family_of
 from optimum_grasprune.gating import frozen, gated, straight_through, train_gates
 from optimum_grasprune.gating import train as training
@@ -310,6 +311,27 @@ def test_a_training_sees_as_many_epochs_and_such_batches_as_it_is_told(kind: str
     trained(kind, model, config)
     expected = list(batches(SEQUENCES, {"gates": 2, "scales": 3}[kind], 2, seed=7))
     assert len(seen) == len(expected) and all(map(torch.equal, seen, expected))
+
+
+@TRAININGS
+def test_a_training_keeps_no_keys_and_values(kind: str, model: LlamaForCausalLM) -> None:
+    seen: list[object] = []
+    model.register_forward_hook(lambda _module, _inputs, output: seen.append(output.past_key_values))
+    trained(kind, model, GRASPConfig())
+    assert seen == [None] * 5
+
+
+@TRAININGS
+def test_a_loss_that_is_not_finite_names_the_training_and_the_step(kind: str, model: LlamaForCausalLM) -> None:
+    steps = iter(range(1, 6))
+
+    def break_the_third(_module: object, _inputs: object, output: Any) -> None:
+        if next(steps) == 3:
+            output.logits[0, 0, 0] = float("nan")
+
+    model.register_forward_hook(break_the_third)
+    with pytest.raises(GraspruneError, match=f"^{kind}: the loss is nan at step 3; "):
+        trained(kind, model, GRASPConfig())
 
 
 @TRAININGS
