@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +15,7 @@ from optimum_grasprune.selection.width_search import (
     Ledger,
     SearchLimits,
     WidthLoss,
+    Widths,
     mask_of,
     mask_of_best_widths,
     search_widths,
@@ -70,6 +72,37 @@ def test_transfers_meet_every_budget(data: st.DataObject) -> None:
             assert budget.smallest_width(group) <= width <= group.count
             assert width % budget.multiple_of[group.kind] == 0
         assert ledger.filled(widths, 0) == widths  # nothing that was cut would still have fitted
+
+
+def test_a_transfer_moves_the_share_of_a_group_that_it_may_at_most_and_mostly_less() -> None:
+    inventory = UnitInventory((UnitGroup(0, "ffn", 40, 3), UnitGroup(1, "ffn", 40, 3)))
+    ledger = Ledger(inventory, Budget(cost=40 * 3))
+    for largest, most in ((0.25, 10), (0.1, 4), (0.01, 1)):
+        widths = [transfer((20, 20), ledger, largest, random.Random(seed)) for seed in range(100)]
+        moved = sorted(abs(first - 20) for first, _ in widths)
+        assert all(first + second == 40 for first, second in widths)
+        assert (moved[0], moved[-1]) == (1, most)
+        assert moved[50] <= 0.3 * most + 1  # the square of a uniform number is below a quarter half of the time
+
+
+def test_transfers_shrink_over_the_search(small_inventory: UnitInventory, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+
+    def watched(widths: Widths, ledger: Ledger, largest: float, generator: random.Random) -> Widths:
+        shares.append(largest)
+        return transfer(widths, ledger, largest, generator)
+
+    monkeypatch.setattr("optimum_grasprune.allocation.widths.transfer", watched)
+    ledger = Ledger(small_inventory, Budget(cost=38))
+    search_widths((1, 4, 1, 2), ledger, lambda widths: float(widths[1]), SearchLimits(4), seed=0)
+    assert shares == [0.25, 0.1875, 0.125, 0.0625]
+
+
+def test_search_stays_where_it_is_as_long_as_nothing_is_better(small_inventory: UnitInventory) -> None:
+    ledger, seen = Ledger(small_inventory, Budget(cost=38)), []
+    found = search_widths((1, 4, 1, 2), ledger, lambda widths: seen.append(widths) or 1.0, SearchLimits(20), seed=0)
+    assert found == ((1, 4, 1, 2), 1.0)
+    assert 1 < len(seen) == len(set(seen))  # nothing is measured twice
 
 
 def test_search_finds_the_better_allocation_and_is_deterministic(small_inventory: UnitInventory) -> None:
