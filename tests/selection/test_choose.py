@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from optimum_grasprune import GRASPConfig, GRASPPruner, UnitMask
+from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask
 from optimum_grasprune.evaluation import mean_loss
 from optimum_grasprune.methods import Task, get_method
 from optimum_grasprune.recovery.chain import Chain
@@ -64,6 +65,48 @@ def test_the_two_best_candidates_are_refitted(task: Task, restoration: str) -> N
     refitted = [judgement for judgement in judgements if judgement.compensation == "least_squares"]
     expected = [(name, damping) for name in (best, second) for damping in FITS["robust"].dampings]
     assert [(judgement.candidate, judgement.damping) for judgement in refitted] == expected
+
+
+WAYS = pytest.mark.parametrize(
+    "means",
+    [
+        Means(("least_squares",), "dense"),
+        Means(("least_squares",), "sequential"),
+        Means(("bias",)),
+        Means(("energy",)),
+    ],
+    ids=["dense", "sequential", "bias", "energy"],
+)
+
+
+def refitted_loss(plan: PruningPlan, means: Means, task: Task, damping: float | None) -> float:
+    """The loss of a plan's model, made without a choice."""
+    model = refitted_model(task.model, plan, task.family, means, task.tokens_NS, damping)
+    return mean_loss(model, task.tokens_NS)
+
+
+@WAYS
+def test_what_wins_comes_with_its_plan(task: Task, means: Means, monkeypatch: pytest.MonkeyPatch) -> None:
+    falling = itertools.count(0, -1)
+    monkeypatch.setattr(sys.modules[choose.__module__], "mean_loss", lambda *_: float(next(falling)))
+    # What is measured last wins: of three candidates the third, of refitted models the second best.
+    for last, allowed in (("2", Means(())), ("1", means)):
+        outcome = choose(masks(task), allowed, task)
+        assert outcome.plan == PruningPlan.from_mask(masks(task)[last]) and outcome.steps == allowed.steps
+        expected = refitted_loss(outcome.plan, allowed, task, outcome.damping)
+        assert mean_loss(outcome.model, task.tokens_NS) == pytest.approx(expected, rel=1e-6)
+
+
+@WAYS
+def test_without_held_out_data_weights_are_refitted_with_the_damping_that_was_asked_for(
+    task: Task, means: Means
+) -> None:
+    config = task.config.model_copy(update={"damping": 0.03125})
+    outcome = choose({"0": masks(task)["0"]}, means, replace(task, held_out_NS=task.held_out_NS[:0], config=config))
+    assert outcome.damping == (0.03125 if "least_squares" in means.steps else None)
+    found = mean_loss(outcome.model, task.tokens_NS)
+    assert found == pytest.approx(refitted_loss(outcome.plan, means, task, 0.03125), rel=1e-6)
+    assert found != pytest.approx(refitted_loss(outcome.plan, Means(()), task, None), rel=1e-3)
 
 
 @pytest.mark.parametrize("blind", [False, True])
