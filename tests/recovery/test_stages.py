@@ -13,7 +13,8 @@ from optimum_grasprune.errors import GraspruneError
 from optimum_grasprune.families import family_of
 from optimum_grasprune.recovery import least_squares
 from optimum_grasprune.recovery.chain import Chain
-from optimum_grasprune.recovery.reference import Reference
+from optimum_grasprune.recovery.least_squares import FITS, LeastSquares
+from optimum_grasprune.recovery.reference import Reference, Trial
 from optimum_grasprune.surgery import build_pruned_model, feature_indices
 from tests.conftest import logits_of, make_model
 
@@ -152,8 +153,8 @@ def test_products_of_inputs_are_summed_in_fp32_whatever_the_model_computes_in(
     for after, run in ((False, model), (True, pruned)):
         projection = family.output_projections(run)[0, "kv"]
         projection.register_forward_pre_hook(lambda _, given, seen=inputs[after]: seen.append(given[0].flatten(0, -2)))
-    means = Means(("least_squares",), "sequential" if in_sequence else "dense", FITS["plain"])
-    refit("least_squares", model, pruned, plan, family, TOKENS, means, 0.1)
+    stage = LeastSquares(in_sequence, FITS["plain"], (0.1,))
+    stage.refit(Reference(model, family, TOKENS, len(TOKENS)), Trial(plan, {"damping": 0.1}), pruned)
     x_TI = torch.cat(inputs[False][: len(TOKENS)]).double()
     kept_K = feature_indices(plan.group(0, "kv").kept, x_TI.shape[1], plan.group(0, "kv").count)
     z_TK = torch.cat(inputs[True][: len(TOKENS)]).double() if in_sequence else x_TI[:, kept_K]

@@ -14,8 +14,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask
 from optimum_grasprune.evaluation import mean_loss
 from optimum_grasprune.methods import Task, get_method
+from optimum_grasprune.recovery import scales
 from optimum_grasprune.recovery.chain import Chain
 from optimum_grasprune.recovery.least_squares import FITS
+from optimum_grasprune.recovery.reference import Reference, Settings, Trial
 from optimum_grasprune.selection import choose
 from tests.conftest import TINY_LLAMA
 from tests.contracts.test_methods import choices, task_of
@@ -58,55 +60,61 @@ def test_the_outcome_is_the_best_of_all_that_was_measured(task: Task) -> None:
 
 @pytest.mark.parametrize("restoration", ["dense", "sequential"])
 def test_the_two_best_candidates_are_refitted(task: Task, restoration: str) -> None:
-    judgements = choose(masks(task), Means(("least_squares",), restoration), task).judgements
+    chain = chain_of(task, ("least_squares",), restoration=restoration)
+    judgements = choose(masks(task), chain, task).judgements
     plain = {judgement.candidate: judgement.loss for judgement in judgements if judgement.compensation == "none"}
     best, second, worst = sorted(plain, key=plain.__getitem__)
     assert plain[best] < plain[second] < plain[worst]
     refitted = [judgement for judgement in judgements if judgement.compensation == "least_squares"]
     expected = [(name, damping) for name in (best, second) for damping in FITS["robust"].dampings]
-    assert [(judgement.candidate, judgement.damping) for judgement in refitted] == expected
+    assert [(judgement.candidate, judgement.settings["damping"]) for judgement in refitted] == expected
 
 
 WAYS = pytest.mark.parametrize(
-    "means",
+    ("stages", "options"),
     [
-        Means(("least_squares",), "dense"),
-        Means(("least_squares",), "sequential"),
-        Means(("bias",)),
-        Means(("energy",)),
+        (("least_squares",), {"restoration": "dense"}),
+        (("least_squares",), {"restoration": "sequential"}),
+        (("bias",), {}),
+        (("energy",), {}),
     ],
     ids=["dense", "sequential", "bias", "energy"],
 )
 
 
-def refitted_loss(plan: PruningPlan, means: Means, task: Task, damping: float | None) -> float:
+def refitted_loss(plan: PruningPlan, chain: Chain, task: Task, settings: Settings) -> float:
     """The loss of a plan's model, made without a choice."""
-    model = refitted_model(task.model, plan, task.family, means, task.tokens_NS, damping)
+    reference = Reference(task.model, task.family, task.tokens_NS, task.config.statistic_samples)
+    (model,) = chain.refitted(reference, [Trial(plan, settings)])
     return mean_loss(model, task.tokens_NS)
 
 
 @WAYS
-def test_what_wins_comes_with_its_plan(task: Task, means: Means, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_wins_comes_with_its_plan(
+    task: Task, stages: tuple[str, ...], options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     falling = itertools.count(0, -1)
     monkeypatch.setattr(sys.modules[choose.__module__], "mean_loss", lambda *_: float(next(falling)))
     # What is measured last wins: of three candidates the third, of refitted models the second best.
-    for last, allowed in (("2", Means(())), ("1", means)):
-        outcome = choose(masks(task), allowed, task)
-        assert outcome.plan == PruningPlan.from_mask(masks(task)[last]) and outcome.steps == allowed.steps
-        expected = refitted_loss(outcome.plan, allowed, task, outcome.damping)
+    for last, chain in (("2", Chain()), ("1", chain_of(task, stages, **options))):
+        outcome = choose(masks(task), chain, task)
+        assert outcome.plan == PruningPlan.from_mask(masks(task)[last]) and outcome.stages == chain.names
+        expected = refitted_loss(outcome.plan, chain, task, outcome.settings)
         assert mean_loss(outcome.model, task.tokens_NS) == pytest.approx(expected, rel=1e-6)
 
 
 @WAYS
 def test_without_held_out_data_weights_are_refitted_with_the_damping_that_was_asked_for(
-    task: Task, means: Means
+    task: Task, stages: tuple[str, ...], options: dict[str, str]
 ) -> None:
     config = task.config.model_copy(update={"damping": 0.03125})
-    outcome = choose({"0": masks(task)["0"]}, means, replace(task, held_out_NS=task.held_out_NS[:0], config=config))
-    assert outcome.damping == (0.03125 if "least_squares" in means.steps else None)
+    asked = replace(task, held_out_NS=task.held_out_NS[:0], config=config)
+    chain = chain_of(asked, stages, **options)
+    outcome = choose({"0": masks(task)["0"]}, chain, asked)
+    assert dict(outcome.settings) == ({"damping": 0.03125} if "least_squares" in stages else {})
     found = mean_loss(outcome.model, task.tokens_NS)
-    assert found == pytest.approx(refitted_loss(outcome.plan, means, task, 0.03125), rel=1e-6)
-    assert found != pytest.approx(refitted_loss(outcome.plan, Means(()), task, None), rel=1e-3)
+    assert found == pytest.approx(refitted_loss(outcome.plan, chain, task, outcome.settings), rel=1e-6)
+    assert found != pytest.approx(refitted_loss(outcome.plan, Chain(), task, {}), rel=1e-3)
 
 
 @pytest.mark.parametrize("blind", [False, True])
@@ -114,16 +122,15 @@ def test_scales_are_trained_on_the_first_calibration_sequences_and_no_others(
     task: Task, blind: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
-    module = sys.modules[choose.__module__]  # the package has a function of the module's name
-    train = module.train_scales  # type: ignore[attr-defined]
+    train = scales.train_scales
 
     def watched(*given: Any) -> Tensor:
         seen.append(given[3])
         return train(*given)
 
-    monkeypatch.setattr(module, "train_scales", watched)
+    monkeypatch.setattr(scales, "train_scales", watched)
     held_out_NS = task.held_out_NS[:0] if blind else task.held_out_NS
-    choose({"0": masks(task)["0"]}, Means(("scales",)), replace(task, held_out_NS=held_out_NS))
+    choose({"0": masks(task)["0"]}, chain_of(task, ("scales",)), replace(task, held_out_NS=held_out_NS))
     (tokens_NS,) = seen
     assert task.config.scale_samples == 2 < len(task.tokens_NS)
     assert torch.equal(tokens_NS, task.tokens_NS[:2])
@@ -133,7 +140,7 @@ def test_scales_are_trained_on_the_first_calibration_sequences_and_no_others(
 @pytest.mark.parametrize("blind", [False, True])
 def test_weights_are_refitted_to_as_many_sequences_as_asked_for(task: Task, step: str, blind: bool) -> None:
     def losses(task: Task) -> list[float]:
-        outcome = choose({"0": masks(task)["0"]}, Means((step,)), task)
+        outcome = choose({"0": masks(task)["0"]}, chain_of(task, (step,)), task)
         return [judgement.loss for judgement in outcome.judgements] or [mean_loss(outcome.model, task.tokens_NS[:1])]
 
     everything = replace(task, held_out_NS=task.held_out_NS[:0]) if blind else task
