@@ -45,10 +45,10 @@ def test_the_search_is_told_where_to_start_and_when_to_stop(
 
     def watched(*given: Any) -> UnitMask:
         seen.append(given)
-        return searched(*given)
+        return search(*given)
 
-    searched = grasprune.searched
-    monkeypatch.setattr(grasprune, "searched", watched)
+    search = grasprune.mask_of_best_widths
+    monkeypatch.setattr(grasprune, "mask_of_best_widths", watched)
     options = {"learning_rate": 0.3, "search_trials": 3, "search_samples": 2, "search_seconds": 7200.0, "seed": 5}
     task = task_of(model, GRASPConfig(**options))
     masks = choices(task)

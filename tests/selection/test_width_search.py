@@ -92,7 +92,7 @@ def test_transfers_shrink_over_the_search(small_inventory: UnitInventory, monkey
         shares.append(largest)
         return transfer(widths, ledger, largest, generator)
 
-    monkeypatch.setattr("optimum_grasprune.allocation.widths.transfer", watched)
+    monkeypatch.setattr("optimum_grasprune.selection.width_search.transfer", watched)
     ledger = Ledger(small_inventory, Budget(cost=38))
     search_widths((1, 4, 1, 2), ledger, lambda widths: float(widths[1]), SearchLimits(4), seed=0)
     assert shares == [0.25, 0.1875, 0.125, 0.0625]
