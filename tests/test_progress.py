@@ -88,7 +88,7 @@ def test_stages_after_each_other_have_a_bar_each(stream: Callable[..., Stream]) 
     assert list(track((), "nothing", "step")) == []
     assert screen.bars == ["gates", "scales"]
     assert "nothing" not in screen.getvalue()
-    assert "reading: 2document" in screen.getvalue()  # nobody knows the total
+    assert "reading: 2 document" in screen.getvalue()  # nobody knows the total
     assert screen.getvalue().count("\n") == 3
 
 
