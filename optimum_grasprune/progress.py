@@ -141,7 +141,9 @@ class _Drawn:
     """A bar of tqdm's."""
 
     def __init__(self, stage: Bar) -> None:
-        self._bar: Any = tqdm(total=stage.total, desc=stage.label, unit=f" {stage.unit}", dynamic_ncols=True, disable=False)
+        self._bar: Any = tqdm(
+            total=stage.total, desc=stage.label, unit=f" {stage.unit}", dynamic_ncols=True, disable=False
+        )
         self._drawn = monotonic()
 
     def show(self, stage: Bar, status: str) -> None:
@@ -182,7 +184,13 @@ class _Lines:
     def _write(self, stage: Bar, status: str) -> None:
         now = monotonic()
         line = tqdm.format_meter(
-            stage.done, stage.total, now - self._begun, ncols=0, prefix=stage.label, unit=f" {stage.unit}", postfix=status
+            stage.done,
+            stage.total,
+            now - self._begun,
+            ncols=0,
+            prefix=stage.label,
+            unit=f" {stage.unit}",
+            postfix=status,
         )
         print(line.strip(), file=sys.stderr, flush=True)
         _Lines.last, self._written = now, stage.done
