@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 from pathlib import Path
 
@@ -67,3 +68,26 @@ def test_options_that_are_named_exist(name: str) -> None:
     for line in page.read_text().splitlines():
         if not OTHERS.search(line):
             assert set(OURS.findall(line)) <= known, line
+
+
+@pytest.mark.parametrize("name", ["algorithm.md", "methods.md"])
+def test_functions_that_are_named_exist(name: str) -> None:
+    text = (ROOT / "docs" / name).read_text()
+    named = [dotted for dotted in re.findall(r"`([a-z_]+(?:\.\w+)+)`", text) if not dotted.endswith((".py", ".json"))]
+    assert len(named) > 5
+    for dotted in named:
+        assert found(dotted), dotted
+
+
+def found(dotted: str) -> bool:
+    """Whether a dotted name is a module of ours, or something in one."""
+    module, *attributes = dotted.split(".")
+    value: object = importlib.import_module(f"optimum_grasprune.{module}")
+    for attribute in attributes:
+        if not hasattr(value, attribute):
+            try:
+                importlib.import_module(f"{value.__name__}.{attribute}")  # type: ignore[attr-defined]
+            except (ImportError, AttributeError):
+                return False
+        value = getattr(value, attribute)
+    return True
