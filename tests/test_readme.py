@@ -74,7 +74,7 @@ def test_options_that_are_named_exist(name: str) -> None:
 def test_functions_that_are_named_exist(name: str) -> None:
     text = (ROOT / "docs" / name).read_text()
     named = [dotted for dotted in re.findall(r"`([a-z_]+(?:\.\w+)+)`", text) if not dotted.endswith((".py", ".json"))]
-    assert len(named) > 5
+    assert len(named) >= 3
     for dotted in named:
         assert found(dotted), dotted
 
