@@ -71,7 +71,8 @@ def choose(candidates: Mapping[str, UnitMask], chain: Chain, task: Task) -> Sele
             judge.consider(Selected(plan, bare), name)
         if chain.weight_stages:
             finalists = {name: chain.trials(plans[name]) for name in judge.ranking()[:FINALISTS]}
-            for name, selected in track(_refitted(finalists, chain, reference), "refitted", "model"):
+            total = sum(map(len, finalists.values()))
+            for name, selected in track(_refitted(finalists, chain, reference), "refitted", "model", total):
                 judge.consider(selected, name)
         selected = judge.selected()
     else:

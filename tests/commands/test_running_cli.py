@@ -58,7 +58,7 @@ def test_one_bar_at_a_time_on_a_terminal(
     assert export(cli, model_folder, corpus_file, tmp_path / "out", *options).code == 0
     shown = terminal.getvalue()
     shown = shown[shown.index("sensitivity") :]
-    names = re.findall(r"([a-z ]+): +(?:\d+%\||\d+model)", shown)
+    names = re.findall(r"([a-z ]+): +\d+%\|", shown)
     bars = [name for name, before in zip(names, [None, *names], strict=False) if name != before]
     assert bars == ["sensitivity", "gates", "candidates", "widths", "candidates", "refitted", "scales", "loss"]
     assert "Loading weights" not in shown
