@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# What is displayed is tested, whatever the tests are run from: a pipeline switches bars off, a desktop may colour them.
+# Before the imports below, since huggingface_hub and tqdm read the switches once.
+for _switch in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+    os.environ.pop(_switch, None)
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
