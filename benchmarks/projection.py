@@ -17,9 +17,11 @@ from collections.abc import Callable
 import torch
 
 from optimum_grasprune import Budget, GRASPConfig, UnitGroup, UnitInventory, project
+from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.families import family_of
-from optimum_grasprune.gating import train_gates
+from optimum_grasprune.gates import train_gates
 from optimum_grasprune.loading import count_parameters, load_model
+from optimum_grasprune.units import FFN, KV
 
 LAYERS = 80
 
@@ -39,8 +41,8 @@ def large_inventory(units: int) -> UnitInventory:
     groups = []
     for layer in range(LAYERS):
         groups += [
-            UnitGroup(layer, "kv", 8, 18 * 128 * 8192, 256),
-            UnitGroup(layer, "ffn", units // LAYERS - 8, 3 * 8192),
+            UnitGroup(layer, KV, 8, 18 * 128 * 8192, 256),
+            UnitGroup(layer, FFN, units // LAYERS - 8, 3 * 8192),
         ]
     return UnitInventory(tuple(groups))
 
@@ -66,7 +68,7 @@ def main() -> None:
     tokens = torch.randint(model.config.vocab_size, (1, 512), generator=torch.Generator().manual_seed(0))
     own_scores = torch.randn(units.num_units, generator=torch.Generator().manual_seed(0))
     own = median_seconds(lambda: project(own_scores, units, limit), args.repeats)
-    step = median_seconds(lambda: train_gates(model, family, units, limit, tokens, config), args.repeats)
+    step = median_seconds(lambda: train_gates(WholeModel(model), limit, tokens, config), args.repeats)
     result = {
         "units": inventory.num_units,
         "projection_seconds": round(projection, 4),

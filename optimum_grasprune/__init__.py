@@ -12,26 +12,23 @@ from typing import TYPE_CHECKING, Any
 from .auto_classes import register_when_loaded
 
 if TYPE_CHECKING:
-    from .budget import Budget, project
     from .checkpoint import load_pruned_model
     from .config import GRASPConfig
     from .errors import GraspruneError
-    from .masks import UnitMask
-    from .plan import PruningPlan
     from .pruner import GRASPPruner
-    from .units import UnitGroup, UnitInventory
+    from .units import Budget, PruningPlan, UnitGroup, UnitInventory, UnitMask, project
 
 _HOMES = {
-    "Budget": "budget",
+    "Budget": "units",
     "GRASPConfig": "config",
     "GRASPPruner": "pruner",
     "GraspruneError": "errors",
-    "PruningPlan": "plan",
+    "PruningPlan": "units",
     "UnitGroup": "units",
     "UnitInventory": "units",
-    "UnitMask": "masks",
+    "UnitMask": "units",
     "load_pruned_model": "checkpoint",
-    "project": "budget",
+    "project": "units",
 }
 
 __all__ = [

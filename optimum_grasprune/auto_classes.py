@@ -1,7 +1,7 @@
 """Registration with transformers' Auto classes as soon as those are imported, and not before.
 
 Importing them takes seconds, and torch with them, so importing this package does not. Whoever wants to load a model
-imports them anyway: an import hook sees that and then imports `modeling`, which registers what pruned checkpoints load
+imports them anyway: an import hook sees that and then imports `families`, which registers what pruned checkpoints load
 as.
 
 Nothing may be imported in the midst of that: transformers' modules import each other in circles, and half of one is
@@ -27,7 +27,7 @@ _AUTO_CLASSES = "transformers.models.auto.configuration_auto"
 def register_when_loaded() -> None:
     """Register now if the Auto classes are loaded, else once they are; may be called repeatedly."""
     if _AUTO_CLASSES in sys.modules:
-        import_module(".modeling", __package__)
+        import_module(".families", __package__)
     elif not any(isinstance(finder, _Watch) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Watch())
 
@@ -60,7 +60,7 @@ class _Watch(MetaPathFinder):
         if _AUTO_CLASSES in sys.modules:
             with suppress(ValueError):  # another thread was first
                 sys.meta_path.remove(self)
-            import_module(".modeling", __package__)
+            import_module(".families", __package__)
 
 
 class _Reporting(Loader):

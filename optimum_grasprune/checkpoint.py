@@ -22,15 +22,15 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import CheckpointError, OptionError, PlanError
+from .families import FAMILIES
 from .files import resolved, write_json
 from .generation import savable, write_generation
 from .loading import load_config, load_model
-from .modeling import PRUNED_CLASSES
 from .outputs import Source, check_apart
-from .plan import PruningPlan
 from .record import in_todays_words
 from .sources import optional_file
 from .staging import RECORD_NAME, UnmovedError, check_output, staged_folder
+from .units import PruningPlan
 
 
 def save_checkpoint(
@@ -114,7 +114,7 @@ def _kept(record: dict[str, Any], folders: Sequence[Path]) -> Path | None:
 
 def needs_code(model_type: str) -> bool:
     """Whether models of this type are classes of ours; a stock model, with zeros in it or not, needs no code."""
-    return any(config_class.model_type == model_type for config_class, _, _ in PRUNED_CLASSES.values())
+    return any(family.pruned_type == model_type for family in FAMILIES.values())
 
 
 def load_pruned_model(

@@ -21,9 +21,8 @@ from transformers.utils.import_utils import is_accelerate_available
 
 from .admission import check_finite
 from .errors import CheckpointError, ModelError, OptionError
-from .families import family_of, unsupported
+from .families import FAMILIES, family_of, unsupported
 from .generation import repaired_settings
-from .modeling import PRUNED_CLASSES
 from .sources import check_source, check_stored_types, first_line, quantization_of
 
 CALIBRATION_LENGTH = 512
@@ -249,7 +248,7 @@ def _require_causal(source: str, config: Any) -> None:
     """By its architecture: `model_type` decides which class loads, so that an old name of a causal one may stay."""
     architectures = config.architectures or []
     known = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _names(names)}
-    known |= {causal_class.__name__ for _, _, causal_class in PRUNED_CLASSES.values()}
+    known |= {family.pruned.causal_lm.__name__ for family in FAMILIES.values()}
     if architectures and not any(name in known or name.endswith("ForCausalLM") for name in architectures):
         raise ModelError(f"{source} is not a causal language model: its architecture is {', '.join(architectures)}")
 

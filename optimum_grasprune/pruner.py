@@ -16,26 +16,25 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .admission import check_model
-from .budget import Budget, exact_ratio
 from .checkpoint import save_checkpoint
 from .config import GRASPConfig
 from .corpora import FEW_HELD_OUT, TokenizedCorpus, corpus_in_memory, load_corpus, tokenize
 from .errors import GraspruneError, GraspruneWarning, OptionError, PlanError
+from .execution import WholeModel
 from .families import Family, family_of, head_dimension
 from .generation import generation_settings, set_generation
 from .loading import calibration_length, count_parameters
-from .masks import ElementMask, UnitMask
-from .methods import Task, get_method
+from .methods import get_method
 from .numerics import deterministic_algorithms, on_plain_torch
 from .outputs import Source, corpora, local, models
-from .plan import PruningPlan
+from .problem import Problem
 from .record import RECORD_FORMAT, mixed_as_one_text
 from .recovery import stage_names, stages_in
 from .recovery.chain import Chain, as_recorded, chains_without_data, held_by
 from .recovery.reference import Reference, Trial
 from .report import model_card, public_name
 from .selection import Selected, choose
-from .units import UnitInventory
+from .units import Budget, ElementMask, PruningPlan, UnitInventory, UnitMask, exact_ratio
 
 NO_TOKENS_NS = torch.empty(0, 0, dtype=torch.int64, device="cpu")
 _RECORDED_PACKAGES = ("optimum-grasprune", "torch", "transformers")
@@ -112,7 +111,8 @@ class GRASPPruner:
         family = family_of(model.config)
         self._generation = generation_settings(model)
         self._sources = self._read(model, None if texts is None else "")
-        inventory = family.inventory(model)
+        runner = WholeModel(model)
+        inventory = runner.inventory
         whole_units = self.config.pattern == "units"
         # Where single weights are cut, every unit stays.
         budget = Budget(inventory.total_cost)
@@ -123,7 +123,7 @@ class GRASPPruner:
         tokens_NS = held_out_NS = NO_TOKENS_NS
         if calibration is not None:
             tokens_NS, held_out_NS = calibration.tokens_NS, calibration.held_out_NS
-        task = Task(model, family, inventory, budget, tokens_NS, held_out_NS, self.config)
+        task = self.method.problem(runner, budget, tokens_NS, held_out_NS, self.config)
 
         if not whole_units:
             return self._finish_elements(task, tokenizer, calibration)
@@ -160,9 +160,9 @@ class GRASPPruner:
         if origin is not None and not chain.in_plan:
             recipe = GRASPConfig.from_dict(origin["recipe"])
             chain = self._replayed_chain(plan, origin, recipe)
-        if chain.needs_in_replay:
+        if chain.looks_at_data_again:
             tokens_NS = self._recorded_tokens(model, tokenizer, recipe, origin)
-        reference = Reference(model, family, tokens_NS, recipe.statistic_samples)
+        reference = Reference.on(WholeModel(model), tokens_NS, recipe.statistic_samples, chain.statistics)
         settings = chain.recorded_settings(origin)
         with deterministic_algorithms(recipe.deterministic):
             pruned, kept = chain.replayed(reference, Trial(plan, settings))
@@ -279,13 +279,12 @@ class GRASPPruner:
         return self.model
 
     def _finish_elements(
-        self, task: Task, tokenizer: PreTrainedTokenizerBase | None, calibration: Calibration | None
+        self, task: Problem, tokenizer: PreTrainedTokenizerBase | None, calibration: Calibration | None
     ) -> PreTrainedModel:
         mask = self.method.select_elements(task)
         chain = self.method.chain_for(self.config)
         trial = chain.trials(mask)[0]
-        reference = Reference(task.model, task.family, task.tokens_NS, self.config.statistic_samples)
-        (sparse,) = chain.refitted(reference, [trial])
+        (sparse,) = chain.refitted(Reference.of(task), [trial])
         self.model, self.tokenizer, self.plan = sparse, tokenizer, None
         set_generation(sparse, self._generation)
         self.scores = self.candidates = None
@@ -362,7 +361,7 @@ def budget_record(
     }
 
 
-def _element_budget_record(task: Task, mask: ElementMask) -> dict[str, Any]:
+def _element_budget_record(task: Problem, mask: ElementMask) -> dict[str, Any]:
     """Parameters of the pruned model are those that were not cut; it stores the others as zeros."""
     parameters, kv_width = count_parameters(task.model), task.inventory.total_kv_width
     left = parameters - (mask.total - mask.kept_count)

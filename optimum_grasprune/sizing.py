@@ -9,12 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from .families import Family
+from .families.shape import LayerShape, ModelShape
 
 BLOCK_TOKENS = 16
 """Tokens in a block of the KV cache, as vLLM has it on a GPU."""
@@ -32,73 +28,7 @@ RUNTIME_BYTES = 2**30
 _LOGIT_BYTES = 4
 
 
-@dataclass(frozen=True)
-class LayerWidths:
-    """The widths of one decoder layer."""
-
-    query_heads: int
-    kv_heads: int
-    ffn_channels: int
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """All that memory depends on; sizes are numbers of parameters.
-
-    head_dim: elements of a head.  query_head, kv_head, ffn_channel: cost of one of them, biases included: a query head
-    has rows of `q_proj` and columns of `o_proj`, a KV head rows of `k_proj` and `v_proj`.
-    vocabulary: embeddings and head, tied ones once; they are split among GPUs.
-    replicated: norms and biases of output projections, which every GPU holds whole.
-    """
-
-    layers: tuple[LayerWidths, ...]
-    hidden_size: int
-    vocab_size: int
-    head_dim: int
-    query_head: int
-    kv_head: int
-    ffn_channel: int
-    vocabulary: int
-    replicated: int
-
-    @property
-    def parameters(self) -> int:
-        """All parameters, tied ones once."""
-        return parameters_per_gpu(self, 1)
-
-
-def model_shape(model: PreTrainedModel, family: Family) -> ModelShape:
-    """Read a model's shape off its modules; it may be on the meta device."""
-    groups = {(group.layer, group.kind): group for group in family.inventory(model).groups}
-    head_dim = groups[0, "kv"].kv_width // 2
-    layers = []
-    for index, layer in enumerate(family.decoder_layers(model)):
-        query = family.coupling(layer, "kv").inputs[0]
-        widths = query.out_features // head_dim, groups[index, "kv"].count, groups[index, "ffn"].count
-        layers.append(LayerWidths(*widths))
-    kv_head = head_dim * sum(
-        linear.in_features + (linear.bias is not None)
-        for linear in family.coupling(next(family.decoder_layers(model)), "kv").inputs[1:]
-    )
-    query_head = (groups[0, "kv"].cost - kv_head) // (layers[0].query_heads // layers[0].kv_heads)
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    tables = {parameter for module in ends for parameter in module.parameters()}  # a set: tied ones are one tensor
-    vocabulary = sum(table.numel() for table in tables)
-    prunable = sum(group.count * group.cost for group in groups.values())
-    return ModelShape(
-        layers=tuple(layers),
-        hidden_size=model.config.hidden_size,
-        vocab_size=model.config.vocab_size,
-        head_dim=head_dim,
-        query_head=query_head,
-        kv_head=kv_head,
-        ffn_channel=groups[0, "ffn"].cost,
-        vocabulary=vocabulary,
-        replicated=sum(parameter.numel() for parameter in model.parameters()) - vocabulary - prunable,
-    )
-
-
-def splits(layer: LayerWidths, size: int) -> bool:
+def splits(layer: LayerShape, size: int) -> bool:
     """Whether vLLM can split a layer among `size` tensor-parallel ranks.
 
     Query heads and FFN channels must divide by it; KV heads must too, or divide it where there are fewer of them.
@@ -108,7 +38,7 @@ def splits(layer: LayerWidths, size: int) -> bool:
     return shared_evenly and layer.query_heads % size == 0 and layer.ffn_channels % size == 0
 
 
-def tensor_parallel_sizes(layers: Iterable[LayerWidths]) -> list[int]:
+def tensor_parallel_sizes(layers: Iterable[LayerShape]) -> list[int]:
     """The tensor-parallel sizes that split every layer, ascending; 1 is always among them."""
     layers = tuple(layers)
     common = math.gcd(*(width for layer in layers for width in (layer.query_heads, layer.ffn_channels)))
@@ -117,7 +47,7 @@ def tensor_parallel_sizes(layers: Iterable[LayerWidths]) -> list[int]:
     ]
 
 
-def kv_heads_per_gpu(layer: LayerWidths, size: int) -> int:
+def kv_heads_per_gpu(layer: LayerShape, size: int) -> int:
     """KV heads that each of `size` GPUs holds of a layer that they can split."""
     return max(1, layer.kv_heads // size)
 

@@ -17,9 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from .errors import ModelError
-from .families import Family
-from .modeling import PRUNED_CLASSES
-from .units import KINDS
+from .families import Family, family_of
 
 _RUN_BY = ("forward", "__call__")
 _CHANGING_ROTARY = ("dynamic", "longrope")
@@ -31,7 +29,7 @@ _ROUNDED = 1e-2
 def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class of causal language models of this type: transformers' own, whatever others were registered, or ours."""
     name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
-    return PRUNED_CLASSES[config.model_type][2] if name is None else getattr(transformers, name)
+    return family_of(config).pruned.causal_lm if name is None else getattr(transformers, name)
 
 
 def check_stock(model: PreTrainedModel, family: Family) -> None:
@@ -90,21 +88,11 @@ def _check_tensors(model: nn.Module, stock: PreTrainedModel, family: Family) -> 
         raise ModelError(f"the model has a parameter that {type(stock).__name__} has not: {name}")
     for name in expected.keys() - own.keys():
         raise ModelError(f"the model has no parameter {name}, as {type(stock).__name__} has")
-    cut = _widths_of_units(stock, family)
+    cut = {slot.parameter for block in family.blocks(stock) for slot in block.slots}
     for name, parameter in own.items():
         wanted = tuple(expected[name].shape)
-        if tuple(parameter.shape) != wanted and name.rpartition(".")[0] not in cut:
+        if tuple(parameter.shape) != wanted and name not in cut:
             raise ModelError(f"{name} has the shape {tuple(parameter.shape)}; the configuration says {wanted}")
-
-
-def _widths_of_units(stock: PreTrainedModel, family: Family) -> set[str]:
-    layers = range(sum(1 for _ in family.decoder_layers(stock)))
-    return {
-        path
-        for layer in layers
-        for kind in KINDS
-        for path in (*family.input_paths(layer, kind), family.output_path(layer, kind))
-    }
 
 
 def _check_buffers(model: nn.Module, stock: nn.Module) -> None:

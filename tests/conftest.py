@@ -16,9 +16,14 @@ for _switch in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE", "NO_COLOR", "FOR
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from optimum_grasprune import UnitGroup, UnitInventory
+from optimum_grasprune.execution import WholeModel
+from optimum_grasprune.statistics import Sensitivity
+from optimum_grasprune.statistics.sensitivity import Reduction
+from optimum_grasprune.units import FFN, KV
 
 TINY_LLAMA = Path(__file__).parent.parent / "examples" / "tiny-llama"
 """The trained model that comes with the project."""
@@ -58,6 +63,12 @@ def make_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
     return model
 
 
+def sensitivity(model: PreTrainedModel, tokens_NS: Tensor, reduce: Reduction, **options: Any) -> Tensor:
+    """The sensitivity of every unit, shape (units,); options: those of `Runner.gather`."""
+    statistic = Sensitivity(reduce)
+    return WholeModel(model).gather([statistic], tokens_NS, **options)[statistic]
+
+
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
     return make_tokenizer()
@@ -95,7 +106,7 @@ def small_inventory() -> UnitInventory:
     """Two layers: 4 FFN channels of cost 3 and 2 KV groups of cost 10 (4 KV elements) each."""
     groups = []
     for layer in range(2):
-        groups += [UnitGroup(layer, "kv", 2, 10, 4), UnitGroup(layer, "ffn", 4, 3)]
+        groups += [UnitGroup(layer, KV, 2, 10, 4), UnitGroup(layer, FFN, 4, 3)]
     return UnitInventory(tuple(groups))
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from optimum_grasprune import Budget, UnitGroup, UnitInventory, UnitMask, project
 from optimum_grasprune.config import BudgetOptions
 from optimum_grasprune.errors import BudgetError, GraspruneError, OptionError
+from optimum_grasprune.units import FFN, KV, Address
 
 
 def kept(mask: UnitMask) -> list[int]:
@@ -44,13 +45,11 @@ def test_no_layer_is_emptied_and_what_it_gets_back_is_paid_for(small_inventory: 
 
 
 def test_equal_scores_are_kept_evenly_over_layers_and_kinds() -> None:
-    groups = [
-        group for layer in range(8) for group in (UnitGroup(layer, "kv", 4, 16, 8), UnitGroup(layer, "ffn", 64, 3))
-    ]
+    groups = [group for layer in range(8) for group in (UnitGroup(layer, KV, 4, 16, 8), UnitGroup(layer, FFN, 64, 3))]
     inventory = UnitInventory(tuple(groups))
     mask = project(torch.zeros(inventory.num_units), inventory, resolve(inventory, keep_ratio=0.5))
-    assert {len(mask.kept(layer, "kv")) for layer in range(8)} == {2}
-    assert {len(mask.kept(layer, "ffn")) for layer in range(8)} == {32}
+    assert {len(mask.kept(Address(layer, KV))) for layer in range(8)} == {2}
+    assert {len(mask.kept(Address(layer, FFN))) for layer in range(8)} == {32}
 
 
 def test_saturated_and_signed_zero_scores_sort_like_numbers(small_inventory: UnitInventory) -> None:
@@ -63,7 +62,7 @@ def test_kv_cap_is_a_second_budget(small_inventory: UnitInventory) -> None:
     scores = torch.tensor([9.0, 8, 0, 0, 0, 0, 7, 6, 0, 0, 0, 0])
     mask = project(scores, small_inventory, resolve(small_inventory, keep_ratio=0.9, kv_keep_ratio=0.5))
     assert mask.kept_kv_width == 8
-    assert mask.share("kv") == 0.5 and mask.share("ffn") == 1.0
+    assert mask.share(KV) == 0.5 and mask.share(FFN) == 1.0
 
 
 def test_the_share_cut_is_the_larger_of_parameters_and_kv_cache(small_inventory: UnitInventory) -> None:
@@ -81,7 +80,7 @@ def test_alignment_keeps_blocks_by_their_mean_score(small_inventory: UnitInvento
 
 
 def test_alignment_and_the_cap_on_the_kv_cache_hold_together() -> None:
-    inventory = UnitInventory((UnitGroup(0, "kv", 5, 10, 4), UnitGroup(1, "kv", 4, 10, 4), UnitGroup(1, "ffn", 5, 3)))
+    inventory = UnitInventory((UnitGroup(0, KV, 5, 10, 4), UnitGroup(1, KV, 4, 10, 4), UnitGroup(1, FFN, 5, 3)))
     scores = torch.tensor([5.0, 4, 3, 2, 1, 9, 8, 7, 6, 0, 0, 0, 0, 1])
     # 36 KV elements, of which 27 may stay: three pairs of heads at 8, the second pair of layer 1 among them. The fifth
     # head of layer 0 and the fifth channel, which fill no block, are never kept beside them.
@@ -106,7 +105,7 @@ def test_what_compensation_adds_counts_in_a_total_budget(small_inventory: UnitIn
 
 
 def test_ratio_is_read_as_the_decimal_that_was_written() -> None:
-    inventory = UnitInventory((UnitGroup(0, "ffn", 100, 1),))
+    inventory = UnitInventory((UnitGroup(0, FFN, 100, 1),))
     assert resolve(inventory, keep_ratio=0.29).cost == 29  # 0.29 * 100 is 28.999… in floating point
 
 
@@ -162,8 +161,8 @@ def problems(draw: st.DrawFn) -> tuple[UnitInventory, BudgetOptions, torch.Tenso
     groups = []
     for layer in range(draw(st.integers(1, 4))):
         head_cost = draw(st.integers(4, 40))
-        groups.append(UnitGroup(layer, "kv", draw(st.integers(1, 6)), head_cost, draw(st.sampled_from([2, 4, 16]))))
-        groups.append(UnitGroup(layer, "ffn", draw(st.integers(1, 24)), draw(st.integers(1, 7))))
+        groups.append(UnitGroup(layer, KV, draw(st.integers(1, 6)), head_cost, draw(st.sampled_from([2, 4, 16]))))
+        groups.append(UnitGroup(layer, FFN, draw(st.integers(1, 24)), draw(st.integers(1, 7))))
     inventory = UnitInventory(tuple(groups))
     options = BudgetOptions(
         keep_ratio=draw(st.floats(0.05, 1.0)),
@@ -197,13 +196,13 @@ def test_kept_units_meet_the_budget_and_no_other_would_fit(
     kv_left = float("inf") if budget.kv_width is None else budget.kv_width - mask.kept_kv_width
     assert cost_left >= 0 and kv_left >= 0
     for group in inventory.groups:
-        units = mask.kept(group.layer, group.kind)
-        step = budget.multiple_of[group.kind]
+        units = mask.kept(group.address)
+        step = budget.step(group)
         assert len(units) % step == 0
         assert len(units) >= min(budget.minimum[group.kind], group.count)
         if len(units) + step <= group.count:  # one more block of this group would not have fitted
             assert group.cost * step > cost_left or group.kv_width * step > kv_left
-        span = inventory.slice_of(group.layer, group.kind)
+        span = inventory.slice_of(group.address)
         cut = scores[span][~mask.kept_U[span]]
         if len(cut):  # inside a group the best stay
             assert scores[span][mask.kept_U[span]].min() >= cut.max()
@@ -215,7 +214,7 @@ def reference_projection(inventory: UnitInventory, scores: torch.Tensor, budget:
     order = sorted(range(inventory.num_units), key=lambda unit: (-scores[unit].item(), tie_rank[unit]))
     kept: list[int] = []
     for group in inventory.groups:
-        span = inventory.slice_of(group.layer, group.kind)
+        span = inventory.slice_of(group.address)
         kept += [unit for unit in order if span.start <= unit < span.stop][: budget.smallest_width(group)]
     cost = int(inventory.cost_U[kept].sum())
     kv = int(inventory.kv_width_U[kept].sum())

@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from optimum_grasprune import GRASPConfig, GRASPPruner, load_pruned_model
 from optimum_grasprune.checkpoint import read_plan, read_record
 from optimum_grasprune.errors import OptionError, PlanError
-from optimum_grasprune.families import family_of
+from optimum_grasprune.execution import WholeModel
+from optimum_grasprune.families import linears
 from optimum_grasprune.loading import count_parameters
 from optimum_grasprune.report import budget_rows, print_summary
-from optimum_grasprune.surgery.elements import layer_linears
 from tests.conftest import logits_of, make_model, make_tokenizer
 
 TOKENS = torch.arange(20)[None]
@@ -58,14 +58,14 @@ def test_loads_as_a_stock_model_bit_by_bit(
     assert state.keys() == loaded.state_dict().keys()
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor.view(torch.int16), state[name].view(torch.int16)), name
-    zeros = sum(int((linear.weight == 0).sum()) for linear in layer_linears(loaded, family_of(loaded.config)).values())
+    zeros = sum(int((linear.weight == 0).sum()) for linear in linears(loaded, WholeModel(loaded).blocks).values())
     assert zeros == pruner.record["budget"]["dense"]["prunable"] // 2
     assert torch.equal(logits_of(loaded, TOKENS), logits_of(sparse, TOKENS))
 
 
 def test_record(corpus_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     model = make_model(attention_bias=True)
-    weights = sum(linear.weight.numel() for linear in layer_linears(model, family_of(model.config)).values())
+    weights = sum(linear.weight.numel() for linear in linears(model, WholeModel(model).blocks).values())
     pruner = sparse_pruner(corpus_file, pattern="unstructured", keep_ratio=0.3)
     sparse = pruner.prune_model(model, tokenizer)
     record = pruner.record
@@ -85,7 +85,7 @@ def test_record(corpus_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         )
     }
     assert record["plan"] is None and record["choice"] == [] and record["compensation"] == ["energy"]
-    kept = sum(int((linear.weight != 0).sum()) for linear in layer_linears(sparse, family_of(sparse.config)).values())
+    kept = sum(int((linear.weight != 0).sum()) for linear in linears(sparse, WholeModel(sparse).blocks).values())
     budget = record["budget"]
     assert budget["asked"] == {"cost": weights * 3 // 10, "kv_width": None}
     assert budget["dense"] == {
@@ -107,7 +107,7 @@ def test_energy_and_none_cut_the_same_weights(corpus_file: Path, tokenizer: PreT
         sparse_pruner(corpus_file, compensation=compensation).prune_model(model, tokenizer)
         for compensation in ("energy", "none")
     )
-    for path in layer_linears(model, family_of(model.config)):
+    for path in linears(model, WholeModel(model).blocks):
         one, other = scaled.get_submodule(path).weight, plain.get_submodule(path).weight
         assert torch.equal(one != 0, other != 0) and not torch.equal(one, other)
         factor = (one / other).nan_to_num(0.0)

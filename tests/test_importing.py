@@ -45,7 +45,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 
 loaded = [cls.from_pretrained({folder!r}) for cls in (AutoConfig, AutoModel, AutoModelForCausalLM)]
 assert isinstance(loaded[2], LlamaForCausalLM) and AutoTokenizer.from_pretrained({folder!r})
-assert {{type(each).__module__.rpartition(".")[0] for each in loaded}} == {{"optimum_grasprune.modeling"}}
+assert {{type(each).__module__.rpartition(".")[0] for each in loaded}} == {{"optimum_grasprune.families.llama"}}
 assert pickle.loads(pickle.dumps(loaded[0])).is_heterogeneous
 
 # The hook is gone, and so is every trace of it.

@@ -12,11 +12,11 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
-from optimum_grasprune.budget import Budget, project
 from optimum_grasprune.errors import GraspruneError, ModelError, OptionError
 from optimum_grasprune.evaluation import perplexity
 from optimum_grasprune.families import family_of
 from optimum_grasprune.numerics import CUBLAS_VARIABLE, deterministic_algorithms, precision_advice
+from optimum_grasprune.units import Budget, project
 from tests.conftest import make_model, make_tokenizer
 
 TEXTS = [f"Number {n} is followed by number {n + 1}, as every child knows." for n in range(400)]

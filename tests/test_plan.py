@@ -7,6 +7,7 @@ import torch
 
 from optimum_grasprune import PruningPlan, UnitGroup, UnitInventory, UnitMask
 from optimum_grasprune.errors import PlanError
+from optimum_grasprune.units import FFN, KV, Address
 
 
 def plan_of(inventory: UnitInventory) -> PruningPlan:
@@ -16,10 +17,10 @@ def plan_of(inventory: UnitInventory) -> PruningPlan:
 
 def test_plan_holds_what_the_mask_keeps(small_inventory: UnitInventory) -> None:
     plan = plan_of(small_inventory)
-    assert plan.group(0, "kv").kept == (0,)
-    assert plan.group(0, "ffn").kept == (0, 3)
-    assert plan.group(1, "kv").kept == (0, 1)
-    assert plan.group(1, "ffn").kept == (1,)
+    assert plan.group(Address(0, KV)).kept == (0,)
+    assert plan.group(Address(0, FFN)).kept == (0, 3)
+    assert plan.group(Address(1, KV)).kept == (0, 1)
+    assert plan.group(Address(1, FFN)).kept == (1,)
     assert plan.num_layers == 2
 
 
@@ -34,7 +35,7 @@ def test_round_trip_through_json_keeps_every_bit_of_the_scales(small_inventory: 
 
 def test_plan_for_another_model_is_refused(small_inventory: UnitInventory) -> None:
     plan = plan_of(small_inventory)
-    wider = UnitInventory((small_inventory.groups[0], UnitGroup(0, "ffn", 5, 3), *small_inventory.groups[2:]))
+    wider = UnitInventory((small_inventory.groups[0], UnitGroup(0, FFN, 5, 3), *small_inventory.groups[2:]))
     with pytest.raises(PlanError, match="4 FFN channels in layer 0; this model has 5"):
         plan.check(wider)
     with pytest.raises(PlanError, match="the plan is for 2 layers; this model has 1"):

@@ -11,24 +11,23 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from optimum_grasprune import PruningPlan, UnitMask
 from optimum_grasprune.families import family_of
+from optimum_grasprune.families.shape import LayerShape, ModelShape, model_shape
 from optimum_grasprune.loading import count_parameters, empty_model
 from optimum_grasprune.sizing import (
     BATCHED_TOKENS,
     RUNTIME_BYTES,
     SCORED_SEQUENCES,
     Fit,
-    LayerWidths,
-    ModelShape,
     activation_bytes,
     cache_blocks,
     fit,
     kv_bytes_per_token,
-    model_shape,
     parameters_per_gpu,
     splits,
     tensor_parallel_sizes,
 )
 from optimum_grasprune.surgery import dense_config, pruned_config
+from optimum_grasprune.units import FFN, KV, Address
 
 GIB = 2**30
 LLAMA_2_7B = LlamaConfig(
@@ -43,8 +42,8 @@ LLAMA_2_7B = LlamaConfig(
 
 def shape_with(kv_heads: list[int], queries_per_kv: int = 1, channels: int = 64, head_dim: int = 64) -> ModelShape:
     """Round prices: a query head 10, a KV head 20, a channel 3, 1000 in the vocabulary, 7 on every GPU."""
-    layers = tuple(LayerWidths(heads * queries_per_kv, heads, channels) for heads in kv_heads)
-    return ModelShape(layers, 100, 50, head_dim, 10, 20, 3, 1000, 7)
+    layers = tuple(LayerShape(heads * queries_per_kv, heads, channels) for heads in kv_heads)
+    return ModelShape(layers, 100, 50, head_dim, 10, 20, 3, 600, 400, False, 7)
 
 
 def shape_of(config: LlamaConfig) -> ModelShape:
@@ -119,7 +118,7 @@ def test_shape_counts_every_parameter(build_model: Callable[..., LlamaForCausalL
     model = build_model(num_attention_heads=8, num_key_value_heads=2, **biases)
     shape = model_shape(model, family_of(model.config))
     assert shape.parameters == count_parameters(model)
-    assert shape.layers == (LayerWidths(8, 2, 48),) * 3
+    assert shape.layers == (LayerShape(8, 2, 48),) * 3
     layer = model.model.layers[0]
     queries = layer.self_attn.q_proj
     assert 8 * shape.query_head == sum(p.numel() for p in queries.parameters()) + layer.self_attn.o_proj.weight.numel()
@@ -128,23 +127,23 @@ def test_shape_counts_every_parameter(build_model: Callable[..., LlamaForCausalL
 def test_shape_of_a_pruned_model_and_of_what_it_was_cut_from(model: LlamaForCausalLM) -> None:
     inventory = family_of(model.config).inventory(model)
     kept = torch.ones(inventory.num_units, dtype=torch.bool)
-    kept[inventory.index(0, "kv", 1)] = kept[inventory.index(2, "ffn", 40)] = False
+    kept[inventory.index(Address(0, KV), 1)] = kept[inventory.index(Address(2, FFN), 40)] = False
     config = pruned_config(model.config, PruningPlan.from_mask(UnitMask(inventory, kept)), output_bias=True)
-    assert shape_of(config).layers == (LayerWidths(2, 1, 48), LayerWidths(4, 2, 48), LayerWidths(4, 2, 47))
+    assert shape_of(config).layers == (LayerShape(2, 1, 48), LayerShape(4, 2, 48), LayerShape(4, 2, 47))
     assert shape_of(config).parameters == count_parameters(empty_model(config))
     assert shape_of(dense_config(config)) == shape_of(model.config)
     assert dense_config(model.config) is None
 
 
 def test_sizes_that_split_every_layer() -> None:
-    assert tensor_parallel_sizes([LayerWidths(32, 32, 11008)]) == [1, 2, 4, 8, 16, 32]
-    assert tensor_parallel_sizes([LayerWidths(32, 32, 11008), LayerWidths(31, 31, 5504)]) == [1]
+    assert tensor_parallel_sizes([LayerShape(32, 32, 11008)]) == [1, 2, 4, 8, 16, 32]
+    assert tensor_parallel_sizes([LayerShape(32, 32, 11008), LayerShape(31, 31, 5504)]) == [1]
     # Three KV heads among two ranks: neither divides the other.
-    assert tensor_parallel_sizes([LayerWidths(12, 3, 48)]) == [1, 3, 6, 12]
+    assert tensor_parallel_sizes([LayerShape(12, 3, 48)]) == [1, 3, 6, 12]
 
 
 widths = st.builds(
-    lambda heads, queries, channels: LayerWidths(heads * queries, heads, channels),
+    lambda heads, queries, channels: LayerShape(heads * queries, heads, channels),
     st.integers(1, 16),
     st.integers(1, 8),
     st.integers(1, 64),
@@ -152,15 +151,15 @@ widths = st.builds(
 
 
 @given(st.lists(widths, min_size=1, max_size=4))
-def test_sizes_are_exactly_those_that_split(layers: list[LayerWidths]) -> None:
+def test_sizes_are_exactly_those_that_split(layers: list[LayerShape]) -> None:
     sizes = tensor_parallel_sizes(layers)
     assert sizes[0] == 1
     assert sizes == [size for size in range(1, 129) if all(splits(layer, size) for layer in layers)]
 
 
 @given(st.lists(widths, min_size=1, max_size=4), st.integers(1, 10**9))
-def test_more_gpus_never_hold_less(layers: list[LayerWidths], memory: int) -> None:
-    shape = ModelShape(tuple(layers), 8, 8, 4, 10, 20, 3, 100, 7)
+def test_more_gpus_never_hold_less(layers: list[LayerShape], memory: int) -> None:
+    shape = ModelShape(tuple(layers), 8, 8, 4, 10, 20, 3, 100, 100, True, 7)
     held = [kv_bytes_per_token(shape, 2, size) for size in tensor_parallel_sizes(layers)]
     assert all(before >= after for before, after in itertools.pairwise(held))
     assert all(cache_blocks(memory, token) * 16 * token <= memory for token in held)

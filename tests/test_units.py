@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimum_grasprune import UnitGroup, UnitInventory
+from optimum_grasprune.units import FFN, KV, Address
 
 
 def test_totals_and_offsets(small_inventory: UnitInventory) -> None:
@@ -27,8 +28,8 @@ def test_even_order_starts_every_group_before_going_on(small_inventory: UnitInve
 
 
 def test_unknown_unit_is_an_error(small_inventory: UnitInventory) -> None:
-    with pytest.raises(IndexError, match="layer 0 has 2 units of kind kv, no unit 2"):
-        small_inventory.index(0, "kv", 2)
+    with pytest.raises(IndexError, match=r"layer 0 \(kv\) has 2 units, no unit 2"):
+        small_inventory.index(Address(0, KV), 2)
     with pytest.raises(IndexError, match="12 units, no index 12"):
         small_inventory.locate(12)
 
@@ -37,7 +38,7 @@ def test_unknown_unit_is_an_error(small_inventory: UnitInventory) -> None:
 def test_locate_inverts_index(widths: list[tuple[int, int]]) -> None:
     groups = []
     for layer, (kv, ffn) in enumerate(widths):
-        groups += [UnitGroup(layer, "kv", kv, 7, 2), UnitGroup(layer, "ffn", ffn, 3)]
+        groups += [UnitGroup(layer, KV, kv, 7, 2), UnitGroup(layer, FFN, ffn, 3)]
     inventory = UnitInventory(tuple(groups))
     for index in range(inventory.num_units):
         assert inventory.index(*inventory.locate(index)) == index

@@ -12,9 +12,8 @@ def register() -> None:
     """Entry point of the group `vllm.general_plugins`."""
     from vllm import ModelRegistry
 
-    from optimum_grasprune.modeling import register_auto_classes
+    import optimum_grasprune.families  # noqa: F401  registers the configurations with transformers
 
-    register_auto_classes()
     supported = ModelRegistry.get_supported_archs()
     for architecture, model in MODELS.items():
         if architecture not in supported:

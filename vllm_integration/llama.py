@@ -14,7 +14,8 @@ from vllm.model_executor.layers.linear import RowParallelLinear
 from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM
 from vllm.model_executor.models.utils import extract_layer_index
 
-from optimum_grasprune.sizing import LayerWidths, splits
+from optimum_grasprune.families.shape import LayerShape
+from optimum_grasprune.sizing import splits
 
 
 class GRASPLlamaDecoderLayer(LlamaDecoderLayer):
@@ -62,7 +63,7 @@ def check_tensor_parallel(layer: int, config: PreTrainedConfig, size: int) -> No
     there are fewer heads than ranks gives each head to the same number of ranks.
     """
     queries, heads, channels = config.num_attention_heads, config.num_key_value_heads, config.intermediate_size
-    if not splits(LayerWidths(queries, heads, channels), size):
+    if not splits(LayerShape(queries, heads, channels), size):
         raise ValueError(
             f"layer {layer} has {queries} query heads, {heads} KV heads and {channels} FFN channels, which cannot be "
             f"split for tensor-parallel size {size}; prune with --tensor-parallel-size {size}"

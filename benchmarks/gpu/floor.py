@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optimum_grasprune.sizing import ModelShape
+from optimum_grasprune.families.shape import ModelShape
 
 
 def matrix_parameters(shape: ModelShape) -> int:

@@ -24,11 +24,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from optimum_grasprune import Budget, GRASPConfig, GRASPPruner
 from optimum_grasprune.dummy import dummy_tokenizer, shape_config
+from optimum_grasprune.execution import WholeModel
+from optimum_grasprune.execution.training import training_steps
 from optimum_grasprune.families import family_of
-from optimum_grasprune.gating import train_gates
-from optimum_grasprune.gating.train import training_steps
+from optimum_grasprune.families.shape import model_shape
+from optimum_grasprune.gates import train_gates
 from optimum_grasprune.loading import count_parameters
-from optimum_grasprune.sizing import model_shape
 
 WARM_UP_STEPS = 3
 """Gate steps before the clock starts: kernels are chosen and memory is reserved in them."""
@@ -53,10 +54,10 @@ def time_gates(model: PreTrainedModel, args: argparse.Namespace, rate: float) ->
     generator = torch.Generator().manual_seed(args.seed)
     tokens = torch.randint(model.config.vocab_size, (sequences, args.seq_len), generator=generator)
     short = config.model_copy(update={"epochs": 1})
-    train_gates(model, family, inventory, budget, tokens[:WARM_UP_STEPS], short)
+    train_gates(WholeModel(model), budget, tokens[:WARM_UP_STEPS], short)
     reset_peak(args.device)
     start = time.perf_counter()
-    train_gates(model, family, inventory, budget, tokens, config)
+    train_gates(WholeModel(model), budget, tokens, config)
     step = (time.perf_counter() - start) / steps
     floor = gate_step_operations(model_shape(model, family), args.seq_len) / rate
     return {

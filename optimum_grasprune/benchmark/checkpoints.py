@@ -12,8 +12,10 @@ from transformers import PreTrainedModel
 from ..checkpoint import read_record
 from ..errors import OptionError
 from ..families import Family, family_of
+from ..families.shape import model_shape
 from ..files import slug
-from ..loading import count_parameters, empty_model, load_config
+from ..loading import empty_model, load_config
+from ..units import FFN, KV
 from .bounds import Shape
 
 DENSE = "dense"
@@ -87,17 +89,14 @@ def share_of_multiples(widths: Sequence[int], of: int) -> float:
 
 def shape_of(model: PreTrainedModel, family: Family) -> Shape:
     """The shape of a model; one on the meta device does."""
-    table: Any = model.get_input_embeddings()
-    embedding, head = table.weight, model.get_output_embeddings().weight
-    inventory = family.inventory(model)
-    queries = (family.coupling(layer, "kv").inputs[0].out_features for layer in family.decoder_layers(model))
+    shape = model_shape(model, family)
     return Shape(
-        parameters=count_parameters(model),
-        embedding=embedding.numel(),
-        head=head.numel(),
-        tied=embedding is head,
-        query_width=sum(queries),
-        kv_width=inventory.total_kv_width,
+        parameters=shape.parameters,
+        embedding=shape.embedding,
+        head=shape.head,
+        tied=shape.tied,
+        query_width=shape.query_width,
+        kv_width=shape.kv_width,
     )
 
 
@@ -114,7 +113,7 @@ def _read(name: str, source: str, trust_remote_code: bool, revision: str | None)
         dtype=str(config.dtype).removeprefix("torch."),
         longest=config.max_position_embeddings,
         vocabulary=config.vocab_size,
-        ffn_widths=tuple(group.count for group in groups if group.kind == "ffn"),
-        kv_heads=tuple(group.count for group in groups if group.kind == "kv"),
+        ffn_widths=tuple(group.count for group in groups if group.kind == FFN),
+        kv_heads=tuple(group.count for group in groups if group.kind == KV),
         kept=record.get("budget", {}).get("kept", {}),
     )

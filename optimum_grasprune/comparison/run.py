@@ -22,7 +22,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..admission import check_model
-from ..budget import Budget
 from ..config import GRASPConfig
 from ..corpora import Corpus, TokenizedCorpus, load_corpus, tokenize
 from ..errors import GraspruneError, OptionError
@@ -39,11 +38,11 @@ from ..loading import (
     load_tokenizer,
     require_unquantised,
 )
-from ..masks import UnitMask
 from ..methods import get_method
 from ..pruner import GRASPPruner, describe_model, drawn
 from ..recovery.chain import options_of_stages
 from ..sources import commit_of
+from ..units import Budget, UnitMask
 from .cells import SAME_FOR_ALL, Cell, Evaluation, as_given
 from .tables import shown
 

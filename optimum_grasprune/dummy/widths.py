@@ -12,13 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..budget import Budget, project
-from ..masks import UnitMask
-from ..plan import PruningPlan
 from ..selection.width_search import mask_of, widths_of
-from ..units import KINDS, Kind, UnitInventory
+from ..units import FFN, KV, Budget, PruningPlan, UnitInventory, UnitKind, UnitMask, project
 
-Shares = dict[Kind, list[float]]
+Shares = dict[UnitKind, list[float]]
 """For each kind of unit, the share that every layer keeps, first layer first. Only their proportions count."""
 
 
@@ -29,8 +26,8 @@ def profile(layers: int) -> Shares:
     """
     depths = [(layer + 0.5) / layers for layer in range(layers)]
     return {
-        "ffn": [1 + 0.4 * math.cos(2 * math.pi * depth) for depth in depths],
-        "kv": [1.3 * (1 + 0.3 * math.sin(2 * math.pi * depth)) for depth in depths],
+        FFN: [1 + 0.4 * math.cos(2 * math.pi * depth) for depth in depths],
+        KV: [1.3 * (1 + 0.3 * math.sin(2 * math.pi * depth)) for depth in depths],
     }
 
 
@@ -39,7 +36,7 @@ def shares_of(plan: PruningPlan, layers: int) -> Shares:
     own = (np.arange(plan.num_layers) + 0.5) / plan.num_layers
     wanted = (np.arange(layers) + 0.5) / layers
     shares: Shares = {}
-    for kind in KINDS:
+    for kind in (KV, FFN):
         kept = [len(group.kept) / group.count for group in plan.groups if group.kind == kind]
         shares[kind] = np.interp(wanted, own, kept).tolist()
     return shares
@@ -68,7 +65,7 @@ def uniform_mask(mask: UnitMask, budget: Budget) -> UnitMask:
             if group.layer == 0
         )
     )
-    shares: Shares = {kind: [mask.share(kind)] for kind in KINDS}
+    shares: Shares = {kind: [mask.share(kind)] for kind in inventory.kinds}
     widths = widths_of(chosen_mask(shares, stacked, budget))
     return mask_of(widths * layers, -inventory.place_U.float(), inventory)
 

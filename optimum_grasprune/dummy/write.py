@@ -15,18 +15,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, PreTrainedConfig
 
-from ..budget import Budget
 from ..checkpoint import check_shard_size
 from ..families import family_of
 from ..files import write_json
 from ..loading import empty_model
-from ..plan import PruningPlan
 from ..progress import track
 from ..pruner import budget_record, describe_model
 from ..record import RECORD_FORMAT
 from ..report import GITHUB_NAME
 from ..staging import RECORD_NAME, is_pruned_checkpoint, staged_folder
 from ..surgery import pruned_config
+from ..units import Budget, PruningPlan
 from .shapes import dummy_tokenizer
 
 MEANINGLESS = "The weights are random: right for speed and memory, meaningless for quality."

@@ -1,6 +1,6 @@
 """Perplexity: fp32 log-softmax, fp64 sum, non-overlapping windows.
 
-Shape suffixes: W windows, B batch, S sequence.
+Shape suffixes: W windows, S sequence.
 """
 
 from __future__ import annotations
@@ -9,14 +9,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..errors import GraspruneError
-from ..gating.gates import frozen
-from ..loss import next_token_loss
-from ..progress import bar
+from ..execution import WholeModel
 
 EVALUATION_WINDOW = 512
 """Tokens in a window of the commands that measure perplexity, unless they are told another number."""
@@ -49,24 +45,9 @@ def perplexity_of(loss: float) -> float:
         return math.inf
 
 
-@torch.no_grad()
 def mean_loss(model: PreTrainedModel, windows_WS: Tensor, batch_size: int = 1) -> float:
-    """Mean next-token loss over token windows, each scored on its own, in nats.
-
-    windows_WS: shape (W, S), int64.  Raises GraspruneError on a non-finite loss instead of leaving it out.
-    """
-    total = 0.0
-    with frozen(model), bar(len(windows_WS), "loss", "window") as stage:
-        for batch, tokens_BS in enumerate(windows_WS.split(batch_size)):
-            tokens_BS = tokens_BS.to(model.device)
-            logits = model(tokens_BS, use_cache=False).logits
-            total += next_token_loss(logits, tokens_BS, reduction="none").double().sum().item()
-            if not math.isfinite(total):
-                raise GraspruneError(
-                    f"the loss is not finite in the batch from window {batch * batch_size + 1} of {len(windows_WS)}"
-                )
-            stage.update(len(tokens_BS))
-    return total / (windows_WS.shape[0] * (windows_WS.shape[1] - 1))
+    """Mean next-token loss of a model over token windows, as in `Runner.mean_loss`; windows_WS: shape (W, S), int64."""
+    return WholeModel(model).mean_loss(windows_WS, batch_size)
 
 
 def perplexity(model: PreTrainedModel, windows_WS: Tensor, batch_size: int = 1) -> Perplexity:

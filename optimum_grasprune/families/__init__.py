@@ -1,16 +1,49 @@
-"""The model families that can be pruned, one file each."""
+"""The model families that can be pruned, one folder each. Importing this makes the Auto classes load pruned models."""
 
 from __future__ import annotations
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
-from ..errors import ModelError, UnsupportedFamilyError
-from .base import Coupling, Family, head_dimension
+from ..errors import UnsupportedFamilyError
+from .base import Block, Family, Projection, PrunedClasses, SizeFields, Slot, linear_at, linears, unit_features
 from .llama import LLAMA
 
-FAMILIES: tuple[Family, ...] = (LLAMA,)
+FAMILIES: dict[str, Family] = {}
+"""The families by name."""
 
-__all__ = ["FAMILIES", "Coupling", "Family", "family_of", "head_dimension", "unsupported"]
+__all__ = [
+    "FAMILIES",
+    "Block",
+    "Family",
+    "Projection",
+    "PrunedClasses",
+    "SizeFields",
+    "Slot",
+    "family_of",
+    "family_of_type",
+    "head_dimension",
+    "linear_at",
+    "linears",
+    "register",
+    "unit_features",
+    "unsupported",
+]
+
+
+def register(family: Family) -> Family:
+    """Make a family known, here and to transformers' Auto classes; a name and a model type can be taken once."""
+    for other in FAMILIES.values():
+        if taken := {other.name, *other.model_types} & {family.name, *family.model_types}:
+            raise ValueError(f"{', '.join(sorted(taken))} is of the family {other.name} already")
+    classes = family.pruned
+    AutoConfig.register(family.pruned_type, classes.config, exist_ok=True)
+    AutoModel.register(classes.config, classes.model, exist_ok=True)
+    AutoModelForCausalLM.register(classes.config, classes.causal_lm, exist_ok=True)
+    FAMILIES[family.name] = family
+    return family
+
+
+register(LLAMA)
 
 
 def family_of(config: PreTrainedConfig) -> Family:
@@ -19,24 +52,24 @@ def family_of(config: PreTrainedConfig) -> Family:
     Raises UnsupportedFamilyError, with the supported ones, when there is none, and ModelError for a configuration that
     is of no whole model: without layers, FFN channels or heads.
     """
-    for family in FAMILIES:
-        if config.model_type in family.model_types:
-            _check_sizes(config)
-            return family
-    raise unsupported(config.model_type)
+    family = family_of_type(config.model_type)
+    if family is None:
+        raise unsupported(config.model_type)
+    family.check(config)
+    return family
+
+
+def family_of_type(model_type: str) -> Family | None:
+    """The family of this model type, dense or pruned; None when there is none."""
+    return next((family for family in FAMILIES.values() if model_type in family.model_types), None)
+
+
+def head_dimension(config: PreTrainedConfig) -> int:
+    """Elements of one attention head of a model of a supported family."""
+    return family_of(config).head_dimension(config)
 
 
 def unsupported(model_type: object) -> UnsupportedFamilyError:
     """The error for a model type that has no family, with those that have one."""
-    supported = ", ".join(f"{family.name} ({', '.join(family.model_types)})" for family in FAMILIES)
+    supported = ", ".join(f"{family.name} ({', '.join(family.model_types)})" for family in FAMILIES.values())
     return UnsupportedFamilyError(f"model type {model_type!r} is not supported; supported are: {supported}")
-
-
-def _check_sizes(config: PreTrainedConfig) -> None:
-    for size in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        if (value := getattr(config, size, 1)) < 1:
-            raise ModelError(f"the model's configuration is of no whole model: {size} is {value}")
-    queries = config.num_attention_heads
-    keys = getattr(config, "num_key_value_heads", queries)
-    if queries % keys:
-        raise ModelError(f"the model has {queries} attention heads, no multiple of its {keys} key-value heads")

@@ -1,98 +1,252 @@
-"""What a model family is: the names of its modules, as data. Nothing else in the project knows a module's name."""
+"""What a model family is: names of modules and of configuration fields, as data, and where its units lie.
+
+Nothing else in the project knows such a name. Shape suffixes: U units of one block, F features along an axis.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..units import KINDS, Kind, UnitGroup, UnitInventory
+from ..errors import ModelError
+from ..units import FFN, KV, Address, UnitGroup, UnitInventory, UnitKind
 
 
 @dataclass(frozen=True)
-class Coupling:
-    """The linear maps of one layer that a kind of unit runs through.
+class Slot:
+    """Where the units of a block lie in one parameter.
 
-    inputs: maps whose output rows belong to the unit.  output: the map whose input columns belong to it.
+    parameter: its name in the model's state.  axis: the one that units lie along, of a matrix or of a stack of them.
+    sections: sizes of the parts that this axis consists of, as query, key and value in a fused projection; each part is
+    split evenly among all units, which lie in it one after another. Empty for one part: also where two parts
+    alternate, row by row, since a unit's rows are neighbours then.
     """
 
-    inputs: tuple[nn.Linear, ...]
-    output: nn.Linear
+    parameter: str
+    axis: int = 0
+    sections: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Units of one kind that lie in the same parameters: the FFN channels of a layer, the KV head groups of one.
+
+    units: how many there are, and what each costs.
+    slots: the parameters that they run through, those that lead in first, biases among them.
+    output: path of the linear map that leads out; its input is what the units compute, neighbouring features for each.
+    width: features of a unit in that input.
+    """
+
+    units: UnitGroup
+    slots: tuple[Slot, ...]
+    output: str
+    width: int
+
+    @property
+    def address(self) -> Address:
+        """Where it is."""
+        return self.units.address
+
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """Paths of the linear maps that the units run through, the one that leads out last."""
+        weights = (slot.parameter for slot in self.slots)
+        return tuple(name.removesuffix(".weight") for name in weights if name.endswith(".weight"))
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear map into a block. path: below its layer.  parts: what its rows are, in order, as in a fused map."""
+
+    path: str
+    parts: tuple[str, ...]
+
+
+class PrunedClasses(NamedTuple):
+    """The classes that pruned models of a family load as: configuration, base model, causal language model."""
+
+    config: type[PreTrainedConfig]
+    model: type[PreTrainedModel]
+    causal_lm: type[PreTrainedModel]
+
+
+@dataclass(frozen=True)
+class SizeFields:
+    """Fields of a configuration that hold sizes."""
+
+    layers: str = "num_hidden_layers"
+    query_heads: str = "num_attention_heads"
+    kv_heads: str = "num_key_value_heads"
+    ffn_channels: str = "intermediate_size"
 
 
 @dataclass(frozen=True)
 class Family:
-    """Module names of a decoder-only family; paths below `layers` are relative to one layer.
+    """A decoder-only family with one attention and one FFN in each layer; a subclass writes what differs.
 
-    name: how the family is called in messages.  model_types: `config.model_type` of its models, pruned ones included.
-    attention_inputs: query, key and value projection.  attention_output, ffn_output: the projections back to the
-    residual stream.  ffn_inputs: the projections into the FFN.
+    name: how the family is called in messages.  dense_types, pruned_type: `config.model_type` of its models.
+    code: the module whose classes pruned models are, and `classes` their names, as in `PrunedClasses`.
+    layers: path of the decoder layers; all other paths are below one of them.
+    attention_inputs: the projections to queries, keys and values ("query", "key", "value" among their parts).
+    ffn_inputs: the projections into the FFN.  attention_output, ffn_output: those back to the residual stream.
     """
 
     name: str
-    model_types: tuple[str, ...]
+    dense_types: tuple[str, ...]
+    pruned_type: str
+    code: str
+    classes: tuple[str, str, str]
     layers: str
-    attention_inputs: tuple[str, str, str]
+    attention_inputs: tuple[Projection, ...]
     attention_output: str
-    ffn_inputs: tuple[str, ...]
+    ffn_inputs: tuple[Projection, ...]
     ffn_output: str
+    sizes: SizeFields = SizeFields()
 
-    def decoder_layers(self, model: PreTrainedModel) -> Iterator[nn.Module]:
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """All of its types, the pruned one last."""
+        return (*self.dense_types, self.pruned_type)
+
+    @cached_property
+    def pruned(self) -> PrunedClasses:
+        """The classes of pruned models, imported when they are asked for."""
+        module = import_module(self.code)
+        return PrunedClasses(*(getattr(module, name) for name in self.classes))
+
+    def check(self, config: PreTrainedConfig) -> None:
+        """Raise ModelError for a configuration that is of no whole model: without layers, channels or heads."""
+        sizes = self.sizes
+        for size in (sizes.layers, sizes.query_heads, sizes.kv_heads, sizes.ffn_channels):
+            if (value := getattr(config, size, 1)) < 1:
+                raise ModelError(f"the model's configuration is of no whole model: {size} is {value}")
+        queries, keys = self.query_heads(config), self.kv_heads(config)
+        if queries % keys:
+            raise ModelError(f"the model has {queries} attention heads, no multiple of its {keys} key-value heads")
+
+    def query_heads(self, config: PreTrainedConfig) -> int:
+        """Query heads of a dense layer."""
+        return getattr(config, self.sizes.query_heads)
+
+    def kv_heads(self, config: PreTrainedConfig) -> int:
+        """KV heads of a dense layer; as many as query heads where the configuration knows no others."""
+        return getattr(config, self.sizes.kv_heads, None) or self.query_heads(config)
+
+    def head_dimension(self, config: PreTrainedConfig) -> int:
+        """Elements of one attention head."""
+        return getattr(config, "head_dim", None) or config.hidden_size // self.query_heads(config)
+
+    def decoder_layers(self, model: PreTrainedModel) -> list[nn.Module]:
         """The decoder layers, in order."""
-        yield from model.get_submodule(self.layers).children()
+        return list(model.get_submodule(self.layers).children())
 
-    def coupling(self, layer: nn.Module, kind: Kind) -> Coupling:
-        """The linear maps that units of this kind run through in this layer."""
-        inputs, output = self._names(kind)
-        return Coupling(tuple(layer.get_submodule(name) for name in inputs), layer.get_submodule(output))  # type: ignore[arg-type, misc]
+    def blocks(self, model: PreTrainedModel) -> tuple[Block, ...]:
+        """All blocks of prunable units with their costs, read off the real shapes: GQA, biases and pruned layers too.
 
-    def output_projections(self, model: PreTrainedModel) -> dict[tuple[int, Kind], nn.Linear]:
-        """The output projection of every layer and kind, in inventory order."""
-        return {
-            (index, kind): self.coupling(layer, kind).output
-            for index, layer in enumerate(self.decoder_layers(model))
-            for kind in KINDS
-        }
-
-    def input_paths(self, layer: int, kind: Kind) -> tuple[str, ...]:
-        """Full module paths of the maps whose rows belong to units of this kind."""
-        return tuple(f"{self.layers}.{layer}.{name}" for name in self._names(kind)[0])
-
-    def output_path(self, layer: int, kind: Kind) -> str:
-        """Full module path of the map whose columns belong to units of this kind."""
-        return f"{self.layers}.{layer}.{self._names(kind)[1]}"
-
-    def _names(self, kind: Kind) -> tuple[tuple[str, ...], str]:
-        if kind == "ffn":
-            return self.ffn_inputs, self.ffn_output
-        return self.attention_inputs, self.attention_output
+        They stand in the order of the inventory; a layer may lack a kind.
+        """
+        return tuple(
+            block
+            for index in range(len(self.decoder_layers(model)))
+            for block in (self._attention(model, index), self._ffn(model, index))
+            if block is not None
+        )
 
     def inventory(self, model: PreTrainedModel) -> UnitInventory:
-        """All units of the model with their costs, read off the real shapes: GQA, biases and pruned layers included."""
-        head_dim = head_dimension(model.config)
-        groups: list[UnitGroup] = []
-        for index, layer in enumerate(self.decoder_layers(model)):
-            key = self.coupling(layer, "kv").inputs[1]
-            counts: dict[Kind, int] = {
-                "kv": key.out_features // head_dim,
-                "ffn": self.coupling(layer, "ffn").output.in_features,
-            }
-            for kind, count in counts.items():
-                cost = _parameters(self.coupling(layer, kind)) // count
-                groups.append(UnitGroup(index, kind, count, cost, 2 * head_dim if kind == "kv" else 0))
-        return UnitInventory(tuple(groups))
+        """All units of the model with their costs."""
+        return UnitInventory(tuple(block.units for block in self.blocks(model)))
+
+    def output_projections(self, model: PreTrainedModel) -> dict[Address, nn.Linear]:
+        """The map that leads out of each block, in inventory order."""
+        return {block.address: linear_at(model, block.output) for block in self.blocks(model)}
+
+    def layer_widths(self, config: PreTrainedConfig, widths: Mapping[Address, int]) -> dict[int, dict[str, int]]:
+        """Each layer's own values of the configuration's fields. widths: units of each block that stay."""
+        queries_per_kv = self.query_heads(config) // self.kv_heads(config)
+        values: dict[int, dict[str, int]] = {layer: {} for layer in range(getattr(config, self.sizes.layers))}
+        for address, width in widths.items():
+            own = values[address.layer]
+            if address.kind == FFN:
+                own[self.sizes.ffn_channels] = width
+            else:
+                own[self.sizes.kv_heads] = width
+                own[self.sizes.query_heads] = width * queries_per_kv
+        return values
+
+    def _attention(self, model: PreTrainedModel, layer: int) -> Block | None:
+        queries_per_kv = self.query_heads(model.config) // self.kv_heads(model.config)
+        head_dim = self.head_dimension(model.config)
+        heads_of = {"query": queries_per_kv, "key": 1, "value": 1}
+        first = self.attention_inputs[0]
+        rows_of_unit = head_dim * sum(heads_of[part] for part in first.parts)
+        count = linear_at(model, self.path(layer, first.path)).out_features // rows_of_unit
+        sections = {
+            projection.path: tuple(count * heads_of[part] * head_dim for part in projection.parts)
+            for projection in self.attention_inputs
+        }
+        return self._block(model, layer, KV, count, sections, self.attention_output, head_dim)
+
+    def _ffn(self, model: PreTrainedModel, layer: int) -> Block | None:
+        count = linear_at(model, self.path(layer, self.ffn_output)).in_features
+        sections = {projection.path: (count,) * len(projection.parts) for projection in self.ffn_inputs}
+        return self._block(model, layer, FFN, count, sections, self.ffn_output, 1)
+
+    def _block(
+        self,
+        model: PreTrainedModel,
+        layer: int,
+        kind: UnitKind,
+        count: int,
+        sections: Mapping[str, tuple[int, ...]],
+        output: str,
+        cached_width: int,
+    ) -> Block | None:
+        if not count:
+            return None
+        slots: list[Slot] = []
+        cost = 0
+        for name, parts in sections.items():
+            path = self.path(layer, name)
+            for parameter, tensor in linear_at(model, path).named_parameters(prefix=path, recurse=False):
+                slots.append(Slot(parameter, 0, parts if len(parts) > 1 else ()))
+                cost += tensor.numel()
+        path = self.path(layer, output)
+        linear = linear_at(model, path)
+        # The output projection's bias belongs to no unit: it stays whatever is cut.
+        slots.append(Slot(f"{path}.weight", 1))
+        cost += linear.weight.numel()
+        units = UnitGroup(layer, kind, count, cost // count, kind.cached_vectors * cached_width)
+        return Block(units, tuple(slots), path, linear.in_features // count)
+
+    def path(self, layer: int, name: str) -> str:
+        """Full path of a module of a layer."""
+        return f"{self.layers}.{layer}.{name}"
 
 
-def head_dimension(config: PreTrainedConfig) -> int:
-    """Elements of one attention head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+def unit_features(size: int, count: int, sections: Sequence[int] = ()) -> Tensor:
+    """Indices along an axis of this size that belong to each of `count` units; shape (U, F), int64.
+
+    sections: as in `Slot`.
+    """
+    parts, start = [], 0
+    for section in sections or (size,):
+        parts.append(torch.arange(start, start + section, device="cpu").view(count, -1))
+        start += section
+    return torch.cat(parts, dim=1)
 
 
-def _parameters(coupling: Coupling) -> int:
-    # The output projection's bias belongs to no unit: it stays whatever is cut.
-    total = coupling.output.weight.numel()
-    for linear in coupling.inputs:
-        total += linear.weight.numel() + (0 if linear.bias is None else linear.bias.numel())
-    return total
+def linear_at(model: nn.Module, path: str) -> nn.Linear:
+    """The linear map at a path."""
+    return model.get_submodule(path)  # type: ignore[return-value]
+
+
+def linears(model: nn.Module, blocks: Iterable[Block]) -> dict[str, nn.Linear]:
+    """Every linear map that a unit runs through, by its path, each once, in order."""
+    return {path: linear_at(model, path) for block in blocks for path in block.maps}

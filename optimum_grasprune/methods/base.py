@@ -3,43 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from ..budget import Budget, project
 from ..config import GRASPConfig, MethodOptions
 from ..errors import OptionError
-from ..families import Family
-from ..masks import ElementMask, UnitMask
+from ..execution import Runner
+from ..problem import Problem
 from ..recovery import stages_in
 from ..recovery.chain import Chain
-from ..units import UnitInventory
-
-
-@dataclass(frozen=True)
-class Task:
-    """All that a method may look at.
-
-    tokens_NS: calibration sequences, shape (N, S), int64; none for a method that needs none.
-    held_out_NS: more of them that nothing is trained on, for choosing; none where nothing is to be chosen.
-    """
-
-    model: PreTrainedModel
-    family: Family
-    inventory: UnitInventory
-    budget: Budget
-    tokens_NS: Tensor
-    held_out_NS: Tensor
-    config: GRASPConfig
-
-    @property
-    def statistic_tokens_NS(self) -> Tensor:
-        """The sequences that statistics look at: the first ones, as many as the configuration says."""
-        return self.tokens_NS[: self.config.statistic_samples]
+from ..statistics import Statistic
+from ..units import Budget, ElementMask, UnitInventory, UnitMask, project
 
 
 class Method(ABC):
@@ -53,6 +29,9 @@ class Method(ABC):
 
     needs_calibration: bool = True
     """Whether the method looks at the calibration sequences."""
+
+    statistics: ClassVar[tuple[Statistic[Any], ...]] = ()
+    """The statistics that it looks at, in `task.statistics`."""
 
     allocation: Literal["uniform", "global"] = "global"
     """What `allocation="auto"` is: every layer keeps the same share, or units compete over the whole model."""
@@ -79,22 +58,33 @@ class Method(ABC):
     """Options that no other method has: `task.config.own(self.Options)` are their values."""
 
     @abstractmethod
-    def score(self, task: Task) -> Tensor:
+    def score(self, task: Problem) -> Tensor:
         """One score per unit, shape (units,); higher is kept first. The same for every budget of a model and corpus."""
 
-    def select(self, task: Task, scores_U: Tensor) -> UnitMask:
+    def select(self, task: Problem, scores_U: Tensor) -> UnitMask:
         """The units to keep. scores_U: what `score` returned, maybe for another budget of the same model."""
         if self.allocation_for(task.config) == "uniform":
             scores_U = shares_within_groups(scores_U, task.inventory)
         return project(scores_U, task.inventory, task.budget)
 
-    def candidates(self, task: Task, scores_U: Tensor) -> dict[str, UnitMask]:
+    def candidates(self, task: Problem, scores_U: Tensor) -> dict[str, UnitMask]:
         """Choices of units by name, the method's own last; the best on held-out data wins, if there are any."""
         return {task.config.method: self.select(task, scores_U)}
 
-    def select_elements(self, task: Task) -> ElementMask:
+    def select_elements(self, task: Problem) -> ElementMask:
         """The single weights to keep, for a method that lists a pattern other than "units"."""
         raise NotImplementedError
+
+    def statistics_for(self, config: GRASPConfig) -> tuple[Statistic[Any], ...]:
+        """The statistics that it looks at where a configuration decides that."""
+        return self.statistics
+
+    def problem(
+        self, runner: Runner, budget: Budget, tokens_NS: Tensor, held_out_NS: Tensor, config: GRASPConfig
+    ) -> Problem:
+        """What the method is to solve, in which the statistics of all that looks at any are gathered together."""
+        declared = (*self.statistics_for(config), *self.chain_for(config).statistics)
+        return Problem(runner, budget, tokens_NS, held_out_NS, config, declared)
 
     def resolved(self, config: GRASPConfig) -> GRASPConfig:
         """The configuration with the method's own values for whatever is left to it by "auto"."""
@@ -108,7 +98,7 @@ class Method(ABC):
 
     def looks_at_data(self, config: GRASPConfig) -> bool:
         """Whether the method, or what makes up for its cut, needs calibration sequences."""
-        return self.needs_calibration or bool(self.chain_for(config).needs)
+        return self.needs_calibration or self.chain_for(config).looks_at_data
 
     def held_out_for(self, config: GRASPConfig) -> int:
         """The number of held-out sequences that the configuration asks for."""

@@ -7,19 +7,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..calibration import Moments, collect_moments
-from .base import Task
+from ..families import linear_at
+from ..problem import Problem
+from ..statistics import MOMENTS, Moments
 
 Metric = Callable[[Tensor, Moments, int], Tensor]
 """From a weight (O, I), the moments of its input and the number of units, to one score per unit, shape (units,)."""
 
 
-def column_scores(task: Task, metric: Metric) -> Tensor:
-    """The metric of every group of units, from one forward pass over the statistic sequences; shape (units,)."""
-    modules = task.family.output_projections(task.model)
-    moments = collect_moments(task.model, modules, task.statistic_tokens_NS)
-    scores = []
-    for group in task.inventory.groups:
-        key = group.layer, group.kind
-        scores.append(metric(modules[key].weight.detach(), moments[key], group.count))
-    return torch.cat(scores)
+def column_scores(task: Problem, metric: Metric) -> Tensor:
+    """The metric of every block of units, shape (units,); the method declares `MOMENTS`."""
+    moments = task.statistics[MOMENTS]
+    return torch.cat(
+        [
+            metric(linear_at(task.model, block.output).weight.detach(), moments[block.output], block.units.count)
+            for block in task.runner.blocks
+        ]
+    )

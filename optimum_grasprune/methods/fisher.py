@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from ..calibration import squared_per_token
-from .base import Method, Task
+from ..problem import Problem
+from ..statistics import PER_TOKEN
+from .base import Method
 from .gradients import sensitivity_per_parameter
 from .registry import register
 
@@ -13,7 +14,8 @@ class Fisher(Method):
     """Like `taylor`, but gradients of different tokens of a sequence cannot cancel."""
 
     source = "LLM-Pruner, arXiv 2305.11627"
+    statistics = (PER_TOKEN,)
 
-    def score(self, task: Task) -> Tensor:
+    def score(self, task: Problem) -> Tensor:
         """Mean over tokens of (∂S/∂z)² / cost, shape (units,)."""
-        return sensitivity_per_parameter(task, squared_per_token)
+        return sensitivity_per_parameter(task, PER_TOKEN)

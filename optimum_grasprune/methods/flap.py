@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
-from .base import Method, Task
+from ..problem import Problem
+from ..statistics import MOMENTS
+from .base import Method
 from .columns import column_scores
 from .registry import register
 
@@ -13,9 +15,10 @@ class FLAP(Method):
     """Fluctuation scores, standardised per layer and kind, one global threshold; the mean becomes a bias."""
 
     source = "FLAP, arXiv 2312.11983"
+    statistics = (MOMENTS,)
     compensation = "bias"
 
-    def score(self, task: Task) -> Tensor:
+    def score(self, task: Problem) -> Tensor:
         """Standardised fluctuation of every unit, shape (units,).  (Section 3.3)"""
         return column_scores(
             task, lambda weight_OI, moments, count: unit_fluctuation(weight_OI, moments.variance_I, count)

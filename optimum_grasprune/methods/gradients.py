@@ -5,35 +5,28 @@ import math
 import torch
 from torch import Tensor
 
-from ..budget import project
-from ..calibration.sensitivity import Reduction, sensitivity
-from ..gating import budget_at
+from ..problem import Problem
 from ..progress import track
-from .base import Task
+from ..statistics import Sensitivity
+from ..units import budget_at, project
 
 _LARGEST_SPREAD = 80.0
 """Nats from 1 down to a number that fp32 still holds in full precision."""
 
 
-def sensitivity_per_parameter(task: Task, reduce: Reduction) -> Tensor:
-    """The sensitivity of every unit divided by its cost, from one backward pass; shape (units,)."""
-    return _per_parameter(task, task.statistic_tokens_NS, reduce)
+def sensitivity_per_parameter(task: Problem, statistic: Sensitivity) -> Tensor:
+    """The sensitivity of every unit divided by its cost, shape (units,); the method declares the statistic."""
+    return task.statistics[statistic] / task.inventory.cost_U
 
 
-def _per_parameter(task: Task, tokens_NS: Tensor, reduce: Reduction, kept_U: Tensor | None = None) -> Tensor:
-    total_U = sensitivity(
-        task.model,
-        task.family,
-        task.inventory,
-        tokens_NS,
-        reduce,
-        kept_U=kept_U,
-        gradient_checkpointing=task.config.gradient_checkpointing,
-    )
-    return total_U / task.inventory.cost_U
+def _per_parameter(task: Problem, statistic: Sensitivity, tokens_NS: Tensor, kept_U: Tensor) -> Tensor:
+    """The same of the units that stay, in the model that they are."""
+    checkpointing = task.config.gradient_checkpointing
+    gathered = task.runner.gather([statistic], tokens_NS, kept_U=kept_U, gradient_checkpointing=checkpointing)
+    return gathered[statistic] / task.inventory.cost_U
 
 
-def annealed_sensitivity(task: Task, reduce: Reduction, first_U: Tensor, rounds: int) -> Tensor:
+def annealed_sensitivity(task: Problem, statistic: Sensitivity, first_U: Tensor, rounds: int) -> Tensor:
     """Sensitivity per parameter measured again and again while the budget shrinks to the task's; shape (units,).
 
     Every round cuts what scores lowest and measures the units that stay in the model so left, on its share of the
@@ -48,7 +41,7 @@ def annealed_sensitivity(task: Task, reduce: Reduction, first_U: Tensor, rounds:
         budget = budget_at(task.budget, task.inventory.total_cost, 1.0, done / (rounds - 1))
         kept_U = project(_below(score_U, kept_U), task.inventory, budget).kept_U
         if len(shares[done]):
-            again_U = _per_parameter(task, shares[done], reduce, kept_U)
+            again_U = _per_parameter(task, statistic, shares[done], kept_U)
             score_U = torch.where(kept_U, (score_U + again_U) / 2, score_U)
     return _below(score_U, kept_U)
 

@@ -3,11 +3,14 @@
 (The group norm of structured magnitude pruning, as in Li et al., arXiv 1608.08710, over every matrix of the unit.)
 """
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
-from ..families import Coupling
-from .base import Method, Task
+from ..families import Slot, unit_features
+from ..problem import Problem
+from .base import Method
 from .registry import register
 
 
@@ -19,17 +22,21 @@ class Magnitude(Method):
     needs_calibration = False
     allocation = "uniform"
 
-    def score(self, task: Task) -> Tensor:
+    def score(self, task: Problem) -> Tensor:
         """‖w‖₂ of every unit, shape (units,)."""
-        layers = list(task.family.decoder_layers(task.model))
-        return torch.cat(
-            [unit_norms(task.family.coupling(layers[g.layer], g.kind), g.count) for g in task.inventory.groups]
-        )
+        parameters = dict(task.model.named_parameters(remove_duplicate=False))
+        return torch.cat([unit_norms(parameters, block.slots, block.units.count) for block in task.runner.blocks])
 
 
-def unit_norms(coupling: Coupling, count: int) -> Tensor:
-    """‖w‖₂ over the rows and columns of each of `count` units, biases left out; shape (count,), fp32, on the CPU."""
-    squares = coupling.output.weight.detach().float().square().sum(0).view(count, -1).sum(1)
-    for linear in coupling.inputs:
-        squares = squares + linear.weight.detach().float().square().sum(1).view(count, -1).sum(1)
-    return squares.sqrt().cpu()
+def unit_norms(parameters: Mapping[str, Tensor], slots: Sequence[Slot], count: int) -> Tensor:
+    """‖w‖₂ over all weights of each of `count` units, biases left out; shape (count,), fp32, on the CPU.
+
+    parameters: by name, those of the slots among them.
+    """
+    squares_U = torch.zeros(count, device="cpu")
+    for slot in (slots[-1], *slots[:-1]):
+        weight = parameters[slot.parameter].detach()
+        if weight.ndim > 1:
+            along_F = weight.float().square().sum([axis for axis in range(weight.ndim) if axis != slot.axis]).cpu()
+            squares_U = squares_U + along_F[unit_features(len(along_F), count, slot.sections)].sum(1)
+    return squares_U.sqrt()

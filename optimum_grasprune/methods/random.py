@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from .base import Method, Task
+from ..problem import Problem
+from .base import Method
 from .registry import register
 
 
@@ -14,6 +15,6 @@ class Random(Method):
     needs_calibration = False
     allocation = "uniform"
 
-    def score(self, task: Task) -> Tensor:
+    def score(self, task: Problem) -> Tensor:
         """A random number per unit."""
         return torch.rand(task.inventory.num_units, generator=torch.Generator().manual_seed(task.config.seed))

@@ -13,14 +13,15 @@ import math
 import torch
 from torch import Tensor
 
-from ..budget import exact_ratio
-from ..calibration import collect_moments
 from ..config import BudgetOptions, GRASPConfig
 from ..errors import OptionError
-from ..masks import ElementMask
+from ..families import linears
+from ..problem import Problem
 from ..recovery import chain_names, get_stage, stages_in
-from ..surgery.elements import keep_n_of_m, keep_per_row, layer_linears
-from .base import Method, Task
+from ..statistics import MOMENTS
+from ..surgery.single_weights import keep_n_of_m, keep_per_row
+from ..units import ElementMask, exact_ratio
+from .base import Method
 from .columns import column_scores
 from .registry import register
 
@@ -35,6 +36,7 @@ class Statistical(Method):
     """Units, or single weights of every linear map in the decoder layers, by magnitude times deviation."""
 
     source = "after arXiv 2602.07375"
+    statistics = (MOMENTS,)
     allocation = "uniform"
     compensation = "energy"
     patterns = ("units", "unstructured", "2:4", "4:8")
@@ -45,20 +47,20 @@ class Statistical(Method):
         if config.pattern != "units":
             _check_elements(config, self.allocation_for(config))
 
-    def score(self, task: Task) -> Tensor:
+    def score(self, task: Problem) -> Tensor:
         """Σ of the scores of the unit's columns in its output projection, shape (units,)."""
         return column_scores(task, lambda weight_OI, moments, count: unit_scores(weight_OI, moments.variance_I, count))
 
-    def select_elements(self, task: Task) -> ElementMask:
+    def select_elements(self, task: Problem) -> ElementMask:
         """The best weights of every output row, or of every few neighbours in it."""
-        linears = layer_linears(task.model, task.family)
-        for path, linear in linears.items():
+        maps = linears(task.model, task.runner.blocks)
+        for path, linear in maps.items():
             _check_width(task.config, path, linear.in_features)
-        moments = collect_moments(task.model, linears, task.statistic_tokens_NS)
+        moments = task.statistics[MOMENTS]
         return ElementMask(
             {
                 path: kept_elements(element_scores(linear.weight.detach(), moments[path].variance_I), task.config).cpu()
-                for path, linear in linears.items()
+                for path, linear in maps.items()
             }
         )
 

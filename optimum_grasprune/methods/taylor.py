@@ -5,8 +5,9 @@
 
 from torch import Tensor
 
-from ..calibration import squared_per_sequence
-from .base import Method, Task
+from ..problem import Problem
+from ..statistics import PER_SEQUENCE
+from .base import Method
 from .gradients import sensitivity_per_parameter
 from .registry import register
 
@@ -16,7 +17,8 @@ class Taylor(Method):
     """Gradients of the loss by each unit's multiplier at one, squared, summed over sequences, per parameter."""
 
     source = "LLM-Pruner, arXiv 2305.11627"
+    statistics = (PER_SEQUENCE,)
 
-    def score(self, task: Task) -> Tensor:
+    def score(self, task: Problem) -> Tensor:
         """Σ over sequences of (∂L/∂z)² / cost, shape (units,)."""
-        return sensitivity_per_parameter(task, squared_per_sequence)
+        return sensitivity_per_parameter(task, PER_SEQUENCE)

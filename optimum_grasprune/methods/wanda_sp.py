@@ -5,7 +5,9 @@
 
 from torch import Tensor
 
-from .base import Method, Task
+from ..problem import Problem
+from ..statistics import MOMENTS
+from .base import Method
 from .columns import column_scores
 from .registry import register
 
@@ -15,9 +17,10 @@ class WandaSP(Method):
     """FASP's metric without its restoration."""
 
     source = "Wanda-sp, arXiv 2312.11983"
+    statistics = (MOMENTS,)
     allocation = "uniform"
 
-    def score(self, task: Task) -> Tensor:
+    def score(self, task: Problem) -> Tensor:
         """Σ over the unit's columns j of ‖X_j‖₂ · Σ_i |W_ij|, shape (units,)."""
         return column_scores(task, lambda weight_OI, moments, count: unit_metric(weight_OI, moments.norm_I, count))
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from enum import Flag, auto
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
-from ..plan import PruningPlan
+from ..statistics import Statistic
+from ..units import PruningPlan
 from .reference import Reference, Settings, Trial
 
 if TYPE_CHECKING:
@@ -25,18 +25,6 @@ if TYPE_CHECKING:
 
 Edit = Callable[[PreTrainedModel], None]
 """What changes a pruned model in place."""
-
-
-class Needs(Flag):
-    """What a stage looks at beside the weights.
-
-    MOMENTS: mean and variance of what enters the cut maps in the dense model, collected once for all stages and
-    candidates (`Reference.moments`).  SEQUENCES: the calibration sequences themselves.
-    """
-
-    NOTHING = 0
-    MOMENTS = auto()
-    SEQUENCES = auto()
 
 
 class Stage(ABC):
@@ -54,8 +42,11 @@ class Stage(ABC):
     fine_tunes: ClassVar[bool] = False
     """Whether weights are trained; for the card."""
 
-    needs: ClassVar[Needs] = Needs.NOTHING
-    """What it looks at."""
+    statistics: ClassVar[tuple[Statistic[Any], ...]] = ()
+    """The statistics of the dense model that it looks at, in `reference.statistics`."""
+
+    needs_sequences: ClassVar[bool] = False
+    """Whether it looks at the calibration sequences themselves."""
 
     options: ClassVar[tuple[str, ...]] = ()
     """The fields of `GRASPConfig` that are this stage's alone: no choice of units depends on them."""
@@ -68,6 +59,11 @@ class Stage(ABC):
 
     single_weights: ClassVar[bool] = False
     """Whether it can make up for single weights too, and not for whole units only."""
+
+    @classmethod
+    def looks_at_data(cls) -> bool:
+        """Whether it looks at anything beside the weights."""
+        return cls.needs_sequences or bool(cls.statistics)
 
     @classmethod
     def from_config(cls, config: GRASPConfig) -> Self:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .base import Needs, WeightStage
+from ..statistics import MOMENTS
+from .base import WeightStage
 from .reference import Reference, Trial
 from .registry import register
 
@@ -21,14 +22,14 @@ class MeanBias(WeightStage):
     name = "bias"
     sentence = "The output projections have a bias in place of the mean of what was cut"
     changes_weights = False
-    needs = Needs.MOMENTS
+    statistics = (MOMENTS,)
     output_bias = True
 
     @torch.no_grad()
     def refit(self, reference: Reference, trial: Trial, pruned: PreTrainedModel) -> None:
         """Add the mean to the output biases, which the model was built with."""
         for cut in reference.cut_maps(pruned, trial.plan):
-            mean_O = missing_mean(cut.before.weight, reference.moments[cut.path].mean_I, cut.kept_K)
+            mean_O = missing_mean(cut.before.weight, reference.statistics[MOMENTS][cut.path].mean_I, cut.kept_K)
             cut.after.bias.copy_(cut.after.bias.float() + mean_O.to(cut.after.bias.device))
 
 

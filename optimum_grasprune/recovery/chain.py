@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from itertools import product
-from operator import or_
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
 from ..families import Family
-from ..masks import ElementMask
-from ..plan import PruningPlan
+from ..statistics import Statistic
 from ..surgery import build_pruned_model
-from ..surgery.elements import build_sparse_model
-from .base import Needs, Stage, TrainedStage, WeightStage
+from ..surgery.single_weights import build_sparse_model
+from ..units import ElementMask, PruningPlan
+from .base import Stage, TrainedStage, WeightStage
 from .reference import Cut, Reference, Settings, Trial
 from .registry import chain_names, get_stage, stage_names, stages_in
 
@@ -51,9 +49,14 @@ class Chain:
         return tuple(stage for stage in self.stages if isinstance(stage, TrainedStage))
 
     @property
-    def needs(self) -> Needs:
-        """What any of the stages looks at."""
-        return reduce(or_, (stage.needs for stage in self.stages), Needs.NOTHING)
+    def statistics(self) -> tuple[Statistic[Any], ...]:
+        """The statistics that the stages look at."""
+        return tuple(statistic for stage in self.stages for statistic in stage.statistics)
+
+    @property
+    def looks_at_data(self) -> bool:
+        """Whether any of the stages looks at anything beside the weights."""
+        return any(stage.looks_at_data() for stage in self.stages)
 
     @property
     def in_plan(self) -> bool:
@@ -61,9 +64,9 @@ class Chain:
         return all(stage.in_plan for stage in self.stages)
 
     @property
-    def needs_in_replay(self) -> Needs:
-        """What any of them looks at again when a plan is replayed."""
-        return reduce(or_, (stage.needs for stage in self.stages if not stage.in_plan), Needs.NOTHING)
+    def looks_at_data_again(self) -> bool:
+        """Whether any of them looks at data when a plan is replayed."""
+        return any(stage.looks_at_data() for stage in self.stages if not stage.in_plan)
 
     def added_parameters(self, model: PreTrainedModel, family: Family) -> int:
         """Parameters that the stages add to a model: a bias to each output projection that has none."""
@@ -82,8 +85,6 @@ class Chain:
     def refitted(self, reference: Reference, trials: Sequence[Trial]) -> Iterator[PreTrainedModel]:
         """The pruned model of every trial, with its weights refitted; each is made when it is asked for."""
         stages = self.weight_stages
-        if any(Needs.MOMENTS in stage.needs for stage in stages):
-            reference = reference.with_moments(trials[0].cut)
         edits = [stage.refits(reference, trials) for stage in stages]
         for trial, *own in zip(trials, *edits, strict=True):
             pruned = self._built(reference, trial.cut)
@@ -102,8 +103,6 @@ class Chain:
     def replayed(self, reference: Reference, recorded: Trial) -> tuple[PreTrainedModel, PruningPlan]:
         """The pruned model of a saved plan, and what of the plan is in force in it."""
         kept = recorded.plan.without_scales()
-        if Needs.MOMENTS in self.needs_in_replay:
-            reference = reference.with_moments(kept)
         pruned = self._built(reference, kept)
         for stage in self.stages:
             kept = stage.replay(reference, pruned, kept, recorded)
@@ -135,7 +134,11 @@ def options_of_stages() -> set[str]:
 def chains_without_data() -> list[str]:
     """The values of `compensation` that a replay can apply without looking at calibration data."""
     stages = {name: [get_stage(stage) for stage in stages_in(name)] for name in chain_names()}
-    return [name for name, of_chain in stages.items() if all(stage.in_plan or not stage.needs for stage in of_chain)]
+    return [
+        name
+        for name, of_chain in stages.items()
+        if all(stage.in_plan or not stage.looks_at_data() for stage in of_chain)
+    ]
 
 
 def held_by(plan: PruningPlan) -> tuple[str, ...]:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..calibration import Moments
-from ..masks import ElementMask
-from .base import Needs, WeightStage
+from ..statistics import MOMENTS, Moments
+from ..units import ElementMask
+from .base import WeightStage
 from .reference import Reference, Trial
 from .registry import register
 
@@ -24,14 +24,14 @@ class RowEnergy(WeightStage):
 
     name = "energy"
     sentence = "The rows of the output projections were scaled to the energy they had"
-    needs = Needs.MOMENTS
+    statistics = (MOMENTS,)
     single_weights = True
 
     @torch.no_grad()
     def refit(self, reference: Reference, trial: Trial, pruned: PreTrainedModel) -> None:
         """Scale the rows, from the moments of the dense model's own inputs; biases change where single weights went."""
         for cut in reference.cut_maps(pruned, trial.cut):
-            moments = reference.moments[cut.path]
+            moments = reference.statistics[MOMENTS][cut.path]
             has_bias = isinstance(trial.cut, ElementMask) and cut.after.bias is not None
             weight_OK, shift_O = corrected(cut.before.weight, cut.after.weight, moments, cut.kept_K, has_bias=has_bias)
             cut.after.weight.copy_(weight_OK)

@@ -22,16 +22,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
-from ..calibration.collect import finite
-from ..calibration.layerwise import LayerStream
 from ..errors import GraspruneError
-from ..families import Family
-from ..gating.gates import frozen
-from ..plan import PruningPlan
+from ..execution import LayerStream, Runner
+from ..families import Block, linear_at
 from ..progress import track
-from ..surgery import kept_columns
-from ..units import KINDS, Kind
-from .base import Edit, Needs, WeightStage
+from ..statistics import finite
+from ..surgery import feature_indices
+from ..units import PruningPlan
+from .base import Edit, WeightStage
 from .reference import Reference, Settings, Trial
 from .registry import register
 
@@ -82,7 +80,7 @@ class LeastSquares(WeightStage):
 
     name = "least_squares"
     sentence = "The output projections were refitted by least squares"
-    needs = Needs.SEQUENCES
+    needs_sequences = True
     options = ("restoration", "least_squares", "damping")
     settings = ("damping",)
 
@@ -100,8 +98,9 @@ class LeastSquares(WeightStage):
     def refit(self, reference: Reference, trial: Trial, pruned: PreTrainedModel) -> None:
         """Refit one model."""
         if self.in_sequence:
-            damping, tokens_NS = trial.settings["damping"], reference.statistic_tokens_NS
-            restore_in_sequence(reference.model, pruned, trial.plan, reference.family, tokens_NS, damping, self.fit)
+            runner, damping = reference.runner, trial.settings["damping"]
+            tokens_NS = reference.statistic_tokens_NS
+            restore_in_sequence(runner, runner.beside(pruned), trial.plan, tokens_NS, damping, self.fit)
         else:
             (edit,) = self.refits(reference, [trial])
             edit(pruned)
@@ -111,103 +110,101 @@ class LeastSquares(WeightStage):
         if self.in_sequence:
             return super().refits(reference, trials)
         pairs = [(trial.plan, trial.settings["damping"]) for trial in trials]
-        family, tokens_NS = reference.family, reference.statistic_tokens_NS
-        weights = restored_on_dense_inputs(reference.model, pairs, family, tokens_NS, self.fit)
-        return [partial(take_weights, weights=of_trial, family=family) for of_trial in weights]
+        weights = restored_on_dense_inputs(reference.runner, pairs, reference.statistic_tokens_NS, self.fit)
+        return [partial(take_weights, weights=of_trial) for of_trial in weights]
 
 
-Weights = dict[tuple[int, Kind], Tensor]
-"""Refitted output projections by layer and kind, each of shape (O, K), in the model's dtype, on the CPU."""
+Weights = dict[str, Tensor]
+"""Refitted output projections by path, each of shape (O, K), in the model's dtype, on the CPU."""
+
+
+def of_layer(runner: Runner, index: int) -> list[Block]:
+    """The blocks of a layer, in the order in which they are computed."""
+    return [block for block in runner.blocks if block.units.layer == index]
 
 
 @torch.no_grad()
 def restored_on_dense_inputs(
-    dense: PreTrainedModel, trials: Sequence[tuple[PruningPlan, float]], family: Family, tokens_NS: Tensor, fit: Fit
+    dense: Runner, trials: Sequence[tuple[PruningPlan, float]], tokens_NS: Tensor, fit: Fit
 ) -> list[Weights]:
     """Output projections refitted to the kept part of the dense inputs, for each trial of a plan with a damping.
 
     One forward pass of the dense model serves all trials. damping: see `restored_weight`.
     """
     results: list[Weights] = [{} for _ in trials]
-    with frozen(dense):
-        stream = LayerStream.start(dense, family, tokens_NS)
-        for index, layer in enumerate(track(list(family.decoder_layers(dense)), "least squares", "layer")):
-            outputs = {kind: family.coupling(layer, kind).output for kind in KINDS}
-            grams = _advance_with_grams(stream, layer, outputs, index, family, fit)
+    with dense.stream(tokens_NS) as stream:
+        for index in track(range(len(stream.layers)), "least squares", "layer"):
+            blocks = of_layer(dense, index)
+            outputs = {block.output: linear_at(dense.model, block.output) for block in blocks}
+            grams = _advance_with_grams(stream, index, outputs, fit)
             for (plan, damping), weights in zip(trials, results, strict=True):
-                for kind, before in outputs.items():
-                    columns_K = kept_columns(plan.group(index, kind), before)
-                    cross_IK = grams[kind][:, columns_K]
-                    gram_KK, path = cross_IK[columns_K], family.output_path(index, kind)
+                for block in blocks:
+                    before, gram_II = outputs[block.output], grams[block.output]
+                    columns_K = _kept_columns(plan, block, before)
+                    cross_IK = gram_II[:, columns_K]
                     weight_OK = restored_weight(
-                        before.weight, columns_K, gram_KK, cross_IK, damping, path, fit.diagonal
+                        before.weight, columns_K, cross_IK[columns_K], cross_IK, damping, block.output, fit.diagonal
                     )
-                    weights[index, kind] = weight_OK.to(before.weight.dtype).cpu()
+                    weights[block.output] = weight_OK.to(before.weight.dtype).cpu()
     return results
 
 
-def _advance_with_grams(
-    stream: LayerStream, layer: nn.Module, outputs: dict[Kind, nn.Linear], index: int, family: Family, fit: Fit
-) -> dict[Kind, Tensor]:
+def _kept_columns(plan: PruningPlan, block: Block, before: nn.Linear) -> Tensor:
+    """Indices of the columns of a block's dense output projection that stay, shape (K,), on the weight's device."""
+    group = plan.group(block.address)
+    return feature_indices(group.kept, before.in_features, group.count).to(before.weight.device)
+
+
+def _advance_with_grams(stream: LayerStream, index: int, outputs: dict[str, nn.Linear], fit: Fit) -> dict[str, Tensor]:
     """Take the stream through a layer; X Xᵀ of each output projection's input over the tokens that count, (I, I)."""
     grams = {
-        kind: linear.weight.new_zeros(linear.in_features, linear.in_features, dtype=torch.float32)
-        for kind, linear in outputs.items()
+        path: linear.weight.new_zeros(linear.in_features, linear.in_features, dtype=torch.float32)
+        for path, linear in outputs.items()
     }
 
-    def add(kind: Kind, x_TI: Tensor) -> None:
-        x_TI = finite(x_TI, family.output_path(index, kind))
+    def add(path: str, x_TI: Tensor) -> None:
+        x_TI = finite(x_TI, path)
         x_TI = x_TI[fit.counted(x_TI)].float()
-        grams[kind].addmm_(x_TI.T, x_TI)
+        grams[path].addmm_(x_TI.T, x_TI)
 
-    stream.advance(layer, outputs, add)
+    stream.advance(index, outputs, add)
     return grams
 
 
 @torch.no_grad()
-def take_weights(pruned: PreTrainedModel, weights: Weights, family: Family) -> None:
+def take_weights(pruned: PreTrainedModel, weights: Weights) -> None:
     """Put refitted output projections into a sliced model, in place."""
-    outputs = family.output_projections(pruned)
-    for key, weight_OK in weights.items():
-        outputs[key].weight.copy_(weight_OK)
+    for path, weight_OK in weights.items():
+        linear_at(pruned, path).weight.copy_(weight_OK)
 
 
 @torch.no_grad()
 def restore_in_sequence(
-    dense: PreTrainedModel,
-    pruned: PreTrainedModel,
-    plan: PruningPlan,
-    family: Family,
-    tokens_NS: Tensor,
-    damping: float,
-    fit: Fit,
+    dense: Runner, pruned: Runner, plan: PruningPlan, tokens_NS: Tensor, damping: float, fit: Fit
 ) -> None:
     """Refit the output projections of a sliced model, in place, to the inputs that they have in that model.
 
     damping: see `restored_weight`.
     """
-    layers = list(zip(family.decoder_layers(dense), family.decoder_layers(pruned), strict=True))
-    with frozen(dense), frozen(pruned):
-        reference = LayerStream.start(dense, family, tokens_NS)
-        current = LayerStream.start(pruned, family, tokens_NS)
-        for index, (old, new) in enumerate(track(layers, "least squares", "layer")):
-            for kind in KINDS:  # attention first: the FFN's inputs depend on it
-                before, after = (family.coupling(layer, kind).output for layer in (old, new))
+    with dense.stream(tokens_NS) as reference, pruned.stream(tokens_NS) as current:
+        for index in track(range(len(reference.layers)), "least squares", "layer"):
+            for block in of_layer(dense, index):  # attention first: the FFN's inputs depend on it
+                before, after = (linear_at(runner.model, block.output) for runner in (dense, pruned))
                 gram_KK = after.weight.new_zeros(after.in_features, after.in_features, dtype=torch.float32)
                 cross_IK = after.weight.new_zeros(before.in_features, after.in_features, dtype=torch.float32)
-                path = family.output_path(index, kind)
                 for position in range(len(tokens_NS)):
-                    x_TI = finite(reference.input_of(before, old, position), path)
-                    z_TK = finite(current.input_of(after, new, position), path)
+                    x_TI = finite(reference.input_of(before, index, position), block.output)
+                    z_TK = finite(current.input_of(after, index, position), block.output)
                     counted_T = fit.counted(x_TI) & fit.counted(z_TK)
                     x_TI, z_TK = x_TI[counted_T].float(), z_TK[counted_T].float()
                     gram_KK.addmm_(z_TK.T, z_TK)
                     cross_IK.addmm_(x_TI.T, z_TK)
-                columns_K = kept_columns(plan.group(index, kind), before)
-                weight_OK = restored_weight(before.weight, columns_K, gram_KK, cross_IK, damping, path, fit.diagonal)
-                after.weight.copy_(weight_OK)
-            reference.advance(old)
-            current.advance(new)
+                columns_K = _kept_columns(plan, block, before)
+                after.weight.copy_(
+                    restored_weight(before.weight, columns_K, gram_KK, cross_IK, damping, block.output, fit.diagonal)
+                )
+            reference.advance(index)
+            current.advance(index)
 
 
 def usual_tokens(x_TI: Tensor, limit: float = 5.0) -> Tensor:

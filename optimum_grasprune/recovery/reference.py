@@ -5,18 +5,20 @@ Shape suffixes: N sequences, S sequence, K columns that stay.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..calibration import Moments, collect_moments
-from ..families import Family
-from ..masks import ElementMask
-from ..plan import PruningPlan
-from ..surgery import kept_columns
+from ..execution import Gathered, Runner
+from ..families import Family, linear_at
+from ..problem import Problem
+from ..statistics import Statistic
+from ..surgery import feature_indices
+from ..units import ElementMask, PruningPlan
 
 Cut = PruningPlan | ElementMask
 """What was cut: whole units, or single weights."""
@@ -44,35 +46,56 @@ class Trial:
 class Reference:
     """The model as it was before the cut, which a stage brings the pruned one closer to.
 
+    runner: the dense model, and how models are run.
     tokens_NS: calibration sequences, shape (N, S), int64; none where no stage looks at any.
     statistic_samples: how many of them, at most, statistics look at.
-    moments: of the dense input of every map that the cut goes through, by path, where a stage declares that it needs
-    them.
+    statistics: of the dense model, those that the stages declare.
     """
 
-    model: PreTrainedModel
-    family: Family
+    runner: Runner
     tokens_NS: Tensor
     statistic_samples: int
-    moments: Mapping[str, Moments] = field(default_factory=dict)
+    statistics: Gathered
+
+    @classmethod
+    def of(cls, problem: Problem) -> Reference:
+        """The dense model of a problem, with the statistics that are gathered for it."""
+        return cls(problem.runner, problem.tokens_NS, problem.config.statistic_samples, problem.statistics)
+
+    @classmethod
+    def on(
+        cls, runner: Runner, tokens_NS: Tensor, statistic_samples: int, declared: Iterable[Statistic[Any]] = ()
+    ) -> Reference:
+        """A dense model by itself, with statistics of the inputs of its output projections."""
+        return cls(runner, tokens_NS, statistic_samples, Gathered(runner, declared, tokens_NS[:statistic_samples]))
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The dense model."""
+        return self.runner.model
+
+    @property
+    def family(self) -> Family:
+        """Its family."""
+        return self.runner.family
 
     @property
     def statistic_tokens_NS(self) -> Tensor:
         """The sequences that statistics look at, the first ones."""
         return self.tokens_NS[: self.statistic_samples]
 
-    def with_moments(self, cut: Cut) -> Reference:
-        """The same with the moments that any cut of this kind needs, from one forward pass of the dense model."""
-        modules = {path: _linear(self.model, path) for path in _paths(cut, self.family)}
-        return replace(self, moments=collect_moments(self.model, modules, self.statistic_tokens_NS))
-
     def cut_maps(self, pruned: PreTrainedModel, cut: Cut) -> Iterator[CutMap]:
         """The maps of a pruned model that lost inputs or weights, beside what they were."""
-        groups = [None] * len(cut.kept) if isinstance(cut, ElementMask) else cut.groups
-        for path, group in zip(_paths(cut, self.family), groups, strict=True):
-            before, after = _linear(self.model, path), _linear(pruned, path)
-            everything_I = torch.arange(before.in_features, device=before.weight.device)
-            yield CutMap(path, before, after, everything_I if group is None else kept_columns(group, before))
+        if isinstance(cut, ElementMask):
+            for path in cut.kept:
+                before = linear_at(self.model, path)
+                everything_I = torch.arange(before.in_features, device=before.weight.device)
+                yield CutMap(path, before, linear_at(pruned, path), everything_I)
+            return
+        for block in self.runner.blocks:
+            before, group = linear_at(self.model, block.output), cut.group(block.address)
+            kept_K = feature_indices(group.kept, before.in_features, group.count).to(before.weight.device)
+            yield CutMap(block.output, before, linear_at(pruned, block.output), kept_K)
 
 
 @dataclass(frozen=True)
@@ -86,14 +109,3 @@ class CutMap:
     before: nn.Linear
     after: nn.Linear
     kept_K: Tensor
-
-
-def _paths(cut: Cut, family: Family) -> list[str]:
-    """Of the output projections, in inventory order, or of every map that lost single weights."""
-    if isinstance(cut, ElementMask):
-        return list(cut.kept)
-    return [family.output_path(group.layer, group.kind) for group in cut.groups]
-
-
-def _linear(model: PreTrainedModel, path: str) -> nn.Linear:
-    return model.get_submodule(path)  # type: ignore[return-value]

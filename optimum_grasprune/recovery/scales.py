@@ -15,13 +15,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
-from ..families import Family
-from ..gating import gated
-from ..gating.train import learn
-from ..plan import PruningPlan
+from ..execution import Runner, Training
 from ..surgery import fold_scales
-from ..units import UnitInventory
-from .base import Learnt, Needs, TrainedStage
+from ..units import PruningPlan
+from .base import Learnt, TrainedStage
 from .reference import Reference, Trial
 from .registry import register
 
@@ -38,7 +35,7 @@ class Scales(TrainedStage):
 
     name = "scales"
     sentence = "One trained scale per kept unit is folded into the output projections"
-    needs = Needs.SEQUENCES
+    needs_sequences = True
     options = ("scale_samples", "scale_epochs", "scale_learning_rate")
     in_plan = True
 
@@ -54,10 +51,9 @@ class Scales(TrainedStage):
 
     def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> LearntScales:
         """Train one scale per unit on the first calibration sequences."""
-        family, tokens_NS = reference.family, reference.tokens_NS[: self.config.scale_samples]
-        inventory = family.inventory(pruned)
-        scales_U = train_scales(pruned, family, inventory, tokens_NS, self.config)
-        return LearntScales(scales_U, pruned, plan, family, inventory)
+        runner = reference.runner.beside(pruned)
+        scales_U = train_scales(runner, reference.tokens_NS[: self.config.scale_samples], self.config)
+        return LearntScales(scales_U, runner, plan)
 
     def replay(self, reference: Reference, pruned: PreTrainedModel, kept: PruningPlan, recorded: Trial) -> PruningPlan:
         """Fold the scales of the plan."""
@@ -70,47 +66,40 @@ class LearntScales(Learnt):
     """Scales of a sliced model. scales_U: shape (units,), fp32, on the CPU.  plan: what was kept, unscaled."""
 
     scales_U: Tensor
-    pruned: PreTrainedModel
+    runner: Runner
     plan: PruningPlan
-    family: Family
-    inventory: UnitInventory
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
         """The units of the pruned model are multiplied by their scales, by hooks."""
-        with gated(self.pruned, self.family, self.inventory) as gates:
-            gates.values_U = self.scales_U.to(self.pruned.device)
+        with self.runner.gated() as gates:
+            gates.values_U = self.scales_U
             yield
 
     def fold(self) -> PruningPlan:
         """Multiply the scales into the weights; the plan with them."""
         plan = self.plan.with_scales(self.scales_U)
-        fold_scales(self.pruned, plan, self.family)
+        fold_scales(self.runner.model, plan, self.runner.family)
         return plan
 
 
-def train_scales(
-    model: PreTrainedModel, family: Family, inventory: UnitInventory, tokens_NS: Tensor, config: GRASPConfig
-) -> Tensor:
+def train_scales(runner: Runner, tokens_NS: Tensor, config: GRASPConfig) -> Tensor:
     """One multiplier per unit of an already pruned model, γ = 1 + ½·tanh(g).  (Section 3.3)
 
     The model is the sliced one, so the units are the kept ones and each step costs what the pruned model costs.
     tokens_NS: shape (N, S), int64.  Returns γ, shape (units,), fp32, on the CPU, each between ½ and 1½.
     """
-    raw_U = torch.zeros(inventory.num_units, dtype=torch.float32, device=model.device, requires_grad=True)
-    learn(
-        model,
-        family,
-        inventory,
-        raw_U,
-        lambda _: bounded_scale(raw_U),
-        tokens_NS,
-        config,
+    training = Training(
         epochs=config.scale_epochs,
+        batch_size=config.batch_size,
+        seed=config.seed,
         learning_rate=config.scale_learning_rate,
+        schedule=config.schedule,
+        gradient_checkpointing=config.gradient_checkpointing,
         label="scales",
     )
-    return bounded_scale(raw_U.detach()).cpu()
+    start_U = torch.zeros(runner.inventory.num_units, dtype=torch.float32, device="cpu")
+    return bounded_scale(runner.learn(start_U, lambda raw_U, _: bounded_scale(raw_U), tokens_NS, training))
 
 
 def bounded_scale(raw_U: Tensor) -> Tensor:

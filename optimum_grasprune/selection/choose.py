@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..evaluation import mean_loss
-from ..masks import UnitMask
-from ..plan import PruningPlan
+from ..problem import Problem
 from ..progress import track
 from ..recovery.base import TrainedStage
 from ..recovery.chain import Chain, as_recorded
 from ..recovery.reference import Reference, Settings, Trial
-
-if TYPE_CHECKING:
-    from ..methods.base import Task
+from ..units import PruningPlan, UnitMask
 
 FINALISTS = 2
 """Candidates whose weights are refitted, which costs more than measuring a loss."""
@@ -57,13 +53,13 @@ class Selected:
     judgements: tuple[Judgement, ...] = ()
 
 
-def choose(candidates: Mapping[str, UnitMask], chain: Chain, task: Task) -> Selected:
+def choose(candidates: Mapping[str, UnitMask], chain: Chain, task: Problem) -> Selected:
     """The best candidate with the best of the chain; with nothing held out, the last one with all of it.
 
     Each candidate is measured as it is, the best few with refitted weights too, and the winner alone is trained on.
     """
     plans = {name: PruningPlan.from_mask(mask) for name, mask in candidates.items()}
-    reference = Reference(task.model, task.family, task.tokens_NS, task.config.statistic_samples)
+    reference = Reference.of(task)
     if len(task.held_out_NS):
         judge = _Judge(task)
         for name, plan in track(plans.items(), "candidates", "mask"):
@@ -97,14 +93,14 @@ def _refitted(
 class _Judge:
     """Measures models one after another and holds on to the best only."""
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Problem) -> None:
         self.task = task
         self.judgements: list[Judgement] = []
         self.best: Selected | None = None
 
     def consider(self, selected: Selected, name: str) -> None:
         """Measure a model."""
-        loss = mean_loss(selected.model, self.task.held_out_NS)
+        loss = self.task.runner.beside(selected.model).mean_loss(self.task.held_out_NS)
         if not self.judgements or loss < min(judgement.loss for judgement in self.judgements):
             self.best = selected
         self.judgements.append(Judgement(name, " ".join(selected.stages) or "none", selected.settings, loss))
@@ -120,14 +116,14 @@ class _Judge:
         return replace(self.best, judgements=tuple(self.judgements))
 
 
-def _trained(selected: Selected, stage: TrainedStage, reference: Reference, task: Task) -> Selected:
+def _trained(selected: Selected, stage: TrainedStage, reference: Reference, task: Problem) -> Selected:
     """The selected model with what the stage learns folded in, unless the held-out loss is lower without it."""
     learnt = stage.train(reference, selected.model, selected.plan)
     stages, judgements = (*selected.stages, stage.name), selected.judgements
     if len(task.held_out_NS):
         best = min(judgements, key=lambda judgement: judgement.loss)
         with learnt.in_force():
-            loss = mean_loss(selected.model, task.held_out_NS)
+            loss = task.runner.beside(selected.model).mean_loss(task.held_out_NS)
         judgements = (*judgements, Judgement(best.candidate, " ".join(stages), selected.settings, loss))
         if loss >= best.loss:
             return replace(selected, judgements=judgements)

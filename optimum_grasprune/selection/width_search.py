@@ -15,15 +15,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from ..budget import Budget
-from ..evaluation import mean_loss
-from ..families import Family
-from ..gating import gated
-from ..masks import UnitMask
+from ..execution import Runner
 from ..progress import bar
-from ..units import UnitInventory
+from ..units import Budget, UnitInventory, UnitMask
 
 Widths = tuple[int, ...]
 """Units that stay in each group, in inventory order."""
@@ -65,7 +60,7 @@ class Ledger:
 
     def step(self, group: int) -> int:
         """Units that a group grows or shrinks by at once."""
-        return self.budget.multiple_of[self.inventory.groups[group].kind]
+        return self.budget.step(self.inventory.groups[group])
 
     def grown(self, widths: Widths, group: int, steps: int) -> Widths:
         """The group wider by as many of `steps` as there are units and budget for."""
@@ -149,21 +144,21 @@ class WidthLoss:
     tokens_NS: shape (N, S), int64. The units that are out are multiplied by zero; no model is built.
     """
 
-    def __init__(self, model: PreTrainedModel, family: Family, inventory: UnitInventory, tokens_NS: Tensor) -> None:
-        self.model, self.family, self.inventory, self.tokens_NS = model, family, inventory, tokens_NS
+    def __init__(self, runner: Runner, tokens_NS: Tensor) -> None:
+        self.runner, self.tokens_NS = runner, tokens_NS
 
     def __call__(self, mask: UnitMask) -> float:
         """Measure a mask."""
-        with gated(self.model, self.family, self.inventory) as gates:
-            gates.values_U = mask.kept_U.to(self.model.device, torch.float32)
-            return mean_loss(self.model, self.tokens_NS)
+        with self.runner.gated() as gates:
+            gates.values_U = mask.kept_U
+            return self.runner.mean_loss(self.tokens_NS)
 
 
 def mask_of_best_widths(
     start: Widths, scores_U: Tensor, loss: WidthLoss, budget: Budget, limits: SearchLimits, seed: int
 ) -> UnitMask:
     """The mask of the best widths found from `start`; scores_U: order of units inside each group, shape (units,)."""
-    inventory = loss.inventory
+    inventory = loss.runner.inventory
     ledger = Ledger(inventory, budget)
     best, _ = search_widths(start, ledger, lambda widths: loss(mask_of(widths, scores_U, inventory)), limits, seed)
     return mask_of(best, scores_U, inventory)

@@ -2,16 +2,14 @@
 
 from .build import build_pruned_model, dense_config, pruned_config
 from .folding import fold_scales, scale_columns
-from .slicing import feature_indices, keep_columns, keep_rows, kept_columns, slice_state
+from .slicing import feature_indices, keep_units, slice_state
 
 __all__ = [
     "build_pruned_model",
     "dense_config",
     "feature_indices",
     "fold_scales",
-    "keep_columns",
-    "keep_rows",
-    "kept_columns",
+    "keep_units",
     "pruned_config",
     "scale_columns",
     "slice_state",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import CheckpointError
-from ..families import Family, head_dimension
-from ..modeling import PRUNED_CLASSES
-from ..plan import PruningPlan
+from ..families import Block, Family, family_of
 from ..progress import without_library_bars
+from ..units import PruningPlan, UnitInventory
 from .folding import fold_scales
 from .slicing import slice_state
 
@@ -22,16 +22,18 @@ def pruned_config(config: PreTrainedConfig, plan: PruningPlan, *, output_bias: b
 
     output_bias: whether all output projections get a bias. Those of a model that is already pruned stay either way.
     """
-    config_class, _, causal_class = PRUNED_CLASSES[config.model_type]
+    family = family_of(config)
+    classes = family.pruned
+    widths = {group.address: len(group.kept) for group in plan.groups}
     values = config.to_dict()
     for key in ("model_type", "per_layer_config", "architectures", "auto_map", "transformers_version"):
         values.pop(key, None)
-    pruned = config_class(
+    pruned = classes.config(
         **{
             **values,
-            "head_dim": head_dimension(config),
-            "architectures": [causal_class.__name__],
-            "per_layer_config": _layer_widths(config, plan),
+            "head_dim": family.head_dimension(config),
+            "architectures": [classes.causal_lm.__name__],
+            "per_layer_config": family.layer_widths(config, widths),
             "output_bias": output_bias or getattr(config, "output_bias", False),
         }
     )
@@ -48,18 +50,6 @@ def dense_config(config: PreTrainedConfig) -> Any:
     return type(config).from_dict({**values, "output_bias": False})
 
 
-def _layer_widths(config: PreTrainedConfig, plan: PruningPlan) -> dict[int, dict[str, int]]:
-    queries_per_kv = config.num_attention_heads // config.num_key_value_heads
-    widths: dict[int, dict[str, int]] = {layer: {} for layer in range(plan.num_layers)}
-    for group in plan.groups:
-        if group.kind == "ffn":
-            widths[group.layer]["intermediate_size"] = len(group.kept)
-        else:
-            widths[group.layer]["num_key_value_heads"] = len(group.kept)
-            widths[group.layer]["num_attention_heads"] = len(group.kept) * queries_per_kv
-    return widths
-
-
 def build_pruned_model(
     model: PreTrainedModel, plan: PruningPlan, family: Family, *, output_bias: bool = False
 ) -> PreTrainedModel:
@@ -70,29 +60,29 @@ def build_pruned_model(
     output_bias: give every output projection that has no bias one of zeros, to be filled by the caller.
     Raises PlanError when the plan was made for other shapes.
     """
-    plan.check(family.inventory(model))
+    blocks = family.blocks(model)
+    plan.check(UnitInventory(tuple(block.units for block in blocks)))
     config = pruned_config(model.config, plan, output_bias=output_bias)
-    state = slice_state(model.state_dict(), plan, family)
-    _own_output_biases(state, plan, family, config.output_bias)
+    state = slice_state(model.state_dict(), plan, blocks)
+    _own_output_biases(state, blocks, config.output_bias)
     pruned = _materialise(config, state, model)
     fold_scales(pruned, plan, family)
     return pruned
 
 
-def _own_output_biases(state: dict[str, Tensor], plan: PruningPlan, family: Family, everywhere: bool) -> None:
-    # Slicing has already copied the weights, even of groups that keep all their units.
-    for group in plan.groups:
-        path = family.output_path(group.layer, group.kind)
-        weight_OI, bias_O = state[f"{path}.weight"], state.get(f"{path}.bias")
+def _own_output_biases(state: dict[str, Tensor], blocks: Iterable[Block], everywhere: bool) -> None:
+    # Slicing has already copied the weights, even of blocks that keep all their units.
+    for block in blocks:
+        weight_OI, bias_O = state[f"{block.output}.weight"], state.get(f"{block.output}.bias")
         if bias_O is not None:
-            state[f"{path}.bias"] = bias_O.clone()
+            state[f"{block.output}.bias"] = bias_O.clone()
         elif everywhere:
-            state[f"{path}.bias"] = weight_OI.new_zeros(weight_OI.shape[0])
+            state[f"{block.output}.bias"] = weight_OI.new_zeros(weight_OI.shape[0])
 
 
 @without_library_bars()
 def _materialise(config: PreTrainedConfig, state: dict[str, Tensor], like: PreTrainedModel) -> PreTrainedModel:
-    causal_class = PRUNED_CLASSES[config.model_type][2]
+    causal_class = family_of(config).pruned.causal_lm
     loaded: Any = causal_class.from_pretrained(
         None, config=config, state_dict=state, dtype=like.dtype, output_loading_info=True
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..families import Family
-from ..plan import PruningPlan
+from ..units import PruningPlan
 
 
 def scale_columns(weight_OI: Tensor, scales_K: Tensor) -> Tensor:
@@ -32,5 +32,5 @@ def fold_scales(pruned: PreTrainedModel, plan: PruningPlan, family: Family) -> N
     outputs = family.output_projections(pruned)
     for group in plan.groups:
         if group.scales is not None:
-            weight_OI = outputs[group.layer, group.kind].weight
+            weight_OI = outputs[group.address].weight
             weight_OI.copy_(scale_columns(weight_OI, torch.tensor(group.scales, dtype=torch.float32, device="cpu")))

@@ -1,55 +1,40 @@
-"""Cutting units out of weight matrices. Pure tensor code.
+"""Cutting units out of weights. Pure tensor code.
 
 Shape suffixes: O output features (rows), I input features (columns), K kept features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..families import Family
-from ..plan import GroupPlan, PruningPlan
+from ..families import Block, Slot, unit_features
+from ..units import PruningPlan
 
 
-def feature_indices(units: Sequence[int], features: int, count: int) -> Tensor:
+def feature_indices(units: Sequence[int], features: int, count: int, sections: Sequence[int] = ()) -> Tensor:
     """Indices of the features that belong to the units, when `features` are split evenly among `count` units.
 
-    Returns shape (len(units) * features / count,), int64, in the order of `units`.
+    units: ascending.  sections: as in `Slot`. Returns shape (K,), int64, ascending, so that what is left of a fused
+    projection has its sections in the same order.
     """
-    width = features // count
-    return (torch.tensor(list(units), device="cpu")[:, None] * width + torch.arange(width, device="cpu")).flatten()
+    features_UF = unit_features(features, count, sections)
+    return features_UF[torch.tensor(list(units), dtype=torch.int64, device="cpu")].flatten().sort().values
 
 
-def kept_columns(group: GroupPlan, linear: nn.Linear) -> Tensor:
-    """Indices of the columns of a dense output projection that a group keeps, shape (K,), on the weight's device."""
-    return feature_indices(group.kept, linear.in_features, group.count).to(linear.weight.device)
+def keep_units(tensor: Tensor, slot: Slot, units: Sequence[int], count: int) -> Tensor:
+    """What is left of a parameter, a contiguous copy. units: those of `count` that stay, ascending."""
+    kept_K = feature_indices(units, tensor.shape[slot.axis], count, slot.sections)
+    return tensor.index_select(slot.axis, kept_K.to(tensor.device))
 
 
-def keep_rows(tensor: Tensor, units: Sequence[int], count: int) -> Tensor:
-    """Rows of the kept units, of a weight (O, I) or of a bias (O,); a copy."""
-    return tensor[feature_indices(units, tensor.shape[0], count).to(tensor.device)]
-
-
-def keep_columns(weight_OI: Tensor, units: Sequence[int], count: int) -> Tensor:
-    """Columns of the kept units, shape (O, K); a contiguous copy."""
-    return weight_OI[:, feature_indices(units, weight_OI.shape[1], count).to(weight_OI.device)].contiguous()
-
-
-def slice_state(state: Mapping[str, Tensor], plan: PruningPlan, family: Family) -> dict[str, Tensor]:
+def slice_state(state: Mapping[str, Tensor], plan: PruningPlan, blocks: Iterable[Block]) -> dict[str, Tensor]:
     """A model's tensors with the plan's cuts made; tensors that no unit runs through are shared, not copied."""
     sliced = dict(state)
-    for group in plan.groups:
-        _slice_group(sliced, group, family)
+    for block in blocks:
+        group = plan.group(block.address)
+        for slot in block.slots:
+            sliced[slot.parameter] = keep_units(sliced[slot.parameter], slot, group.kept, group.count)
     return sliced
-
-
-def _slice_group(state: dict[str, Tensor], group: GroupPlan, family: Family) -> None:
-    for path in family.input_paths(group.layer, group.kind):
-        for name in (f"{path}.weight", f"{path}.bias"):
-            if name in state:
-                state[name] = keep_rows(state[name], group.kept, group.count)
-    name = f"{family.output_path(group.layer, group.kind)}.weight"
-    state[name] = keep_columns(state[name], group.kept, group.count)

@@ -14,7 +14,7 @@ import torch
 from optimum_grasprune import GRASPPruner
 from optimum_grasprune.errors import GraspruneError
 from optimum_grasprune.loading import load_model
-from optimum_grasprune.methods import Task
+from optimum_grasprune.methods import Problem
 from optimum_grasprune.methods.grasprune import GRASPrune
 from tests.commands.conftest import Outcome
 
@@ -114,7 +114,7 @@ def test_gates_are_trained_once_for_all_compensations(
     trained: list[float] = []
     candidates = GRASPrune.candidates
 
-    def counted(self: GRASPrune, task: Task, *arguments: Any) -> Any:
+    def counted(self: GRASPrune, task: Problem, *arguments: Any) -> Any:
         trained.append(task.config.keep_ratio)
         return candidates(self, task, *arguments)
 

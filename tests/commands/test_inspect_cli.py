@@ -11,6 +11,7 @@ import torch
 from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask
 from optimum_grasprune.config import DeploymentOptions
 from optimum_grasprune.families import family_of
+from optimum_grasprune.units import FFN, KV, Address
 from tests.commands.conftest import Outcome
 from tests.conftest import make_model, make_tokenizer
 
@@ -24,9 +25,9 @@ def pruned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = make_model().to(torch.bfloat16)
     inventory = family_of(model.config).inventory(model)
     kept = torch.ones(inventory.num_units, dtype=torch.bool)
-    kept[inventory.index(0, "kv", 1)] = False
+    kept[inventory.index(Address(0, KV), 1)] = False
     for layer in range(3):
-        kept[inventory.slice_of(layer, "ffn")] = torch.arange(48) < 24
+        kept[inventory.slice_of(Address(layer, FFN))] = torch.arange(48) < 24
     pruner = GRASPPruner(GRASPConfig())
     pruner.replay(model, make_tokenizer(), PruningPlan.from_mask(UnitMask(inventory, kept)))
     folder = tmp_path_factory.mktemp("inspected") / "pruned"

@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 from optimum_grasprune import progress
 from optimum_grasprune.errors import GraspruneError
 from optimum_grasprune.evaluation import mean_loss
-from optimum_grasprune.gating import gates
+from optimum_grasprune.execution import instrument
 from tests.commands.conftest import Outcome
 from tests.conftest import make_model, make_tokenizer
 
@@ -146,8 +146,8 @@ def test_gradient_checkpointing_reaches_every_backward_pass(
         recomputed.append(function)
         return checkpoint(function, *arguments, **options)
 
-    checkpoint = gates.checkpoint
-    monkeypatch.setattr(gates, "checkpoint", spied)
+    checkpoint = instrument.checkpoint
+    monkeypatch.setattr(instrument, "checkpoint", spied)
     options = ("--method", method, "--compensation", "none", "--start-rounds", 2)
     assert export(cli, model_folder, corpus_file, tmp_path / "plain", *options).code == 0
     assert not recomputed

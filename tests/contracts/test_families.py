@@ -22,7 +22,7 @@ from optimum_grasprune.errors import UnsupportedFamilyError
 from optimum_grasprune.families import FAMILIES, family_of
 from optimum_grasprune.loading import empty_model
 from optimum_grasprune.surgery import build_pruned_model
-from optimum_grasprune.units import KINDS
+from optimum_grasprune.units import FFN, KV, Address
 from tests.conftest import logits_of, make_model
 
 ROPE_LLAMA3 = {
@@ -109,8 +109,8 @@ class TestLlama:
         assert pruner.plan is not None
         for layer in range(config.num_hidden_layers):
             own = config.per_layer_config[layer]
-            assert own.intermediate_size == len(pruner.plan.group(layer, "ffn").kept)
-            assert own.num_key_value_heads == len(pruner.plan.group(layer, "kv").kept)
+            assert own.intermediate_size == len(pruner.plan.group(Address(layer, FFN)).kept)
+            assert own.num_key_value_heads == len(pruner.plan.group(Address(layer, KV)).kept)
 
 
 class TestOutputBias:
@@ -176,8 +176,7 @@ class TestOutputBias:
 
 
 def output_projections(model: PreTrainedModel) -> list[torch.nn.Linear]:
-    family = family_of(model.config)
-    return [family.coupling(layer, kind).output for layer in family.decoder_layers(model) for kind in KINDS]
+    return list(family_of(model.config).output_projections(model).values())
 
 
 def test_unsupported_family_names_those_that_are() -> None:
@@ -188,5 +187,5 @@ def test_unsupported_family_names_those_that_are() -> None:
 
 
 def test_no_model_type_belongs_to_two_families() -> None:
-    types = [model_type for family in FAMILIES for model_type in family.model_types]
+    types = [model_type for family in FAMILIES.values() for model_type in family.model_types]
     assert len(types) == len(set(types))

@@ -10,8 +10,9 @@ from transformers import LlamaForCausalLM
 
 from optimum_grasprune import Budget, GRASPConfig, UnitMask
 from optimum_grasprune.errors import OptionError
-from optimum_grasprune.families import family_of
-from optimum_grasprune.methods import Method, Task, get_method, method_names, register
+from optimum_grasprune.execution import WholeModel
+from optimum_grasprune.methods import Method, Problem, get_method, method_names, register
+from optimum_grasprune.units import FFN, Address
 
 
 @pytest.fixture(params=method_names())
@@ -19,34 +20,34 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def task_of(model: LlamaForCausalLM, config: GRASPConfig) -> Task:
-    family = family_of(model.config)
-    inventory = family.inventory(model)
+def task_of(model: LlamaForCausalLM, config: GRASPConfig) -> Problem:
+    runner = WholeModel(model)
     tokens = torch.randint(258, (4, 20), generator=torch.Generator().manual_seed(config.seed))
-    return Task(model, family, inventory, Budget.resolve(config, inventory, 0), tokens[:3], tokens[3:], config)
+    budget = Budget.resolve(config, runner.inventory, 0)
+    return get_method(config.method).problem(runner, budget, tokens[:3], tokens[3:], config)
 
 
-def choices(task: Task) -> dict[str, UnitMask]:
+def choices(task: Problem) -> dict[str, UnitMask]:
     method = get_method(task.config.method)
     return method.candidates(task, method.score(task))
 
 
 @pytest.fixture
-def make_task(model: LlamaForCausalLM, name: str) -> Callable[..., Task]:
-    def make(**options: object) -> Task:
+def make_task(model: LlamaForCausalLM, name: str) -> Callable[..., Problem]:
+    def make(**options: object) -> Problem:
         return task_of(model, GRASPConfig(method=name, epochs=1, learning_rate=0.3, **{"keep_ratio": 0.5, **options}))
 
     return make
 
 
-def test_every_candidate_meets_the_budget(name: str, make_task: Callable[..., Task]) -> None:
+def test_every_candidate_meets_the_budget(name: str, make_task: Callable[..., Problem]) -> None:
     task = make_task(kv_keep_ratio=0.67)
     for mask in choices(task).values():
         assert 0 < mask.kept_cost <= task.budget.cost
         assert mask.kept_kv_width <= (task.budget.kv_width or 0)
 
 
-def test_same_seed_same_units(name: str, make_task: Callable[..., Task]) -> None:
+def test_same_seed_same_units(name: str, make_task: Callable[..., Problem]) -> None:
     first, second, other = (choices(make_task(seed=seed)) for seed in (1, 1, 2))
     assert list(first) == list(second)
     assert all(torch.equal(first[key].kept_U, second[key].kept_U) for key in first)
@@ -54,12 +55,12 @@ def test_same_seed_same_units(name: str, make_task: Callable[..., Task]) -> None
         assert any(not torch.equal(first[key].kept_U, other[key].kept_U) for key in first)
 
 
-def test_scores_do_not_depend_on_the_budget(name: str, make_task: Callable[..., Task]) -> None:
+def test_scores_do_not_depend_on_the_budget(name: str, make_task: Callable[..., Problem]) -> None:
     first, second = (get_method(name).score(make_task(keep_ratio=ratio)) for ratio in (0.8, 0.4))
     assert torch.equal(first, second)
 
 
-def test_leaves_the_model_alone(name: str, make_task: Callable[..., Task]) -> None:
+def test_leaves_the_model_alone(name: str, make_task: Callable[..., Problem]) -> None:
     task = make_task()
     before = {key: tensor.clone() for key, tensor in task.model.state_dict().items()}
     choices(task)
@@ -77,7 +78,7 @@ def test_allocations(name: str, allocation: str, model: LlamaForCausalLM) -> Non
         return
     (mask,) = list(choices(task_of(model, config)).values())[-1:]
     if allocation == "uniform":
-        widths = [len(mask.kept(layer, "ffn")) for layer in range(3)]
+        widths = [len(mask.kept(Address(layer, FFN))) for layer in range(3)]
         assert max(widths) - min(widths) <= 1
 
 

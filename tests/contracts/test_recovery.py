@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,23 @@ from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerF
 from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask
 from optimum_grasprune.checkpoint import read_plan
 from optimum_grasprune.errors import OptionError, PlanError
+from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import count_parameters
-from optimum_grasprune.methods import Task, get_method
+from optimum_grasprune.methods import Problem, get_method
 from optimum_grasprune.recovery import (
     chain_names,
     get_stage,
-    reference,
     register,
     stage_names,
     stages_in,
 )
-from optimum_grasprune.recovery.base import Learnt, Needs, Stage, TrainedStage, WeightStage
+from optimum_grasprune.recovery.base import Learnt, Stage, TrainedStage, WeightStage
 from optimum_grasprune.recovery.chain import Chain, options_of_stages, sentence
 from optimum_grasprune.recovery.reference import Reference, Settings, Trial
 from optimum_grasprune.registry import CHAINS, STAGES
 from optimum_grasprune.selection import choose
+from optimum_grasprune.statistics import MOMENTS
 from tests.conftest import make_model
 from tests.contracts.test_methods import choices, task_of
 
@@ -41,25 +42,26 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def task(model: LlamaForCausalLM) -> Task:
-    return task_of(model, GRASPConfig(method="random", scale_samples=2, scale_learning_rate=0.1))
+def task(model: LlamaForCausalLM) -> Problem:
+    config = GRASPConfig(method="random", scale_samples=2, scale_learning_rate=0.1)
+    return replace(task_of(model, config), declared=(MOMENTS,))
 
 
 @pytest.fixture
-def plan(task: Task) -> PruningPlan:
+def plan(task: Problem) -> PruningPlan:
     return PruningPlan.from_mask(choices(task)["random"])
 
 
-def mask_of(task: Task, seed: int) -> UnitMask:
+def mask_of(task: Problem, seed: int) -> UnitMask:
     return choices(task_of(task.model, task.config.model_copy(update={"seed": seed})))["random"]
 
 
-def chain_of(names: tuple[str, ...], task: Task) -> Chain:
+def chain_of(names: tuple[str, ...], task: Problem) -> Chain:
     return Chain.of(names, get_method("random").resolved(task.config))
 
 
-def reference_of(task: Task) -> Reference:
-    return Reference(task.model, task.family, task.tokens_NS, 3)
+def reference_of(task: Problem) -> Reference:
+    return Reference.of(task)
 
 
 def state_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -92,7 +94,7 @@ def test_chains_refit_first_and_train_then() -> None:
         assert trained == sorted(trained)
 
 
-def test_leaves_the_dense_model_alone_and_comes_to_the_same_again(name: str, task: Task, plan: PruningPlan) -> None:
+def test_leaves_the_dense_model_alone_and_comes_to_the_same_again(name: str, task: Problem, plan: PruningPlan) -> None:
     before, states = state_of(task.model), []
     for _ in range(2):
         chain = chain_of((name,), task)
@@ -105,12 +107,12 @@ def test_leaves_the_dense_model_alone_and_comes_to_the_same_again(name: str, tas
     assert not same(state_of(bare), states[0])
 
 
-def test_every_variant_has_the_settings_that_the_stage_names(name: str, task: Task) -> None:
+def test_every_variant_has_the_settings_that_the_stage_names(name: str, task: Problem) -> None:
     for stage in chain_of((name,), task).weight_stages:
         assert stage.variants() and all(set(variant) == set(stage.settings) for variant in stage.variants())
 
 
-def test_many_at_once_come_to_what_each_comes_to_alone(name: str, task: Task, plan: PruningPlan) -> None:
+def test_many_at_once_come_to_what_each_comes_to_alone(name: str, task: Problem, plan: PruningPlan) -> None:
     chain = chain_of((name,), task)
     trials = [*chain.trials(plan), *chain.trials(PruningPlan.from_mask(mask_of(task, 1)))]
     together = [state_of(model) for model in chain.refitted(reference_of(task), trials)]
@@ -120,7 +122,7 @@ def test_many_at_once_come_to_what_each_comes_to_alone(name: str, task: Task, pl
 
 
 def test_trying_what_was_learnt_changes_nothing_and_is_what_folding_gives(
-    name: str, task: Task, plan: PruningPlan
+    name: str, task: Problem, plan: PruningPlan
 ) -> None:
     chain = chain_of((name,), task)
     for stage in chain.trained_stages:
@@ -145,7 +147,7 @@ def test_a_replay_gives_the_same_bytes(
     assert same(state_of(again), state_of(pruner.model))
 
 
-def test_added_parameters_are_those_that_the_model_has_more(name: str, task: Task, plan: PruningPlan) -> None:
+def test_added_parameters_are_those_that_the_model_has_more(name: str, task: Problem, plan: PruningPlan) -> None:
     chain = chain_of((name,), task)
     with_stage, without = (next(chain.refitted(reference_of(task), chain.trials(plan))) for chain in (chain, Chain()))
     added = chain.added_parameters(task.model, task.family)
@@ -153,18 +155,18 @@ def test_added_parameters_are_those_that_the_model_has_more(name: str, task: Tas
 
 
 def test_statistics_are_collected_once_for_all_candidates(
-    name: str, task: Task, monkeypatch: pytest.MonkeyPatch
+    name: str, task: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []
 
-    def counted(*arguments: Any) -> Any:
+    def counted(*arguments: Any, **options: Any) -> Any:
         passes.append(1)
-        return collected(*arguments)
+        return gather(*arguments, **options)
 
-    collected = reference.collect_moments
-    monkeypatch.setattr(reference, "collect_moments", counted)
+    gather = WholeModel.gather
+    monkeypatch.setattr(WholeModel, "gather", counted)
     choose({str(seed): mask_of(task, seed) for seed in range(3)}, chain_of((name,), task), task)
-    assert len(passes) == (Needs.MOMENTS in get_stage(name).needs)
+    assert len(passes) == len(get_stage(name).statistics)
 
 
 def test_a_choice_of_units_depends_on_no_option_of_a_stage() -> None:
@@ -215,7 +217,7 @@ class Tilt(WeightStage):
 
     name = "tilt"
     sentence = "Every weight of the output projections was moved by a small step"
-    needs = Needs.MOMENTS
+    statistics = (MOMENTS,)
     settings = ("step",)
     single_weights = True
 
@@ -225,7 +227,7 @@ class Tilt(WeightStage):
     @torch.no_grad()
     def refit(self, reference: Reference, trial: Trial, pruned: PreTrainedModel) -> None:
         for cut in reference.cut_maps(pruned, trial.cut):
-            mean_K = reference.moments[cut.path].mean_I[cut.kept_K].float()
+            mean_K = reference.statistics[MOMENTS][cut.path].mean_I[cut.kept_K].float()
             cut.after.weight.add_(trial.settings["step"] * mean_K.sign() * (cut.after.weight != 0))
 
 
@@ -235,7 +237,7 @@ class Stretch(TrainedStage):
     name = "stretch"
     sentence = "The output projections were stretched"
     fine_tunes = True
-    needs = Needs.SEQUENCES
+    needs_sequences = True
 
     def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> Learnt:
         return LearntStretch(pruned, plan, 1 + 1e-3 * float(reference.tokens_NS.float().mean()))
@@ -292,7 +294,7 @@ def test_a_toy_stage_is_chosen_described_and_replayed(
     assert not same(state_of(other), state_of(pruner.model))
 
 
-def test_all_variants_of_a_toy_stage_are_judged(registered: Callable[[type[Stage]], None], task: Task) -> None:
+def test_all_variants_of_a_toy_stage_are_judged(registered: Callable[[type[Stage]], None], task: Problem) -> None:
     registered(Tilt)
     masks = {str(seed): mask_of(task, seed) for seed in range(3)}
     selected = choose(masks, chain_of(("tilt",), task), task)

@@ -27,8 +27,8 @@ from optimum_grasprune.dummy import (
 from optimum_grasprune.errors import OptionError
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import count_parameters, empty_model, load_model, load_tokenizer
-from optimum_grasprune.plan import GroupPlan
 from optimum_grasprune.selection.width_search import widths_of
+from optimum_grasprune.units import FFN, KV, Address, GroupPlan
 
 PARAMETERS = {
     "smollm2-135m": 134_515_008,
@@ -80,26 +80,24 @@ def test_random_tokens_survive_as_text() -> None:
 
 def test_shares_of_a_plan_are_read_at_the_same_depth() -> None:
     # Two layers stand at depths 1/4 and 3/4, four at 1/8, 3/8, 5/8 and 7/8: a quarter of the way from one to the other.
-    groups = [GroupPlan(layer, "ffn", 100, tuple(range(kept))) for layer, kept in ((0, 20), (1, 60))] + [
-        GroupPlan(layer, "kv", 4, tuple(range(kept))) for layer, kept in ((0, 4), (1, 2))
+    groups = [GroupPlan(layer, FFN, 100, tuple(range(kept))) for layer, kept in ((0, 20), (1, 60))] + [
+        GroupPlan(layer, KV, 4, tuple(range(kept))) for layer, kept in ((0, 4), (1, 2))
     ]
     shares = shares_of(PruningPlan(tuple(groups)), 4)
-    assert shares["ffn"] == pytest.approx([0.2, 0.3, 0.5, 0.6])
-    assert shares["kv"] == pytest.approx([1.0, 0.875, 0.625, 0.5])
+    assert shares[FFN] == pytest.approx([0.2, 0.3, 0.5, 0.6])
+    assert shares[KV] == pytest.approx([1.0, 0.875, 0.625, 0.5])
 
 
 def two_layers() -> UnitInventory:
     return UnitInventory(
-        tuple(
-            group for layer in range(2) for group in (UnitGroup(layer, "kv", 4, 10, 2), UnitGroup(layer, "ffn", 40, 1))
-        )
+        tuple(group for layer in range(2) for group in (UnitGroup(layer, KV, 4, 10, 2), UnitGroup(layer, FFN, 40, 1)))
     )
 
 
 def test_widths_are_in_the_proportion_of_the_shares() -> None:
     inventory = two_layers()
     budget = Budget.resolve(BudgetOptions(keep_ratio=0.5), inventory, 160)
-    mask = chosen_mask({"kv": [1.0, 1.0], "ffn": [1.5, 0.5]}, inventory, budget)
+    mask = chosen_mask({KV: [1.0, 1.0], FFN: [1.5, 0.5]}, inventory, budget)
     # All shares stretched by one half: two heads each, and 30 and 10 channels.
     assert widths_of(mask) == (2, 30, 2, 10)
     assert mask.kept_cost == 80
@@ -108,7 +106,7 @@ def test_widths_are_in_the_proportion_of_the_shares() -> None:
 def test_control_has_all_layers_alike() -> None:
     inventory = two_layers()
     budget = Budget.resolve(BudgetOptions(keep_ratio=0.55), inventory, 160)
-    control = uniform_mask(chosen_mask({"kv": [1.0, 1.0], "ffn": [1.5, 0.5]}, inventory, budget), budget)
+    control = uniform_mask(chosen_mask({KV: [1.0, 1.0], FFN: [1.5, 0.5]}, inventory, budget), budget)
     assert widths_of(control) == (2, 24, 2, 24)  # 88 allowed
 
 
@@ -124,13 +122,13 @@ def test_budget_is_met_from_below(name: str, ratio: float, step: int, uniform: b
     inventory = inventory_of(name)
     assert dummy.plan is not None and dummy.budget is not None
     dummy.plan.check(inventory)
-    costs = {(group.layer, group.kind): group.cost for group in inventory.groups}
-    cost = sum(len(group.kept) * costs[group.layer, group.kind] for group in dummy.plan.groups)
-    block = step * costs[0, "ffn"] * (dummy.plan.num_layers if uniform else 1)
-    full = all(len(group.kept) + step > group.count for group in dummy.plan.groups if group.kind == "ffn")
+    costs = {group.address: group.cost for group in inventory.groups}
+    cost = sum(len(group.kept) * costs[group.address] for group in dummy.plan.groups)
+    block = step * costs[Address(0, FFN)] * (dummy.plan.num_layers if uniform else 1)
+    full = all(len(group.kept) + step > group.count for group in dummy.plan.groups if group.kind == FFN)
     assert cost <= dummy.budget.cost
     assert dummy.budget.cost - cost < block or full
-    assert all(len(group.kept) % step == 0 for group in dummy.plan.groups if group.kind == "ffn")
+    assert all(len(group.kept) % step == 0 for group in dummy.plan.groups if group.kind == FFN)
     if uniform:
         assert len({len(group.kept) for group in dummy.plan.groups}) <= 2
 
@@ -198,7 +196,4 @@ def test_a_mask_is_filled_from_the_first_unit_on() -> None:
     budget = Budget.resolve(BudgetOptions(keep_ratio=0.5), inventory, 160)
     mask = chosen_mask(profile(2), inventory, budget)
     assert isinstance(mask, UnitMask)
-    assert all(
-        mask.kept(group.layer, group.kind) == list(range(len(mask.kept(group.layer, group.kind))))
-        for group in inventory.groups
-    )
+    assert all(mask.kept(group.address) == list(range(len(mask.kept(group.address)))) for group in inventory.groups)

@@ -12,6 +12,7 @@ import pytest
 
 from optimum_grasprune import load_pruned_model
 from optimum_grasprune.checkpoint import read_plan
+from optimum_grasprune.units import FFN
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "make_dummy.py"
 Make = Callable[..., int]
@@ -45,8 +46,8 @@ def test_widths_of_another_models_plan_and_their_uniform_control(make: Make, tmp
         load_pruned_model(tmp_path / name)
     record = json.loads((tmp_path / "pruned" / "grasp_config.json").read_text())
     assert 0.58 < record["budget"]["kept"]["prunable"] <= 0.6
-    widths = [len(group.kept) for group in read_plan(tmp_path / "pruned")[0].groups if group.kind == "ffn"]
-    control = [len(group.kept) for group in read_plan(tmp_path / "control")[0].groups if group.kind == "ffn"]
+    widths = [len(group.kept) for group in read_plan(tmp_path / "pruned")[0].groups if group.kind == FFN]
+    control = [len(group.kept) for group in read_plan(tmp_path / "control")[0].groups if group.kind == FFN]
     assert len(set(widths)) > 2 and all(width % 8 == 0 for width in widths)
     assert len(set(control)) == 1
 

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from optimum_grasprune.sizing import LayerWidths, ModelShape
+from optimum_grasprune.families.shape import LayerShape, ModelShape
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
 NAMES = ("figures", "floor", "machine", "serving", "smoke", "training")
@@ -37,7 +37,7 @@ def run(monkeypatch: pytest.MonkeyPatch, script: ModuleType, *options: object) -
 
 def test_operations_that_cannot_be_avoided(scripts: dict[str, ModuleType]) -> None:
     # One layer: 4 query heads of 2 elements cost 10 each, 2 KV heads 20, 5 channels 3; 50 in the head, 7 in norms.
-    shape = ModelShape((LayerWidths(4, 2, 5),), 10, 5, 2, 10, 20, 3, 100, 7)
+    shape = ModelShape((LayerShape(4, 2, 5),), 10, 5, 2, 10, 20, 3, 100, 100, True, 7)
     floor = scripts["floor"]
     assert floor.matrix_parameters(shape) == 40 + 40 + 15 + 50
     assert floor.attention_width(shape) == 8

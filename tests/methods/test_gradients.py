@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from optimum_grasprune import GRASPConfig, project
-from optimum_grasprune.budget import Budget
-from optimum_grasprune.calibration import squared_per_token
-from optimum_grasprune.families import family_of
-from optimum_grasprune.methods import Task
+from optimum_grasprune.execution import WholeModel
+from optimum_grasprune.methods import Problem
 from optimum_grasprune.methods.gradients import _below, annealed_sensitivity, sensitivity_per_parameter
 from optimum_grasprune.methods.grasprune import standardised_log
+from optimum_grasprune.statistics import PER_TOKEN
+from optimum_grasprune.units import Budget
 from tests.conftest import make_model
 
 TOKENS = torch.arange(120).view(4, 30)
@@ -63,14 +63,14 @@ def test_rounds_with_dead_channels(dead: int) -> None:
     model = make_model()
     for layer in model.model.layers:
         layer.mlp.up_proj.weight.data[:dead] = 0
-    family = family_of(model.config)
-    inventory = family.inventory(model)
+    runner = WholeModel(model)
+    inventory = runner.inventory
     config = GRASPConfig(keep_ratio=0.5)
     budget = Budget.resolve(config, inventory, 0)
-    task = Task(model, family, inventory, budget, TOKENS, TOKENS[:0], config)
-    first_U = sensitivity_per_parameter(task, squared_per_token)
+    task = Problem(runner, budget, TOKENS, TOKENS[:0], config, (PER_TOKEN,))
+    first_U = sensitivity_per_parameter(task, PER_TOKEN)
     assert (first_U == 0).sum() == 3 * dead
-    scores_U = annealed_sensitivity(task, squared_per_token, first_U, rounds=4)
+    scores_U = annealed_sensitivity(task, PER_TOKEN, first_U, rounds=4)
     kept_U = project(scores_U, inventory, budget).kept_U
     assert torch.isfinite(scores_U).all() and scores_U[~kept_U].max() < scores_U[kept_U].min()
     least = 1 if dead == 48 else 0  # every layer keeps a channel

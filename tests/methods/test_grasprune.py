@@ -8,12 +8,13 @@ import torch
 from transformers import LlamaForCausalLM
 
 from optimum_grasprune import GRASPConfig, UnitMask
-from optimum_grasprune.budget import project
-from optimum_grasprune.calibration import squared_per_token
+from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.methods import get_method, grasprune
 from optimum_grasprune.methods.gradients import annealed_sensitivity
 from optimum_grasprune.methods.grasprune import standardised_log
 from optimum_grasprune.selection.width_search import SearchLimits, WidthLoss, widths_of
+from optimum_grasprune.statistics import PER_TOKEN
+from optimum_grasprune.units import project
 from tests.contracts.test_methods import choices, task_of
 
 
@@ -32,7 +33,7 @@ def test_candidates_are_start_snapshots_and_searched_widths(model: LlamaForCausa
     searched = task_of(model, GRASPConfig(**options, search_trials=20))
     masks = choices(searched)
     assert list(masks) == ["start", "gates 1/2", "gates 2/2", "searched"]
-    loss = WidthLoss(model, searched.family, searched.inventory, searched.tokens_NS)
+    loss = WidthLoss(WholeModel(model), searched.tokens_NS)
     assert loss(masks["searched"]) <= min(loss(mask) for mask in masks.values())
     assert list(choices(task_of(model, GRASPConfig(**options)))) == ["start", "gates 1/2", "gates 2/2"]
     assert list(choices(task_of(model, GRASPConfig(**options, start="zero")))) == ["gates 1/2", "gates 2/2"]
@@ -61,7 +62,7 @@ def test_the_search_is_told_where_to_start_and_when_to_stop(
 
 def test_the_fisher_start_is_better_than_none(model: LlamaForCausalLM) -> None:
     task = task_of(model, GRASPConfig(keep_ratio=0.7, epochs=1, learning_rate=1e-9, snapshots=1))
-    loss = WidthLoss(model, task.family, task.inventory, task.held_out_NS)
+    loss = WidthLoss(WholeModel(model), task.held_out_NS)
     blind = task_of(model, task.config.model_copy(update={"start": "zero"}))
     random = get_method("random").select(task, get_method("random").score(task))
     assert get_method("grasprune").score(blind).eq(0).all()
@@ -71,8 +72,8 @@ def test_the_fisher_start_is_better_than_none(model: LlamaForCausalLM) -> None:
 def test_rounds_of_the_start_cut_a_little_at_a_time(model: LlamaForCausalLM) -> None:
     once = task_of(model, GRASPConfig(keep_ratio=0.5))
     first = get_method("grasprune").score(once)
-    assert torch.equal(annealed_sensitivity(once, squared_per_token, first, 1), first)
-    scores = annealed_sensitivity(once, squared_per_token, first, 3)
+    assert torch.equal(annealed_sensitivity(once, PER_TOKEN, first, 1), first)
+    scores = annealed_sensitivity(once, PER_TOKEN, first, 3)
     # Three rounds cut to the square root of the ratio, then to the ratio; what the first cut takes does not come back.
     half_way = replace(once.budget, cost=int(once.inventory.total_cost * 0.5**0.5))
     early = ~project(first, once.inventory, half_way).kept_U

@@ -10,16 +10,17 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
 from optimum_grasprune import GRASPConfig
-from optimum_grasprune.calibration import sensitivity, squared_per_sequence, squared_per_token
 from optimum_grasprune.errors import GraspruneError
-from optimum_grasprune.families import Coupling, family_of
-from optimum_grasprune.gating import gated
-from optimum_grasprune.loss import next_token_loss
+from optimum_grasprune.execution import WholeModel
+from optimum_grasprune.execution.loss import next_token_loss
+from optimum_grasprune.families import Slot, family_of
 from optimum_grasprune.methods import get_method
 from optimum_grasprune.methods.flap import standardised, unit_fluctuation
 from optimum_grasprune.methods.magnitude import unit_norms
 from optimum_grasprune.methods.wanda_sp import unit_metric
-from optimum_grasprune.units import KINDS
+from optimum_grasprune.statistics import squared_per_sequence, squared_per_token
+from optimum_grasprune.units import FFN, KV, Address
+from tests.conftest import sensitivity
 from tests.contracts.test_methods import task_of
 
 TOKENS = torch.arange(48).view(3, 16)
@@ -34,18 +35,33 @@ def linear(rows: list[list[float]], bias: list[float] | None = None) -> nn.Linea
     return module
 
 
+def parameters_of(*maps: nn.Linear) -> dict[str, Tensor]:
+    return dict(nn.ModuleList(maps).named_parameters())
+
+
 def test_magnitude_by_hand() -> None:
     # Unit 0: rows (3) and (0), column (4); unit 1: rows (1) and (2), column (2). Biases count for nothing.
-    coupling = Coupling((linear([[3.0], [1.0]], [9.0, 9.0]), linear([[0.0], [2.0]])), linear([[4.0, 2.0]], [9.0]))
-    assert unit_norms(coupling, 2).tolist() == [5, 3]
-    assert unit_norms(coupling, 1).tolist() == pytest.approx([34**0.5])
+    maps = linear([[3.0], [1.0]], [9.0, 9.0]), linear([[0.0], [2.0]]), linear([[4.0, 2.0]], [9.0])
+    parameters = parameters_of(*maps)
+    slots = Slot("0.weight"), Slot("0.bias"), Slot("1.weight"), Slot("2.weight", 1)
+    assert unit_norms(parameters, slots, 2).tolist() == [5, 3]
+    assert unit_norms(parameters, slots, 1).tolist() == pytest.approx([34**0.5])
 
 
 def test_magnitude_where_queries_outnumber_keys() -> None:
     """A KV group of two queries: rows 0 and 1 of q, row 0 of k and v, columns 0 and 1 of o."""
     q, o = linear([[1.0], [2], [3], [4]]), linear([[1.0, 1, 0, 2]])
-    coupling = Coupling((q, linear([[2.0], [0.0]]), linear([[0.0], [1.0]])), o)
-    assert unit_norms(coupling, 2).tolist() == pytest.approx([(1 + 4 + 4 + 1 + 1) ** 0.5, (9 + 16 + 1 + 4) ** 0.5])
+    parameters = parameters_of(q, linear([[2.0], [0.0]]), linear([[0.0], [1.0]]), o)
+    slots = Slot("0.weight"), Slot("1.weight"), Slot("2.weight"), Slot("3.weight", 1)
+    assert unit_norms(parameters, slots, 2).tolist() == pytest.approx(
+        [(1 + 4 + 4 + 1 + 1) ** 0.5, (9 + 16 + 1 + 4) ** 0.5]
+    )
+
+
+def test_magnitude_where_maps_are_fused() -> None:
+    """A gate and up projection in one: unit 0 has rows 0 and 2 of it, unit 1 rows 1 and 3."""
+    parameters = parameters_of(linear([[3.0], [1.0], [0.0], [2.0]]), linear([[4.0, 2.0]]))
+    assert unit_norms(parameters, (Slot("0.weight", 0, (2, 2)), Slot("1.weight", 1)), 2).tolist() == [5, 3]
 
 
 def test_wanda_by_hand() -> None:
@@ -74,12 +90,12 @@ def test_per_sequence_is_the_squared_derivative_by_the_gate(model: LlamaForCausa
     family = family_of(model.config)
     inventory = family.inventory(model)
     expected = torch.zeros(inventory.num_units)
-    with gated(model, family, inventory) as gates:
+    with WholeModel(model).gated() as gates:
         for tokens_S in TOKENS:
             gates.values_U = torch.ones(inventory.num_units, requires_grad=True)
             (gradient_U,) = torch.autograd.grad(summed_loss(model, tokens_S), gates.values_U)
             expected += gradient_U.square()
-    found = sensitivity(model, family, inventory, TOKENS, squared_per_sequence)
+    found = sensitivity(model, TOKENS, squared_per_sequence)
     torch.testing.assert_close(found, expected / TOKENS.numel(), rtol=1e-3, atol=1e-6)
     assert (found > 0).all()
 
@@ -88,10 +104,10 @@ def test_per_sequence_against_finite_differences(model: LlamaForCausalLM) -> Non
     model = model.double()
     family = family_of(model.config)
     inventory = family.inventory(model)
-    found = sensitivity(model, family, inventory, TOKENS[:1], squared_per_sequence)
+    found = sensitivity(model, TOKENS[:1], squared_per_sequence)
     step = 2e-2  # norms and the loss are computed in fp32, which leaves no digits to smaller ones
-    with gated(model, family, inventory) as gates, torch.no_grad():
-        for unit in (0, 1, inventory.slice_of(1, "kv").start, inventory.num_units - 1):
+    with WholeModel(model).gated() as gates, torch.no_grad():
+        for unit in (0, 1, inventory.slice_of(Address(1, KV)).start, inventory.num_units - 1):
             losses = []
             for sign in (1, -1):
                 gates.values_U = torch.ones(inventory.num_units, dtype=torch.float64)
@@ -104,11 +120,11 @@ def test_per_sequence_against_finite_differences(model: LlamaForCausalLM) -> Non
 def test_per_token_is_the_squared_derivative_by_a_gate_on_one_token(model: LlamaForCausalLM) -> None:
     family = family_of(model.config)
     inventory = family.inventory(model)
-    found = sensitivity(model, family, inventory, TOKENS, squared_per_token)
+    found = sensitivity(model, TOKENS, squared_per_token)
     modules = family.output_projections(model)
-    for layer, kind in ((0, "kv"), (2, "ffn")):
-        span = inventory.slice_of(layer, kind)
-        count, module = span.stop - span.start, modules[layer, kind]
+    for address in (Address(0, KV), Address(2, FFN)):
+        span = inventory.slice_of(address)
+        count, module = span.stop - span.start, modules[address]
         expected = torch.zeros(count)
         for tokens_S in TOKENS:
             gate_SK = torch.ones(len(tokens_S), count, requires_grad=True)
@@ -125,24 +141,22 @@ def test_units_that_are_out_have_no_sensitivity(model: LlamaForCausalLM) -> None
     inventory = family.inventory(model)
     kept = torch.ones(inventory.num_units, dtype=torch.bool)
     kept[::3] = False
-    found = sensitivity(model, family, inventory, TOKENS, squared_per_token, kept_U=kept)
+    found = sensitivity(model, TOKENS, squared_per_token, kept_U=kept)
     assert not found[~kept].any() and (found[kept] > 0).all()
 
 
 def test_sensitivity_leaves_no_trace(model: LlamaForCausalLM) -> None:
     family = family_of(model.config)
-    sensitivity(model, family, family.inventory(model), TOKENS[:1], squared_per_token)
+    sensitivity(model, TOKENS[:1], squared_per_token)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
-    for layer in family.decoder_layers(model):
-        assert not any(family.coupling(layer, kind).output._forward_pre_hooks for kind in KINDS)
+    assert not any(linear._forward_pre_hooks for linear in family.output_projections(model).values())
 
 
 def test_gradients_that_are_not_finite_name_their_layer(model: LlamaForCausalLM) -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.inf
-    family = family_of(model.config)
     with pytest.raises(GraspruneError, match=r"the gradient in layer \d \((kv|ffn)\) is not finite"):
-        sensitivity(model, family, family.inventory(model), TOKENS[:1], squared_per_token)
+        sensitivity(model, TOKENS[:1], squared_per_token)
 
 
 @pytest.mark.parametrize("name", ["fasp", "flap", "wanda_sp"])

@@ -10,11 +10,11 @@ from transformers import LlamaForCausalLM
 
 from optimum_grasprune import Budget, GRASPConfig
 from optimum_grasprune.errors import GraspruneError, OptionError
-from optimum_grasprune.families import family_of
-from optimum_grasprune.methods import Task, get_method
+from optimum_grasprune.execution import WholeModel
+from optimum_grasprune.families import linears
+from optimum_grasprune.methods import Problem, get_method
 from optimum_grasprune.methods.statistical import element_scores, kept_elements, unit_scores
 from optimum_grasprune.recovery.energy import energy_factors, row_energy
-from optimum_grasprune.surgery.elements import layer_linears
 
 WEIGHT = torch.tensor([[1.0, -2, 3], [0, 4, -1]])
 VARIANCE = torch.tensor([1.0, 4, 9])  # deviations 1, 2, 3; their mean is 2
@@ -54,19 +54,19 @@ def test_energies_and_factors_by_hand() -> None:
     assert energy_factors(before, after).tolist() == pytest.approx([(23 / 16) ** 0.5, (5 / 4) ** 0.5])
 
 
-def make_task(model: LlamaForCausalLM, **options: object) -> Task:
+def make_task(model: LlamaForCausalLM, **options: object) -> Problem:
     config = GRASPConfig(method="statistical", **options)
-    family = family_of(model.config)
-    inventory = family.inventory(model)
+    runner = WholeModel(model)
     tokens = torch.arange(60).view(3, 20)
-    return Task(model, family, inventory, Budget(inventory.total_cost), tokens, tokens[:0], config)
+    budget = Budget(runner.inventory.total_cost)
+    return get_method("statistical").problem(runner, budget, tokens, tokens[:0], config)
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
 def test_masks_are_exactly_n_of_m(model: LlamaForCausalLM, pattern: str) -> None:
     n, m = map(int, pattern.split(":"))
     mask = get_method("statistical").select_elements(make_task(model, pattern=pattern))
-    assert set(mask.kept) == set(layer_linears(model, family_of(model.config)))
+    assert set(mask.kept) == set(linears(model, WholeModel(model).blocks))
     for path, kept in mask.kept.items():
         assert kept.shape == model.get_submodule(path).weight.shape
         assert (kept.unflatten(1, (-1, m)).sum(2) == n).all(), path

@@ -7,15 +7,16 @@ import torch
 from transformers import LlamaForCausalLM
 
 from optimum_grasprune import GRASPConfig, PruningPlan, UnitMask
-from optimum_grasprune.calibration import collect_moments
-from optimum_grasprune.calibration.layerwise import LayerStream
 from optimum_grasprune.errors import GraspruneError
+from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.families import family_of
 from optimum_grasprune.recovery import least_squares
 from optimum_grasprune.recovery.chain import Chain
 from optimum_grasprune.recovery.least_squares import FITS, LeastSquares
 from optimum_grasprune.recovery.reference import Reference, Trial
+from optimum_grasprune.statistics import MOMENTS
 from optimum_grasprune.surgery import build_pruned_model, feature_indices
+from optimum_grasprune.units import KV, Address
 from tests.conftest import logits_of, make_model
 
 TOKENS = torch.randint(258, (6, 24), generator=torch.Generator().manual_seed(0))
@@ -37,7 +38,7 @@ def refitted(model: LlamaForCausalLM, step: str, **options: Any) -> LlamaForCaus
     )
     chain = Chain.of([step], config)
     (trial,) = chain.trials(values["plan"])
-    (pruned,) = chain.refitted(Reference(model, family_of(model.config), TOKENS, len(TOKENS)), [trial])
+    (pruned,) = chain.refitted(Reference.on(WholeModel(model), TOKENS, len(TOKENS), chain.statistics), [trial])
     return pruned  # type: ignore[return-value]
 
 
@@ -46,24 +47,22 @@ def distance(model: LlamaForCausalLM, pruned: LlamaForCausalLM) -> float:
 
 
 def test_layers_one_by_one_give_what_the_model_gives(model: LlamaForCausalLM) -> None:
-    family = family_of(model.config)
-    stream = LayerStream.start(model, family, TOKENS)
-    for layer in family.decoder_layers(model):
-        stream.advance(layer)
+    with WholeModel(model).stream(TOKENS) as stream:
+        for index in range(len(stream.layers)):
+            stream.advance(index)
     with torch.no_grad():
         logits = model.lm_head(model.model.norm(torch.cat(stream.hidden)))
     torch.testing.assert_close(logits, logits_of(model, TOKENS), rtol=1e-4, atol=1e-5)
 
 
 def test_input_of_a_module_is_what_a_hook_sees(model: LlamaForCausalLM) -> None:
-    family = family_of(model.config)
-    stream = LayerStream.start(model, family, TOKENS)
-    layer = next(family.decoder_layers(model))
+    layer = model.model.layers[0]
     seen: list[torch.Tensor] = []
     handle = layer.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(0, -2)))
     logits_of(model, TOKENS[2:3])
     handle.remove()
-    torch.testing.assert_close(stream.input_of(layer.mlp.down_proj, layer, 2), seen[0])
+    with WholeModel(model).stream(TOKENS) as stream:
+        torch.testing.assert_close(stream.input_of(layer.mlp.down_proj, 0, 2), seen[0])
     assert not layer.mlp.down_proj._forward_pre_hooks
 
 
@@ -83,7 +82,7 @@ def test_duplicated_channels_are_made_up_for_exactly() -> None:
                 linear.weight[1::2] = linear.weight[::2]
     family = family_of(model.config)
     inventory = family.inventory(model)
-    kept = inventory.is_kind_U["kv"] | (inventory.place_U % 2 == 0)
+    kept = inventory.is_kind_U[KV] | (inventory.place_U % 2 == 0)
     plan = PruningPlan.from_mask(UnitMask(inventory, kept))
     for in_sequence in (False, True):
         pruned = build_pruned_model(model, plan, family)
@@ -96,12 +95,12 @@ def test_bias_is_the_mean_of_what_is_missing(model: LlamaForCausalLM) -> None:
     pruned = refitted(model, "bias")
     family = family_of(model.config)
     dense, plan = family.output_projections(model), half(model)
-    moments = collect_moments(model, dense, TOKENS)
-    for (index, kind), linear in family.output_projections(pruned).items():
-        group = plan.group(index, kind)
-        mean = moments[index, kind].mean_I.clone()
+    moments = WholeModel(model).gather([MOMENTS], TOKENS)[MOMENTS]
+    for block, linear in zip(family.blocks(pruned), family.output_projections(pruned).values(), strict=True):
+        group = plan.group(block.address)
+        mean = moments[block.output].mean_I.clone()
         mean[feature_indices(group.kept, len(mean), group.count)] = 0
-        torch.testing.assert_close(linear.bias.detach(), (dense[index, kind].weight.double() @ mean).float())
+        torch.testing.assert_close(linear.bias.detach(), (dense[block.address].weight.double() @ mean).float())
 
 
 def test_energy_scales_rows_only(model: LlamaForCausalLM) -> None:
@@ -151,13 +150,14 @@ def test_products_of_inputs_are_summed_in_fp32_whatever_the_model_computes_in(
     # Each model's inputs of the output projection that is refitted first, a tensor for each sequence.
     inputs: dict[bool, list[torch.Tensor]] = {False: [], True: []}
     for after, run in ((False, model), (True, pruned)):
-        projection = family.output_projections(run)[0, "kv"]
+        projection = family.output_projections(run)[Address(0, KV)]
         projection.register_forward_pre_hook(lambda _, given, seen=inputs[after]: seen.append(given[0].flatten(0, -2)))
     stage = LeastSquares(in_sequence, FITS["plain"], (0.1,))
-    stage.refit(Reference(model, family, TOKENS, len(TOKENS)), Trial(plan, {"damping": 0.1}), pruned)
-    x_TI = torch.cat(inputs[False][: len(TOKENS)]).double()
-    kept_K = feature_indices(plan.group(0, "kv").kept, x_TI.shape[1], plan.group(0, "kv").count)
-    z_TK = torch.cat(inputs[True][: len(TOKENS)]).double() if in_sequence else x_TI[:, kept_K]
+    stage.refit(Reference.on(WholeModel(model), TOKENS, len(TOKENS)), Trial(plan, {"damping": 0.1}), pruned)
+    # One sequence more goes through the model first, to see what each layer is given beside its input.
+    x_TI = torch.cat(inputs[False][1 : 1 + len(TOKENS)]).double()
+    kept_K = feature_indices(plan.group(Address(0, KV)).kept, x_TI.shape[1], plan.group(Address(0, KV)).count)
+    z_TK = torch.cat(inputs[True][1 : 1 + len(TOKENS)]).double() if in_sequence else x_TI[:, kept_K]
     gram_KK, cross_IK = products[0]
     torch.testing.assert_close(gram_KK, (z_TK.T @ z_TK).float(), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(cross_IK, (x_TI.T @ z_TK).float(), rtol=1e-5, atol=1e-5)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,42 +12,46 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask
 from optimum_grasprune.evaluation import mean_loss
-from optimum_grasprune.methods import Task, get_method
+from optimum_grasprune.execution import WholeModel
+from optimum_grasprune.methods import Problem, get_method
 from optimum_grasprune.recovery import scales
 from optimum_grasprune.recovery.chain import Chain
 from optimum_grasprune.recovery.least_squares import FITS
 from optimum_grasprune.recovery.reference import Reference, Settings, Trial
 from optimum_grasprune.selection import choose
+from optimum_grasprune.statistics import MOMENTS
+from optimum_grasprune.units import FFN, Address
 from tests.conftest import TINY_LLAMA
 from tests.contracts.test_methods import choices, task_of
 
 
 @pytest.fixture
-def task(model: LlamaForCausalLM) -> Task:
-    return task_of(model, GRASPConfig(method="random", keep_ratio=0.5, scale_samples=2))
+def task(model: LlamaForCausalLM) -> Problem:
+    config = GRASPConfig(method="random", keep_ratio=0.5, scale_samples=2)
+    return replace(task_of(model, config), declared=(MOMENTS,))
 
 
-def chain_of(task: Task, stages: tuple[str, ...], **options: str) -> Chain:
+def chain_of(task: Problem, stages: tuple[str, ...], **options: str) -> Chain:
     return Chain.of(stages, get_method("random").resolved(task.config.model_copy(update=options)))
 
 
-def masks(task: Task) -> dict[str, UnitMask]:
+def masks(task: Problem) -> dict[str, UnitMask]:
     return {
         str(seed): choices(task_of(task.model, task.config.model_copy(update={"seed": seed})))["random"]
         for seed in range(3)
     }
 
 
-def test_without_held_out_data_the_last_candidate_wins_with_every_compensation(task: Task) -> None:
-    blind = Task(**{**vars(task), "held_out_NS": torch.empty(0, 20, dtype=torch.int64)})
+def test_without_held_out_data_the_last_candidate_wins_with_every_compensation(task: Problem) -> None:
+    blind = replace(task, held_out_NS=torch.empty(0, 20, dtype=torch.int64))
     candidates = masks(task)
     outcome = choose(candidates, chain_of(task, ("least_squares", "scales")), blind)
-    assert outcome.plan.group(0, "ffn").kept == tuple(candidates["2"].kept(0, "ffn"))
+    assert outcome.plan.group(Address(0, FFN)).kept == tuple(candidates["2"].kept(Address(0, FFN)))
     assert outcome.stages == ("least_squares", "scales") and outcome.settings["damping"] == FITS["robust"].dampings[0]
     assert outcome.judgements == ()
 
 
-def test_the_outcome_is_the_best_of_all_that_was_measured(task: Task) -> None:
+def test_the_outcome_is_the_best_of_all_that_was_measured(task: Problem) -> None:
     outcome = choose(masks(task), chain_of(task, ("least_squares", "scales")), task)
     losses = [judgement.loss for judgement in outcome.judgements]
     assert len(losses) == 3 + 2 * len(FITS["robust"].dampings) + 1
@@ -59,7 +62,7 @@ def test_the_outcome_is_the_best_of_all_that_was_measured(task: Task) -> None:
 
 
 @pytest.mark.parametrize("restoration", ["dense", "sequential"])
-def test_the_two_best_candidates_are_refitted(task: Task, restoration: str) -> None:
+def test_the_two_best_candidates_are_refitted(task: Problem, restoration: str) -> None:
     chain = chain_of(task, ("least_squares",), restoration=restoration)
     judgements = choose(masks(task), chain, task).judgements
     plain = {judgement.candidate: judgement.loss for judgement in judgements if judgement.compensation == "none"}
@@ -82,22 +85,22 @@ WAYS = pytest.mark.parametrize(
 )
 
 
-def refitted_loss(plan: PruningPlan, chain: Chain, task: Task, settings: Settings) -> float:
+def refitted_loss(plan: PruningPlan, chain: Chain, task: Problem, settings: Settings) -> float:
     """The loss of a plan's model, made without a choice."""
-    reference = Reference(task.model, task.family, task.tokens_NS, task.config.statistic_samples)
-    (model,) = chain.refitted(reference, [Trial(plan, settings)])
+    (model,) = chain.refitted(Reference.of(task), [Trial(plan, settings)])
     return mean_loss(model, task.tokens_NS)
 
 
 @WAYS
 def test_what_wins_comes_with_its_plan(
-    task: Task, stages: tuple[str, ...], options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    task: Problem, stages: tuple[str, ...], options: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     falling = itertools.count(0, -1)
-    monkeypatch.setattr(sys.modules[choose.__module__], "mean_loss", lambda *_: float(next(falling)))
     # What is measured last wins: of three candidates the third, of refitted models the second best.
     for last, chain in (("2", Chain()), ("1", chain_of(task, stages, **options))):
-        outcome = choose(masks(task), chain, task)
+        with monkeypatch.context() as patched:
+            patched.setattr(WholeModel, "mean_loss", lambda *_: float(next(falling)))
+            outcome = choose(masks(task), chain, task)
         assert outcome.plan == PruningPlan.from_mask(masks(task)[last]) and outcome.stages == chain.names
         expected = refitted_loss(outcome.plan, chain, task, outcome.settings)
         assert mean_loss(outcome.model, task.tokens_NS) == pytest.approx(expected, rel=1e-6)
@@ -105,7 +108,7 @@ def test_what_wins_comes_with_its_plan(
 
 @WAYS
 def test_without_held_out_data_weights_are_refitted_with_the_damping_that_was_asked_for(
-    task: Task, stages: tuple[str, ...], options: dict[str, str]
+    task: Problem, stages: tuple[str, ...], options: dict[str, str]
 ) -> None:
     config = task.config.model_copy(update={"damping": 0.03125})
     asked = replace(task, held_out_NS=task.held_out_NS[:0], config=config)
@@ -119,13 +122,13 @@ def test_without_held_out_data_weights_are_refitted_with_the_damping_that_was_as
 
 @pytest.mark.parametrize("blind", [False, True])
 def test_scales_are_trained_on_the_first_calibration_sequences_and_no_others(
-    task: Task, blind: bool, monkeypatch: pytest.MonkeyPatch
+    task: Problem, blind: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
     train = scales.train_scales
 
     def watched(*given: Any) -> Tensor:
-        seen.append(given[3])
+        seen.append(given[1])
         return train(*given)
 
     monkeypatch.setattr(scales, "train_scales", watched)
@@ -138,8 +141,8 @@ def test_scales_are_trained_on_the_first_calibration_sequences_and_no_others(
 
 @pytest.mark.parametrize("step", ["least_squares", "bias", "energy"])
 @pytest.mark.parametrize("blind", [False, True])
-def test_weights_are_refitted_to_as_many_sequences_as_asked_for(task: Task, step: str, blind: bool) -> None:
-    def losses(task: Task) -> list[float]:
+def test_weights_are_refitted_to_as_many_sequences_as_asked_for(task: Problem, step: str, blind: bool) -> None:
+    def losses(task: Problem) -> list[float]:
         outcome = choose({"0": masks(task)["0"]}, chain_of(task, (step,)), task)
         return [judgement.loss for judgement in outcome.judgements] or [mean_loss(outcome.model, task.tokens_NS[:1])]
 
@@ -149,7 +152,7 @@ def test_weights_are_refitted_to_as_many_sequences_as_asked_for(task: Task, step
 
 
 @pytest.mark.parametrize("restoration", ["dense", "sequential"])
-def test_each_compensation_alone(task: Task, restoration: str) -> None:
+def test_each_compensation_alone(task: Problem, restoration: str) -> None:
     for stages in ((), ("scales",), ("least_squares",), ("bias",), ("energy",)):
         outcome = choose({"0": masks(task)["0"]}, chain_of(task, stages, restoration=restoration), task)
         assert set(outcome.stages) <= set(stages)

@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM
 
 from optimum_grasprune import Budget, GRASPConfig, UnitGroup, UnitInventory, project
 from optimum_grasprune.config import BudgetOptions
+from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.families import family_of
 from optimum_grasprune.selection.width_search import (
     Ledger,
@@ -22,6 +23,7 @@ from optimum_grasprune.selection.width_search import (
     transfer,
     widths_of,
 )
+from optimum_grasprune.units import FFN, KV
 
 
 def test_mask_keeps_the_best_of_each_group(small_inventory: UnitInventory) -> None:
@@ -48,8 +50,8 @@ def test_transfers_meet_every_budget(data: st.DataObject) -> None:
     groups = []
     for layer in range(layers):
         groups += [
-            UnitGroup(layer, "kv", data.draw(st.integers(2, 8)), data.draw(st.integers(5, 40)), 4),
-            UnitGroup(layer, "ffn", data.draw(st.integers(4, 40)), data.draw(st.integers(1, 6))),
+            UnitGroup(layer, KV, data.draw(st.integers(2, 8)), data.draw(st.integers(5, 40)), 4),
+            UnitGroup(layer, FFN, data.draw(st.integers(4, 40)), data.draw(st.integers(1, 6))),
         ]
     inventory = UnitInventory(tuple(groups))
     options = BudgetOptions(
@@ -70,12 +72,12 @@ def test_transfers_meet_every_budget(data: st.DataObject) -> None:
         assert ledger.fits(widths)
         for width, group in zip(widths, groups, strict=True):
             assert budget.smallest_width(group) <= width <= group.count
-            assert width % budget.multiple_of[group.kind] == 0
+            assert width % budget.step(group) == 0
         assert ledger.filled(widths, 0) == widths  # nothing that was cut would still have fitted
 
 
 def test_a_transfer_moves_the_share_of_a_group_that_it_may_at_most_and_mostly_less() -> None:
-    inventory = UnitInventory((UnitGroup(0, "ffn", 40, 3), UnitGroup(1, "ffn", 40, 3)))
+    inventory = UnitInventory((UnitGroup(0, FFN, 40, 3), UnitGroup(1, FFN, 40, 3)))
     ledger = Ledger(inventory, Budget(cost=40 * 3))
     for largest, most in ((0.25, 10), (0.1, 4), (0.01, 1)):
         widths = [transfer((20, 20), ledger, largest, random.Random(seed)) for seed in range(100)]
@@ -135,7 +137,7 @@ def test_searched_mask_has_no_higher_loss_on_a_real_model(model: LlamaForCausalL
     inventory = family.inventory(model)
     budget = Budget.resolve(GRASPConfig(keep_ratio=0.5), inventory, 0)
     scores = torch.randn(inventory.num_units, generator=torch.Generator().manual_seed(0))
-    loss = WidthLoss(model, family, inventory, torch.arange(80).view(4, 20))
+    loss = WidthLoss(WholeModel(model), torch.arange(80).view(4, 20))
     start = project(scores, inventory, budget)
     found = mask_of_best_widths(widths_of(start), scores, loss, budget, SearchLimits(25), seed=0)
     assert found.kept_cost <= budget.cost

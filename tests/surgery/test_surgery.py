@@ -7,23 +7,35 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from optimum_grasprune import PruningPlan, UnitMask
-from optimum_grasprune.families import family_of
-from optimum_grasprune.gating import gated
-from optimum_grasprune.surgery import build_pruned_model, feature_indices, keep_columns, keep_rows, scale_columns
-from optimum_grasprune.units import KINDS
+from optimum_grasprune.execution import WholeModel
+from optimum_grasprune.families import Slot, family_of
+from optimum_grasprune.surgery import build_pruned_model, feature_indices, keep_units, scale_columns
 from tests.conftest import logits_of, make_model
+
+ROWS, COLUMNS = Slot("", 0), Slot("", 1)
 
 
 def test_features_of_units() -> None:
     assert feature_indices([0, 2], features=6, count=3).tolist() == [0, 1, 4, 5]
     assert feature_indices([1], features=4, count=4).tolist() == [1]
+    # Two KV head groups of two query heads of width 2 each: queries, then keys, then values, in one fused projection.
+    assert feature_indices([1], 16, 2, (8, 4, 4)).tolist() == [4, 5, 6, 7, 10, 11, 14, 15]
+    assert feature_indices([0, 2], 6, 3, (3, 3)).tolist() == [0, 2, 3, 5]
 
 
 def test_rows_and_columns_by_hand() -> None:
     weight = torch.arange(12).view(3, 4)
-    assert keep_rows(weight, [0, 2], 3).tolist() == [[0, 1, 2, 3], [8, 9, 10, 11]]
-    assert keep_rows(torch.arange(4), [1], 2).tolist() == [2, 3]
-    assert keep_columns(weight, [1], 2).tolist() == [[2, 3], [6, 7], [10, 11]]
+    assert keep_units(weight, ROWS, [0, 2], 3).tolist() == [[0, 1, 2, 3], [8, 9, 10, 11]]
+    assert keep_units(torch.arange(4), ROWS, [1], 2).tolist() == [2, 3]
+    assert keep_units(weight, COLUMNS, [1], 2).tolist() == [[2, 3], [6, 7], [10, 11]]
+
+
+def test_a_slice_is_a_contiguous_copy() -> None:
+    weight = torch.arange(12).view(3, 4)
+    for slot, count in ((ROWS, 3), (COLUMNS, 4)):
+        everything = keep_units(weight, slot, range(count), count)
+        assert torch.equal(everything, weight) and everything.is_contiguous()
+        assert everything.data_ptr() != weight.data_ptr()
 
 
 def test_scales_multiply_the_columns_of_their_unit() -> None:
@@ -46,8 +58,48 @@ def test_slicing_equals_masking(count: int, width: int, data: st.DataObject) -> 
     inputs = torch.randn(5, 3, generator=generator)
     mask = torch.zeros(count * width).index_fill(0, feature_indices(units, count * width, count), 1.0)
     masked = (inputs @ first.T * mask) @ second
-    sliced = inputs @ keep_rows(first, units, count).T @ keep_columns(second.T, units, count).T
+    sliced = inputs @ keep_units(first, ROWS, units, count).T @ keep_units(second.T, COLUMNS, units, count).T
     torch.testing.assert_close(sliced, masked)
+
+
+@given(st.integers(1, 5), st.booleans(), st.data())
+def test_slicing_a_fused_map_equals_masking(count: int, alternating: bool, data: st.DataObject) -> None:
+    """Gate and up projection in one matrix: one after the other, or row by row."""
+    units = sorted(data.draw(st.sets(st.integers(0, count - 1), min_size=1)))
+    generator = torch.Generator().manual_seed(count)
+    fused, out = torch.randn(2 * count, 3, generator=generator), torch.randn(3, count, generator=generator)
+    inputs, mask = torch.randn(5, 3, generator=generator), torch.zeros(count).index_fill(0, torch.tensor(units), 1.0)
+    slot = Slot("", 0) if alternating else Slot("", 0, (count, count))
+
+    def ffn(fused_OI: torch.Tensor, out_OI: torch.Tensor, mask: torch.Tensor | float) -> torch.Tensor:
+        x = inputs @ fused_OI.T
+        gate, up = (x[:, ::2], x[:, 1::2]) if alternating else x.chunk(2, dim=1)
+        return (gate.sigmoid() * up * mask) @ out_OI.T
+
+    sliced = ffn(keep_units(fused, slot, units, count), keep_units(out, COLUMNS, units, count), 1.0)
+    torch.testing.assert_close(sliced, ffn(fused, out, mask))
+
+
+@given(st.integers(2, 4), st.integers(1, 4), st.data())
+def test_slicing_stacked_experts_equals_masking(experts: int, channels: int, data: st.DataObject) -> None:
+    """Three-dimensional tensors: the same channels of all experts go, or whole experts."""
+    generator = torch.Generator().manual_seed(experts)
+    up = torch.randn(experts, channels, 3, generator=generator)
+    down = torch.randn(experts, 3, channels, generator=generator)
+    inputs = torch.randn(5, 3, generator=generator)
+
+    def ffn(up_EOI: torch.Tensor, down_EOI: torch.Tensor, mask_EI: torch.Tensor | float) -> torch.Tensor:
+        hidden = torch.einsum("ti,eoi->eto", inputs, up_EOI).relu() * mask_EI
+        return torch.einsum("eti,eoi->to", hidden, down_EOI)
+
+    kept = sorted(data.draw(st.sets(st.integers(0, channels - 1), min_size=1)))
+    mask = torch.zeros(channels).index_fill(0, torch.tensor(kept), 1.0)
+    sliced = ffn(keep_units(up, Slot("", 1), kept, channels), keep_units(down, Slot("", 2), kept, channels), 1.0)
+    torch.testing.assert_close(sliced, ffn(up, down, mask))
+    kept = sorted(data.draw(st.sets(st.integers(0, experts - 1), min_size=1)))
+    mask = torch.zeros(experts).index_fill(0, torch.tensor(kept), 1.0)[:, None, None]
+    sliced = ffn(keep_units(up, Slot("", 0), kept, experts), keep_units(down, Slot("", 0), kept, experts), 1.0)
+    torch.testing.assert_close(sliced, ffn(up, down, mask))
 
 
 def random_plan(model: LlamaForCausalLM, scaled: bool) -> PruningPlan:
@@ -65,10 +117,10 @@ def test_folded_scales_equal_gates_with_biases_everywhere() -> None:
     family, plan = family_of(model.config), random_plan(model, scaled=True)
     inventory = family.inventory(model)
     tokens = torch.arange(40).view(2, 20)
-    with gated(model, family, inventory) as gates:
+    with WholeModel(model).gated() as gates:
         values = torch.zeros(inventory.num_units)
         for group in plan.groups:
-            span = inventory.slice_of(group.layer, group.kind)
+            span = inventory.slice_of(group.address)
             values[span][list(group.kept)] = torch.tensor(group.scales)
         gates.values_U = values
         expected = logits_of(model, tokens)
@@ -103,10 +155,9 @@ def test_output_projections_are_never_shared(overrides: dict[str, bool], output_
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pruned = build_pruned_model(model, PruningPlan.from_mask(everything), family, output_bias=output_bias)
     with torch.no_grad():
-        for layer in family.decoder_layers(pruned):
-            for kind in KINDS:
-                for parameter in family.coupling(layer, kind).output.parameters():
-                    parameter += 1
+        for linear in family.output_projections(pruned).values():
+            for parameter in linear.parameters():
+                parameter += 1
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 

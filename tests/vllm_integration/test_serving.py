@@ -18,7 +18,7 @@ from optimum_grasprune.checkpoint import save_checkpoint
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import load_model, load_tokenizer
 from optimum_grasprune.surgery import build_pruned_model
-from optimum_grasprune.units import KINDS
+from optimum_grasprune.units import FFN, KV, Address
 from tests.conftest import TINY_LLAMA
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -45,8 +45,8 @@ def make_plan(model: PreTrainedModel) -> PruningPlan:
     kept = torch.zeros(inventory.num_units, dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
     for layer, heads in enumerate(KV_HEADS):
-        kept[inventory.slice_of(layer, "kv")] = torch.randperm(4, generator=generator) < heads
-        kept[inventory.slice_of(layer, "ffn")] = torch.randperm(344, generator=generator) < 340 - 7 * layer
+        kept[inventory.slice_of(Address(layer, KV))] = torch.randperm(4, generator=generator) < heads
+        kept[inventory.slice_of(Address(layer, FFN))] = torch.randperm(344, generator=generator) < 340 - 7 * layer
     scales = 0.9 + 0.2 * torch.rand(int(kept.sum()), generator=generator)
     return PruningPlan.from_mask(UnitMask(inventory, kept)).with_scales(scales)
 
@@ -69,10 +69,8 @@ def biased_checkpoint(checkpoint: Path) -> Path:
     pruned = build_pruned_model(model, make_plan(model), family, output_bias=True)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for layer in family.decoder_layers(pruned):
-            for kind in KINDS:
-                bias = family.coupling(layer, kind).output.bias
-                bias.copy_(0.1 * torch.randn(bias.shape, generator=generator))
+        for linear in family.output_projections(pruned).values():
+            linear.bias.copy_(0.1 * torch.randn(linear.bias.shape, generator=generator))
     folder = checkpoint.with_name("biased-llama")
     save_checkpoint(pruned, load_tokenizer(str(TINY_LLAMA)), {}, folder)
     return folder

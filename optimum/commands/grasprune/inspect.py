@@ -44,9 +44,10 @@ class InspectCommand(Subcommand):
         """Read shapes off the configuration, then print them beside the recorded budget and what fits."""
         from optimum_grasprune.checkpoint import read_record
         from optimum_grasprune.families import family_of
+        from optimum_grasprune.families.shape import model_shape
         from optimum_grasprune.loading import count_parameters, empty_model, load_config
         from optimum_grasprune.report import print_summary, print_table
-        from optimum_grasprune.sizing import model_shape, tensor_parallel_sizes
+        from optimum_grasprune.sizing import tensor_parallel_sizes
         from optimum_grasprune.sources import quantization_of
 
         config = load_config(self.args.model, **self._read_as())
@@ -152,7 +153,7 @@ def _layer_table(inventory: UnitInventory, itemsize: int) -> list[dict[str, int]
     layers: dict[int, dict[str, Any]] = {}
     for group in inventory.groups:
         row = layers.setdefault(group.layer, {"ffn": None, "kv": None})
-        row[group.kind] = group
+        row[group.kind.name] = group
     return [
         {
             "layer": layer,
@@ -188,8 +189,9 @@ def _rows(layers: list[dict[str, int]], others: dict[str, int], parameters: int)
 def _fit(config: PreTrainedConfig, options: DeploymentOptions, name: str) -> Fit:
     from optimum_grasprune.errors import OptionError
     from optimum_grasprune.families import family_of
+    from optimum_grasprune.families.shape import model_shape
     from optimum_grasprune.loading import empty_model
-    from optimum_grasprune.sizing import fit, model_shape, splits, tensor_parallel_sizes
+    from optimum_grasprune.sizing import fit, splits, tensor_parallel_sizes
 
     shape, size = model_shape(empty_model(config), family_of(config)), options.tensor_parallel_size
     for index, layer in enumerate(shape.layers):

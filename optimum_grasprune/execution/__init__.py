@@ -1,0 +1,9 @@
+"""How a model is run: the runner, and what it puts on a model for a while."""
+
+from .gathered import Gathered
+from .instrument import Gates
+from .runner import Runner, Training
+from .stream import LayerStream
+from .whole import WholeModel
+
+__all__ = ["Gates", "Gathered", "LayerStream", "Runner", "Training", "WholeModel"]

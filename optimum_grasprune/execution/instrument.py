@@ -1,0 +1,161 @@
+"""Temporary edits to a model that is run: multipliers, fixed weights, eyes on activations. Each undoes itself.
+
+A unit's multiplier acts where its output enters the output projection (`down_proj`, `o_proj`). At 0 the model computes
+exactly what it computes without the unit; at γ, exactly what it computes with γ folded into the weights.
+
+Shape suffixes: T tokens, I input features of an output projection, U units, K units of one block; `…` for any leading
+axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from ..families import Block, linear_at
+from ..units import UnitInventory
+
+
+class Gates:
+    """The multipliers in force, one per unit, all ones at first. They act where the model is, wherever they come from.
+
+    values_U: shape (units,); assign a new tensor before each forward.
+    """
+
+    def __init__(self, units: int, device: torch.device) -> None:
+        self._values_U = torch.ones(units, dtype=torch.float32, device=device)
+
+    @property
+    def values_U(self) -> Tensor:
+        """The multipliers, on the model's device."""
+        return self._values_U
+
+    @values_U.setter
+    def values_U(self, values_U: Tensor) -> None:
+        self._values_U = values_U.to(self._values_U.device)
+
+
+@contextmanager
+def gated(
+    model: PreTrainedModel, blocks: tuple[Block, ...], inventory: UnitInventory, device: torch.device
+) -> Iterator[Gates]:
+    """The model with a multiplier on every unit; without them again when the block ends."""
+    gates = Gates(inventory.num_units, device)
+    with ExitStack() as hooks:
+        for block in blocks:
+            hook = _multiply_input(gates, inventory.slice_of(block.address))
+            hooks.callback(linear_at(model, block.output).register_forward_pre_hook(hook).remove)
+        yield gates
+
+
+def _multiply_input(gates: Gates, span: slice) -> Any:
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        input_I, *others = inputs
+        values_K = gates.values_U[span].to(input_I.device, input_I.dtype)
+        return (input_I * values_K.repeat_interleave(input_I.shape[-1] // len(values_K)), *others)
+
+    return hook
+
+
+@contextmanager
+def inputs_of(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """While the block runs, `see(name, x_TI)` gets the input of each module at each forward, tokens in rows."""
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _, inputs: see(name, inputs[0].flatten(0, -2))
+
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.callback(module.register_forward_pre_hook(watch(name)).remove)
+        yield
+
+
+@contextmanager
+def gradients_at(
+    modules: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor], None], device: torch.device
+) -> Iterator[Tensor]:
+    """While the block runs, `see(name, x_TI, ∂S/∂x)` gets each module's input in a backward pass to what is yielded.
+
+    The weights are fixed, so it is the number that is yielded that makes autograd record the activations.
+    """
+    source = torch.zeros((), dtype=torch.float32, device=device, requires_grad=True)
+
+    def show(name: str, x: Tensor, gradient: Tensor) -> None:
+        see(name, x.flatten(0, -2), gradient.flatten(0, -2))
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+        return lambda _, inputs: (_Watched.apply(inputs[0], source, partial(show, name)), *inputs[1:])
+
+    with ExitStack() as hooks:
+        for name, module in modules.items():
+            hooks.callback(module.register_forward_pre_hook(watch(name)).remove)
+        yield source
+
+
+class _Watched(torch.autograd.Function):
+    """x as it is; the backward pass shows `see(x, ∂S/∂x)`.
+
+    x is left to autograd to save, and to gradient checkpointing to recompute: who holds on to it from the forward pass,
+    to ask for its gradient later, holds the inputs of all layers at once.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_I: Tensor, source: Tensor, see: Callable[[Tensor, Tensor], None]) -> Tensor:
+        ctx.save_for_backward(x_I)
+        ctx.see = see
+        return x_I.view_as(x_I)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_I: Tensor) -> tuple[Tensor, None, None]:
+        (x_I,) = ctx.saved_tensors
+        ctx.see(x_I, gradient_I)
+        return gradient_I, None, None
+
+
+_FLAGS = {"training", "gradient_checkpointing", "_gradient_checkpointing_func"}
+"""What decides how a module of transformers' runs, as it stands in the module itself."""
+
+
+@contextmanager
+def frozen(model: PreTrainedModel, *, gradient_checkpointing: bool = False) -> Iterator[None]:
+    """The model with fixed weights and without dropout; every flag is put back when the block ends.
+
+    gradient_checkpointing: whether layers are recomputed in the backward pass. Inside the block that alone decides,
+    whatever the model was set to; afterwards it is set as it was, with its own arguments.
+    """
+    # Weights made under torch.inference_mode require no gradient in effect, and their flag cannot be put back.
+    required = [(part, part.requires_grad) for part in model.parameters() if not part.is_inference()]
+    states = [vars(module) for module in model.modules()]
+    flags = [{name: state[name] for name in _FLAGS & state.keys()} for state in states]
+    try:
+        for parameter, _ in required:
+            parameter.requires_grad_(False)
+        model.eval()
+        _checkpoint_layers(model, gradient_checkpointing)
+        yield
+    finally:
+        for parameter, flag in required:
+            parameter.requires_grad_(flag)
+        for state, before in zip(states, flags, strict=True):
+            for name in _FLAGS:
+                state.pop(name, None)
+            state.update(before)
+
+
+def _checkpoint_layers(model: PreTrainedModel, wanted: bool) -> None:
+    # Not by `gradient_checkpointing_enable`, which also leaves a hook on the embeddings that nothing takes off again.
+    for module in model.modules():
+        if hasattr(module, "gradient_checkpointing"):
+            module.gradient_checkpointing = wanted  # type: ignore[assignment]
+            if wanted:
+                module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
+                # transformers recomputes a layer only while the layer itself is in training mode. Its children stay in
+                # evaluation mode, so dropout stays off.
+                module.training = True

@@ -1,0 +1,119 @@
+"""How a model is run. Every forward and backward pass goes through a runner, which alone knows where the weights are.
+
+Shape suffixes: N sequences, S sequence, B batch, U units.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from typing_extensions import Self
+
+from ..families import Block, Family, family_of
+from ..statistics import Statistic
+from ..units import UnitInventory
+from .instrument import Gates
+from .stream import LayerStream
+
+Multipliers = Callable[[Tensor, float], Tensor]
+"""What the units are multiplied by, shape (units,), from what is trained and the progress of the training: 0 at the
+first step, 1 after the last."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How one number per unit is trained.
+
+    epochs: passes over the sequences.  batch_size: sequences in a step.  seed: of their order.
+    learning_rate: AdamW's, at the first step.  schedule: `GateOptions.schedule`.
+    gradient_checkpointing: recompute each layer in the backward pass.  label: of its bar and in messages.
+    """
+
+    epochs: int
+    batch_size: int
+    seed: int
+    learning_rate: float
+    schedule: str
+    gradient_checkpointing: bool
+    label: str
+
+
+class Runner(ABC):
+    """Runs one model. A way of running models is a subclass; the rest of the project speaks to this class."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    @cached_property
+    def family(self) -> Family:
+        """The family of the model; UnsupportedFamilyError where it has none."""
+        return family_of(self.model.config)
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """Its blocks of units."""
+        return self.family.blocks(self.model)
+
+    @cached_property
+    def inventory(self) -> UnitInventory:
+        """Its units."""
+        return UnitInventory(tuple(block.units for block in self.blocks))
+
+    def beside(self, model: PreTrainedModel) -> Self:
+        """Another model, run in the same way."""
+        return type(self)(model)
+
+    @abstractmethod
+    def mean_loss(self, windows_NS: Tensor, batch_size: int = 1) -> float:
+        """Mean next-token loss over token windows, each scored on its own, in nats: fp32 log-softmax, fp64 sum.
+
+        windows_NS: shape (N, S), int64.  Raises GraspruneError on a non-finite loss instead of leaving it out.
+        """
+
+    @abstractmethod
+    def gated(self) -> AbstractContextManager[Gates]:
+        """The model with a multiplier on every unit, all ones at first; without them when the block ends."""
+
+    @abstractmethod
+    def gather(
+        self,
+        statistics: Iterable[Statistic[Any]],
+        tokens_NS: Tensor,
+        maps: Sequence[str] | None = None,
+        *,
+        kept_U: Tensor | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> dict[Statistic[Any], Any]:
+        """All the statistics, from one pass over the sequences: with a backward pass if any of them needs one.
+
+        tokens_NS: shape (N, S), int64.  maps: paths of the linear maps whose inputs are watched; those that lead out of
+        blocks by default.  kept_U: True for the units that are in the model, shape (units,); all by default.
+        gradient_checkpointing: recompute each layer in the backward pass, so that one layer's activations are in
+        memory.  Raises GraspruneError, with the place, when something is not finite.
+        """
+
+    @abstractmethod
+    def learn(
+        self,
+        start_U: Tensor,
+        multipliers: Multipliers,
+        tokens_NS: Tensor,
+        training: Training,
+        status: Callable[[], Sequence[str]] = tuple,
+    ) -> Tensor:
+        """Fit one number per unit with AdamW on the next-token loss, behind a bar that shows loss and status.
+
+        start_U: shape (units,), fp32.  tokens_NS: shape (N, S), int64.  Returns what it came to, on the CPU.
+        Raises GraspruneError when the loss is not finite.
+        """
+
+    @abstractmethod
+    def stream(self, tokens_NS: Tensor) -> AbstractContextManager[LayerStream]:
+        """The model with fixed weights, to be run layer by layer on the sequences; tokens_NS: shape (N, S), int64."""

@@ -1,0 +1,41 @@
+"""How anything is trained: the order of sequences, the course of the learning rate.
+
+Shape suffixes: N sequences, B batch, S sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+BETAS = (0.9, 0.99)
+"""AdamW's betas, as published."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Length and course of one training. steps: optimiser steps in all.  kind: `GateOptions.schedule`."""
+
+    steps: int
+    kind: str
+
+    def factor(self, step: int) -> float:
+        """What the learning rate is multiplied by at a step, between 0 and 1."""
+        return 1.0 if self.kind == "constant" else 0.5 * (1 + math.cos(math.pi * step / self.steps))
+
+
+def batches(tokens_NS: Tensor, epochs: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Sequences in batches of shape (B, S): each epoch takes all of them once, in a new random order."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    for _ in range(epochs):
+        for indices in torch.randperm(len(tokens_NS), generator=generator, device="cpu").split(batch_size):
+            yield tokens_NS[indices]
+
+
+def training_steps(sequences: int, epochs: int, batch_size: int) -> int:
+    """Optimiser steps in all."""
+    return epochs * -(-sequences // batch_size)

@@ -1,0 +1,150 @@
+"""The whole model on one device.
+
+Shape suffixes: N sequences, S sequence, B batch, T tokens, I features, U units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import GraspruneError
+from ..families import linear_at
+from ..numerics import precision_advice
+from ..progress import bar, track
+from ..statistics import Statistic
+from .instrument import Gates, frozen, gated, gradients_at, inputs_of
+from .loss import next_token_loss
+from .runner import Multipliers, Runner, Training
+from .stream import LayerStream
+from .training import BETAS, Schedule, batches, training_steps
+
+
+class WholeModel(Runner):
+    """Runs a model as it stands, all of it on one device."""
+
+    @torch.no_grad()
+    def mean_loss(self, windows_NS: Tensor, batch_size: int = 1) -> float:
+        """See `Runner.mean_loss`."""
+        total = 0.0
+        with frozen(self.model), bar(len(windows_NS), "loss", "window") as stage:
+            for batch, tokens_BS in enumerate(windows_NS.split(batch_size)):
+                tokens_BS, logits_BSV = self._logits(tokens_BS)
+                total += next_token_loss(logits_BSV, tokens_BS, reduction="none").double().sum().item()
+                if not math.isfinite(total):
+                    raise GraspruneError(
+                        f"the loss is not finite in the batch from window {batch * batch_size + 1} of {len(windows_NS)}"
+                    )
+                stage.update(len(tokens_BS))
+        return total / (windows_NS.shape[0] * (windows_NS.shape[1] - 1))
+
+    def gated(self) -> AbstractContextManager[Gates]:
+        """See `Runner.gated`."""
+        return gated(self.model, self.blocks, self.inventory, self.model.device)
+
+    def gather(
+        self,
+        statistics: Iterable[Statistic[Any]],
+        tokens_NS: Tensor,
+        maps: Sequence[str] | None = None,
+        *,
+        kept_U: Tensor | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> dict[Statistic[Any], Any]:
+        """See `Runner.gather`."""
+        outputs = {block.output: linear_at(self.model, block.output) for block in self.blocks}
+        watched = outputs if maps is None else {path: linear_at(self.model, path) for path in maps}
+        features = {path: linear.in_features for path, linear in watched.items()}
+        collectors = {statistic: statistic.collector(self.blocks, features) for statistic in statistics}
+        of_inputs = [collector for each, collector in collectors.items() if not each.from_gradients]
+        of_gradients = [collector for each, collector in collectors.items() if each.from_gradients]
+
+        def see(path: str, x_TI: Tensor) -> None:
+            for collector in of_inputs:
+                collector.see(path, x_TI.detach())
+
+        def see_gradient(path: str, x_TI: Tensor, gradient_TI: Tensor) -> None:
+            for collector in of_gradients:
+                collector.see_gradient(path, x_TI, gradient_TI)
+
+        with ExitStack() as stack:
+            backward = bool(of_gradients)
+            stack.enter_context(torch.set_grad_enabled(backward))
+            stack.enter_context(frozen(self.model, gradient_checkpointing=gradient_checkpointing and backward))
+            if kept_U is not None:
+                stack.enter_context(self.gated()).values_U = kept_U
+            if of_inputs:
+                stack.enter_context(inputs_of(watched, see))
+            if backward:
+                source = stack.enter_context(gradients_at(outputs, see_gradient, self.model.device))
+                for tokens_S in track(tokens_NS, "sensitivity", "sequence"):
+                    tokens_BS, logits_BSV = self._logits(tokens_S[None])
+                    losses = next_token_loss(logits_BSV, tokens_BS, reduction="none")
+                    torch.autograd.grad(losses.sum(), [source], allow_unused=True)
+            else:
+                for tokens_S in track(tokens_NS, "statistics", "sequence"):
+                    self._hidden(tokens_S[None])
+        return {statistic: self._result(collector, tokens_NS) for statistic, collector in collectors.items()}
+
+    def learn(
+        self,
+        start_U: Tensor,
+        multipliers: Multipliers,
+        tokens_NS: Tensor,
+        training: Training,
+        status: Callable[[], Sequence[str]] = tuple,
+    ) -> Tensor:
+        """See `Runner.learn`."""
+        learnt_U = start_U.to(self.model.device, torch.float32).clone().requires_grad_()
+        steps = training_steps(len(tokens_NS), training.epochs, training.batch_size)
+        optimizer = torch.optim.AdamW([learnt_U], lr=training.learning_rate, betas=BETAS, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(steps, training.schedule).factor)
+        drawn = batches(tokens_NS, training.epochs, training.batch_size, training.seed)
+        smooth = math.nan
+        with (
+            torch.enable_grad(),
+            frozen(self.model, gradient_checkpointing=training.gradient_checkpointing),
+            self.gated() as gates,
+            bar(steps, training.label) as stage,
+        ):
+            for step, tokens_BS in enumerate(drawn, start=1):
+                gates.values_U = multipliers(learnt_U, (step - 1) / steps)
+                tokens_BS, logits_BSV = self._logits(tokens_BS)
+                loss = next_token_loss(logits_BSV, tokens_BS)
+                if not math.isfinite(value := loss.item()):
+                    advice = precision_advice(self.model.dtype)
+                    raise GraspruneError(f"{training.label}: the loss is {value} at step {step}; {advice}")
+                (learnt_U.grad,) = torch.autograd.grad(loss, [learnt_U])
+                optimizer.step()
+                schedule.step()
+                smooth = value if math.isnan(smooth) else 0.95 * smooth + 0.05 * value
+                stage.status(", ".join([f"loss {smooth:.3f}", *status()]))
+                stage.update()
+        return learnt_U.detach().cpu()
+
+    @contextmanager
+    def stream(self, tokens_NS: Tensor) -> Iterator[LayerStream]:
+        """See `Runner.stream`."""
+        with frozen(self.model):
+            layers = self.family.decoder_layers(self.model)
+            yield LayerStream.start(layers, self._hidden, tokens_NS, self.model.device)
+
+    def _logits(self, tokens_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """The tokens where the model is, and its logits, shape (B, S, V)."""
+        tokens_BS = tokens_BS.to(self.model.device)
+        return tokens_BS, self.model(tokens_BS, use_cache=False).logits
+
+    def _hidden(self, tokens_BS: Tensor) -> None:
+        """Run the layers alone: logits of a large vocabulary are dear."""
+        self.model.base_model(tokens_BS.to(self.model.device), use_cache=False)
+
+    def _result(self, collector: Any, tokens_NS: Tensor) -> Any:
+        try:
+            return collector.result(tokens_NS.numel())
+        except GraspruneError as error:
+            raise GraspruneError(f"{error}; {precision_advice(self.model.dtype)}") from None

@@ -1,0 +1,5 @@
+"""LLaMA: names as data, and the classes that pruned checkpoints load as, whose two files travel in them."""
+
+from .family import LLAMA
+
+__all__ = ["LLAMA"]

@@ -1,0 +1,73 @@
+"""All that a method, or what makes up for a cut, may look at.
+
+Shape suffixes: N sequences, S sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .config import GRASPConfig
+from .execution import Gathered, Runner
+from .families import Family, linears
+from .statistics import Statistic
+from .units import Budget, UnitInventory
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model to be pruned, to a budget, on data.
+
+    runner: the dense model, and how models are run.
+    tokens_NS: calibration sequences, shape (N, S), int64; none for a method that needs none.
+    held_out_NS: more of them that nothing is trained on, for choosing; none where nothing is to be chosen.
+    declared: the statistics that the method, and what makes up for its cut, look at.
+    """
+
+    runner: Runner
+    budget: Budget
+    tokens_NS: Tensor
+    held_out_NS: Tensor
+    config: GRASPConfig
+    declared: tuple[Statistic[Any], ...] = ()
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The dense model."""
+        return self.runner.model
+
+    @property
+    def family(self) -> Family:
+        """Its family."""
+        return self.runner.family
+
+    @property
+    def inventory(self) -> UnitInventory:
+        """Its units."""
+        return self.runner.inventory
+
+    @property
+    def statistic_tokens_NS(self) -> Tensor:
+        """The sequences that statistics look at: the first ones, as many as the configuration says."""
+        return self.tokens_NS[: self.config.statistic_samples]
+
+    @cached_property
+    def statistics(self) -> Gathered:
+        """The declared statistics by themselves, as in `problem.statistics[MOMENTS]`.
+
+        Inputs are watched of the maps that the cut goes through: those that lead out of the blocks, or all of a block
+        where single weights are cut.
+        """
+        maps = None if self.config.pattern == "units" else tuple(linears(self.model, self.runner.blocks))
+        return Gathered(
+            self.runner,
+            self.declared,
+            self.statistic_tokens_NS,
+            maps,
+            gradient_checkpointing=self.config.gradient_checkpointing,
+        )

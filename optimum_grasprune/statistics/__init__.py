@@ -1,0 +1,19 @@
+"""Statistics of what a model makes of calibration sequences."""
+
+from .base import Collector, Statistic
+from .moments import MOMENTS, InputMoments, Moments, finite
+from .sensitivity import PER_SEQUENCE, PER_TOKEN, Sensitivity, squared_per_sequence, squared_per_token
+
+__all__ = [
+    "MOMENTS",
+    "PER_SEQUENCE",
+    "PER_TOKEN",
+    "Collector",
+    "InputMoments",
+    "Moments",
+    "Sensitivity",
+    "Statistic",
+    "finite",
+    "squared_per_sequence",
+    "squared_per_token",
+]

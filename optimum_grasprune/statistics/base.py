@@ -1,0 +1,45 @@
+"""What is gathered of a model while it reads calibration sequences.
+
+Methods and stages of recovery declare which statistics they look at; a runner gathers those of all of them in one pass.
+
+Shape suffixes: T tokens of one sequence, I input features of a linear map.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Generic, TypeVar
+
+from torch import Tensor
+
+from ..families import Block
+
+Result = TypeVar("Result")
+
+
+class Collector(ABC, Generic[Result]):
+    """Takes in one sequence after another. A subclass writes `see` or `see_gradient`."""
+
+    def see(self, path: str, x_TI: Tensor) -> None:
+        """The input of the linear map at this path, for one sequence."""
+        raise NotImplementedError
+
+    def see_gradient(self, path: str, x_TI: Tensor, gradient_TI: Tensor) -> None:
+        """The same with the gradient of the sequence's summed loss, for the maps that lead out of blocks."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def result(self, tokens: int) -> Result:
+        """What it came to, from so many tokens in all."""
+
+
+class Statistic(ABC, Generic[Result]):
+    """Something that can be gathered. Subclasses are frozen dataclasses: equal ones are gathered once."""
+
+    from_gradients: ClassVar[bool] = False
+    """Whether it needs a backward pass, and sees gradients instead of inputs alone."""
+
+    @abstractmethod
+    def collector(self, blocks: tuple[Block, ...], maps: Mapping[str, int]) -> Collector[Result]:
+        """A new collector. maps: input features of each linear map that is watched, by its path."""

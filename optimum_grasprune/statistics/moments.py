@@ -1,0 +1,95 @@
+"""Mean and spread of activations, streamed. An update returns new moments and changes none.
+
+Shape suffixes: T tokens, I features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import GraspruneError
+from ..families import Block
+from ..numerics import precision_advice
+from .base import Collector, Statistic
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and spread of every feature over the tokens seen so far, in fp64.
+
+    count: tokens.  mean_I: shape (I,).  spread_I: Σ (x − mean)², shape (I,).
+    """
+
+    count: int
+    mean_I: Tensor
+    spread_I: Tensor
+
+    @classmethod
+    def empty(cls, features: int) -> Moments:
+        """Moments before the first token."""
+        zeros = torch.zeros(features, dtype=torch.float64, device="cpu")
+        return cls(0, zeros, zeros)
+
+    def update(self, x_TI: Tensor) -> Moments:
+        """Moments with these tokens added; x_TI: shape (T, I), any float dtype.
+
+        The merge of two samples is that of Chan, Golub and LeVeque (1979): no sum of squares, so no cancellation where
+        a mean is large beside its deviation.
+        """
+        x_TI = x_TI.double()
+        added, total = len(x_TI), self.count + len(x_TI)
+        if not added:
+            return self
+        mean_I = x_TI.mean(0)
+        shift_I = mean_I - self.mean_I.to(mean_I.device)
+        spread_I = (x_TI - mean_I).square().sum(0) + shift_I.square() * (self.count * added / total)
+        return Moments(
+            total,
+            self.mean_I.to(mean_I.device) + shift_I * (added / total),
+            self.spread_I.to(mean_I.device) + spread_I,
+        )
+
+    @property
+    def variance_I(self) -> Tensor:
+        """Unbiased variance, shape (I,); 0 with fewer than two tokens."""
+        return self.spread_I / max(self.count - 1, 1)
+
+    @property
+    def norm_I(self) -> Tensor:
+        """‖x‖₂ of every feature over all tokens, shape (I,)."""
+        return (self.spread_I + self.count * self.mean_I.square()).sqrt()
+
+
+@dataclass(frozen=True)
+class InputMoments(Statistic[dict[str, Moments]]):
+    """Moments of the input of every linear map that the cut goes through, by its path."""
+
+    def collector(self, blocks: tuple[Block, ...], maps: Mapping[str, int]) -> Collector[dict[str, Moments]]:
+        """Moments of all the maps."""
+        return _Collector({path: Moments.empty(features) for path, features in maps.items()})
+
+
+MOMENTS = InputMoments()
+"""What is declared by who looks at moments."""
+
+
+class _Collector(Collector[dict[str, Moments]]):
+    def __init__(self, moments: dict[str, Moments]) -> None:
+        self._moments = moments
+
+    def see(self, path: str, x_TI: Tensor) -> None:
+        self._moments[path] = self._moments[path].update(finite(x_TI, path))
+
+    def result(self, tokens: int) -> dict[str, Moments]:
+        return self._moments
+
+
+def finite(x_TI: Tensor, path: str) -> Tensor:
+    """The input of the map at this path, as it is; GraspruneError, with the path, when it is not finite."""
+    if not torch.isfinite(x_TI).all():
+        raise GraspruneError(f"the input of {path} is not finite; {precision_advice(x_TI.dtype)}")
+    return x_TI

@@ -1,0 +1,74 @@
+"""What removing a unit would do to the loss, to first order, token by token: one backward pass, no weight gradients.
+
+Shape suffixes: T tokens of one sequence, I input features of an output projection, U units, K units of one block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import GraspruneError
+from ..families import Block
+from ..units import UnitInventory
+from .base import Collector, Statistic
+
+Reduction = Callable[[Tensor], Tensor]
+"""From the sensitivities of one sequence, shape (T, K), to one number per unit, shape (K,)."""
+
+
+def squared_per_token(sensitivity_TK: Tensor) -> Tensor:
+    """Σ_t g_t²: the diagonal of the empirical Fisher matrix with each token as a sample, shape (K,)."""
+    return sensitivity_TK.square().sum(0)
+
+
+def squared_per_sequence(sensitivity_TK: Tensor) -> Tensor:
+    """(Σ_t g_t)²: the same with each sequence as a sample, shape (K,)."""
+    return sensitivity_TK.sum(0).square()
+
+
+@dataclass(frozen=True)
+class Sensitivity(Statistic[Tensor]):
+    """Sum over sequences of `reduce(g)`, g_tk = Σ_channels x · ∂S/∂x at token t for unit k, divided by the tokens.
+
+    x is the unit's part of the input of its output projection and S the summed loss of the sequence, so g is the
+    derivative of S by a multiplier on the unit at that token alone.  (Fisher information, as in LLM-Pruner,
+    arXiv 2305.11627, and Kwon et al., arXiv 2204.09656.)
+
+    What is gathered: shape (units,), fp32, on the CPU; 0 for units that are out.
+    """
+
+    reduce: Reduction
+
+    from_gradients = True
+
+    def collector(self, blocks: tuple[Block, ...], maps: Mapping[str, int]) -> Collector[Tensor]:
+        """The sensitivities of the units of all blocks."""
+        return _Collector(self.reduce, blocks)
+
+
+PER_TOKEN = Sensitivity(squared_per_token)
+PER_SEQUENCE = Sensitivity(squared_per_sequence)
+
+
+class _Collector(Collector[Tensor]):
+    def __init__(self, reduce: Reduction, blocks: tuple[Block, ...]) -> None:
+        self._reduce = reduce
+        self._inventory = UnitInventory(tuple(block.units for block in blocks))
+        self._spans = {block.output: self._inventory.slice_of(block.address) for block in blocks}
+        self._total_U = torch.zeros(self._inventory.num_units, dtype=torch.float32, device="cpu")
+
+    def see_gradient(self, path: str, x_TI: Tensor, gradient_TI: Tensor) -> None:
+        span = self._spans[path]
+        product_TI = x_TI.float() * gradient_TI.float()
+        self._total_U[span] += self._reduce(product_TI.unflatten(1, (span.stop - span.start, -1)).sum(2)).cpu()
+
+    def result(self, tokens: int) -> Tensor:
+        infinite_U = ~torch.isfinite(self._total_U)
+        if infinite_U.any():
+            address, _ = self._inventory.locate(int(infinite_U.nonzero()[0]))
+            raise GraspruneError(f"the gradient in {address} is not finite")
+        return self._total_U / tokens

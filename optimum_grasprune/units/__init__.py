@@ -1,0 +1,25 @@
+"""The prunable units of a model, choices of them, the budget, and the plan that is saved: pure."""
+
+from .budget import Budget, budget_at, exact_ratio, project
+from .inventory import Address, UnitGroup, UnitInventory
+from .kinds import FFN, KINDS, KV, UnitKind
+from .masks import ElementMask, UnitMask
+from .plan import GroupPlan, PruningPlan
+
+__all__ = [
+    "FFN",
+    "KINDS",
+    "KV",
+    "Address",
+    "Budget",
+    "ElementMask",
+    "GroupPlan",
+    "PruningPlan",
+    "UnitGroup",
+    "UnitInventory",
+    "UnitKind",
+    "UnitMask",
+    "budget_at",
+    "exact_ratio",
+    "project",
+]

@@ -1,0 +1,262 @@
+"""The global budget, and the projection of scores onto it.  (GRASPrune, arXiv 2604.19398, section 3.2)
+
+Pure functions of scores, inventory and budget. Shape suffixes: U units of the whole model, G groups, C candidates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from ..config import BudgetOptions
+from ..errors import BudgetError, GraspruneError, OptionError
+from .inventory import UnitGroup, UnitInventory
+from .kinds import UnitKind
+from .masks import UnitMask
+
+_LOW_32_BITS = 0xFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits that a `UnitMask` must meet. All of them are absolute, so that checking needs no further context.
+
+    cost: parameters that the kept units may have in all.
+    kv_width: KV-cache elements per token that they may have in all; None for no cap.
+    minimum: units that must stay in every group of a kind.  multiple_of: every group's width is a multiple of it; both
+    are 1 for a kind that is not among them.
+    options: the request these limits were resolved from, kept for error messages and reports.
+    fixed_cost: parameters outside the inventory that count against a `total` budget (0 for `prunable`).
+    added_cost: parameters that compensation will add, which count against it too.
+    """
+
+    cost: int
+    kv_width: int | None = None
+    minimum: Mapping[UnitKind, int] = field(default_factory=dict)
+    multiple_of: Mapping[UnitKind, int] = field(default_factory=dict)
+    options: BudgetOptions = field(default_factory=lambda: BudgetOptions())
+    fixed_cost: int = 0
+    added_cost: int = 0
+
+    @classmethod
+    def resolve(
+        cls, options: BudgetOptions, inventory: UnitInventory, total_parameters: int, added_parameters: int = 0
+    ) -> Budget:
+        """Absolute limits from ratios.
+
+        total_parameters: all parameters of the model, tied ones once.  added_parameters: those that compensation adds.
+        Raises BudgetError or OptionError when no mask can meet the limits.
+        """
+        of_all = options.budget == "total"
+        fixed = total_parameters - inventory.total_cost if of_all else 0
+        added = added_parameters if of_all else 0
+        ratio = exact_ratio(options.keep_ratio)
+        kv_ratio = None if options.kv_keep_ratio is None else exact_ratio(options.kv_keep_ratio)
+        budget = cls(
+            cost=math.floor(ratio * (inventory.total_cost + fixed)) - fixed - added,
+            kv_width=None if kv_ratio is None else math.floor(kv_ratio * inventory.total_kv_width),
+            minimum={kind: _asked(options, kind.minimum_option) for kind in inventory.kinds},
+            multiple_of={
+                kind: math.lcm(_asked(options, kind.multiple_option), options.tensor_parallel_size)
+                for kind in inventory.kinds
+            },
+            options=options,
+            fixed_cost=fixed,
+            added_cost=added,
+        )
+        for group in inventory.groups:
+            budget.check_group(group)
+        budget.check_feasible(inventory)
+        return budget
+
+    def share_cut(self, inventory: UnitInventory) -> float:
+        """Share of the inventory's parameters, or of its KV cache if that is larger, that has to go."""
+        kept = [self.cost / inventory.total_cost]
+        if self.kv_width is not None:
+            kept.append(self.kv_width / inventory.total_kv_width)
+        return max(0.0, 1 - min(kept))
+
+    def step(self, group: UnitGroup) -> int:
+        """Units that the group grows or shrinks by at once."""
+        return self.multiple_of.get(group.kind, 1)
+
+    def smallest_width(self, group: UnitGroup) -> int:
+        """Fewest units that the group may keep: its minimum, rounded up to the alignment."""
+        step = self.step(group)
+        return -(-min(self.minimum.get(group.kind, 1), group.count) // step) * step
+
+    def check_group(self, group: UnitGroup) -> None:
+        """Raise OptionError when the group is too narrow for its alignment."""
+        if self.smallest_width(group) <= group.count:
+            return
+        options, kind = self.options, group.kind
+        name = kind.multiple_option
+        if name is None or (getattr(options, name) <= group.count and options.tensor_parallel_size > 1):
+            name = "tensor_parallel_size"
+        least, label = self.minimum.get(kind, 1), kind.label
+        reason = (
+            f"no multiple of it lies between the minimum {least} and the {group.count} {label}s of layer {group.layer}"
+        )
+        raise OptionError(name, getattr(options, name), reason)
+
+    def check_feasible(self, inventory: UnitInventory) -> None:
+        """Raise BudgetError when the smallest widths alone exceed a limit; it names the nearest feasible value."""
+        least_cost = sum(self.smallest_width(group) * group.cost for group in inventory.groups)
+        least_kv = sum(self.smallest_width(group) * group.kv_width for group in inventory.groups)
+        if least_cost > self.cost:
+            whole = inventory.total_cost + self.fixed_cost
+            least = least_cost + self.fixed_cost + self.added_cost
+            self._refuse("keep_ratio", self.options.keep_ratio, least, whole)
+        if self.kv_width is not None and least_kv > self.kv_width:
+            self._refuse("kv_keep_ratio", self.options.kv_keep_ratio, least_kv, inventory.total_kv_width)
+
+    def _refuse(self, option: str, value: object, least: int, whole: int) -> None:
+        nearest = math.ceil(Fraction(least, whole) * 10_000) / 10_000
+        parts = [f"at least {count} {kind.label}s a layer" for kind, count in self.minimum.items()]
+        parts += [f"{kind.label}s in multiples of {n}" for kind, n in self.multiple_of.items() if n > 1]
+        if self.fixed_cost and option == "keep_ratio":
+            parts.append(f"{self.fixed_cost:,} parameters that are never pruned")
+        if self.added_cost and option == "keep_ratio":
+            parts.append(f"{self.added_cost:,} that the compensation adds")
+        raise BudgetError(option, value, f"too small for {', '.join(parts)}; the nearest feasible value is {nearest}")
+
+
+def project(scores_U: Tensor, inventory: UnitInventory, budget: Budget) -> UnitMask:
+    """Highest-scoring units that fit the budget.  (GRASPrune, arXiv 2604.19398, section 3.2)
+
+    scores_U: one score per unit, shape (units,), any real dtype (compared in fp32); higher is kept first. Equal scores
+        are kept evenly over layers and kinds.
+
+    The smallest allowed width of every group is paid for first; then units are kept in order of score while they fit,
+    and when one does not fit any more, cheaper ones behind it still may. So the kept cost is at most the budget, and
+    no unit that was cut would still have fitted, except where alignment forbids it. With an alignment of m, units are
+    kept in blocks of m: the m best of a group, its next m best, and so on, each with its mean score.
+    Raises BudgetError when the smallest widths alone exceed the budget.
+    """
+    if scores_U.shape != (inventory.num_units,):
+        raise GraspruneError(
+            f"scores have shape {tuple(scores_U.shape)}, the inventory has {inventory.num_units} units"
+        )
+    scores_U = scores_U.detach().to("cpu", torch.float32)
+    if torch.isnan(scores_U).any():
+        address, unit = inventory.locate(int(torch.isnan(scores_U).nonzero()[0]))
+        raise GraspruneError(f"the score of {address.kind.label} {unit} of layer {address.layer} is NaN")
+    budget.check_feasible(inventory)
+    order_U = _descending(scores_U, inventory)
+    kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
+    if all(step == 1 for step in budget.multiple_of.values()):
+        _fill(kept_U, order_U, inventory, budget)
+        # At half the cost, since this runs at every training step: where filling up without a thought to smallest
+        # widths happens to meet them, setting them aside first would have kept the same units.
+        if not _meets_smallest_widths(kept_U, inventory, budget):
+            least_G = torch.tensor([budget.smallest_width(group) for group in inventory.groups], device="cpu")
+            kept_U[_rank_inside_groups(order_U, inventory)] = inventory.place_U < least_G[inventory.group_U]
+            _fill(kept_U, order_U, inventory, budget)
+    else:
+        ranked_U = _rank_inside_groups(order_U, inventory)
+        widths_G = _aligned_widths(scores_U[ranked_U], inventory, budget)
+        kept_U[ranked_U] = inventory.place_U < widths_G[inventory.group_U]
+    return UnitMask(inventory, kept_U)
+
+
+def budget_at(budget: Budget, whole: int, warmup: float, progress: float) -> Budget:
+    """The budget in force during training: it shrinks from the whole model to what was asked.
+
+    whole: parameters of all units.  warmup: share of the training after which the full cut is reached.  progress:
+    share of the training that is done. The cost falls geometrically, so that early masks are close to the dense model
+    and gradients are taken where they still mean something. A cap on the KV cache holds from the start.
+    """
+    if progress >= warmup or budget.cost >= whole:
+        return budget
+    return replace(budget, cost=int(whole * (budget.cost / whole) ** (progress / warmup)))
+
+
+def exact_ratio(ratio: float) -> Fraction:
+    """The decimal number that was written: in floating point, 0.29 * 100 is 28.999…, here it is 29."""
+    return Fraction(repr(ratio))
+
+
+def _asked(options: BudgetOptions, name: str | None) -> int:
+    return 1 if name is None else getattr(options, name)
+
+
+def _descending(scores_U: Tensor, inventory: UnitInventory) -> Tensor:
+    """Units from the highest score to the lowest, ties in the inventory's even order; shape (units,).
+
+    One sort of integers that carry the score above and the rank for ties below: several times faster than a stable
+    sort of floats, and this runs at every training step.
+    """
+    even_U = inventory.even_order_U
+    bits_U = (scores_U[even_U] + 0.0).view(torch.int32)  # + 0.0 makes -0.0 and 0.0 the same bits
+    ascending_U = bits_U ^ ((bits_U >> 31) & 0x7FFFFFFF)
+    keys_U = (~ascending_U).to(torch.int64) << 32 | torch.arange(inventory.num_units, device="cpu")
+    return even_U[torch.sort(keys_U).values & _LOW_32_BITS]
+
+
+def _meets_smallest_widths(kept_U: Tensor, inventory: UnitInventory, budget: Budget) -> bool:
+    widths = torch.stack([kept_U[start:stop].sum() for start, stop in inventory.spans()]).tolist()
+    return all(width >= budget.smallest_width(group) for width, group in zip(widths, inventory.groups, strict=True))
+
+
+def _rank_inside_groups(order_U: Tensor, inventory: UnitInventory) -> Tensor:
+    """The same units group after group, each group in the given order; shape (units,)."""
+    keys_U = inventory.group_U[order_U] << 32 | torch.arange(inventory.num_units, device="cpu")
+    return order_U[torch.sort(keys_U).values & _LOW_32_BITS]
+
+
+def _aligned_widths(ranked_scores_U: Tensor, inventory: UnitInventory, budget: Budget) -> Tensor:
+    """How many units every group keeps, shape (groups,), from the scores of each group in descending order."""
+    steps = [budget.step(group) for group in inventory.groups]
+    blocks = _block_inventory(inventory, steps)
+    order_B = _descending(_block_scores(ranked_scores_U, inventory, blocks, steps), blocks)
+    steps_G = torch.tensor(steps, device="cpu")
+    least_G = torch.tensor([budget.smallest_width(group) for group in inventory.groups], device="cpu") // steps_G
+    kept_B = blocks.place_U < least_G[blocks.group_U]
+    _fill(kept_B, order_B, blocks, budget)
+    return steps_G * torch.zeros_like(steps_G).index_add_(0, blocks.group_U, kept_B.long())
+
+
+def _block_inventory(inventory: UnitInventory, steps: list[int]) -> UnitInventory:
+    """The inventory with `step` units of a group taken together as one."""
+    return UnitInventory(
+        tuple(
+            replace(group, count=group.count // step, cost=group.cost * step, kv_width=group.kv_width * step)
+            for group, step in zip(inventory.groups, steps, strict=True)
+        )
+    )
+
+
+def _block_scores(ranked_scores_U: Tensor, inventory: UnitInventory, blocks: UnitInventory, steps: list[int]) -> Tensor:
+    """Mean score of each block, shape (blocks,); what does not fill a block is dropped."""
+    means = [
+        ranked_scores_U[start : start + group.count * step].view(group.count, step).mean(dim=1)
+        for (start, _), group, step in zip(inventory.spans(), blocks.groups, steps, strict=True)
+    ]
+    return torch.cat(means)
+
+
+def _fill(kept_U: Tensor, order_U: Tensor, inventory: UnitInventory, budget: Budget) -> None:
+    """Keep, in order, whatever still fits. Each round ends at a unit that doesn't; dearer ones are then out for good.
+
+    There are as many rounds as there are distinct costs, not units.
+    """
+    cost_U, kv_U = inventory.cost_U, inventory.kv_width_U
+    cost_left = budget.cost - int(cost_U[kept_U].sum())
+    kv_left = inventory.total_kv_width if budget.kv_width is None else budget.kv_width
+    kv_left -= int(kv_U[kept_U].sum())
+    candidates_C = order_U[~kept_U[order_U]]
+    while True:
+        candidates_C = candidates_C[(cost_U[candidates_C] <= cost_left) & (kv_U[candidates_C] <= kv_left)]
+        if not len(candidates_C):
+            return
+        cost_C, kv_C = cost_U[candidates_C].cumsum(0), kv_U[candidates_C].cumsum(0)
+        fitting = int(((cost_C <= cost_left) & (kv_C <= kv_left)).sum())
+        kept_U[candidates_C[:fitting]] = True
+        cost_left -= int(cost_C[fitting - 1])
+        kv_left -= int(kv_C[fitting - 1])
+        candidates_C = candidates_C[fitting:]
