@@ -1,0 +1,182 @@
+"""What every way of running a model must do: compute what the model computes, and leave it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from optimum_grasprune import GRASPConfig, PruningPlan, UnitMask
+from optimum_grasprune.execution import Gathered, Runner, Training, WholeModel
+from optimum_grasprune.families import family_of, linear_at, linears
+from optimum_grasprune.families.llama import LLAMA
+from optimum_grasprune.methods import get_method
+from optimum_grasprune.selection import choose
+from optimum_grasprune.statistics import MOMENTS, PER_SEQUENCE, PER_TOKEN, Moments
+from optimum_grasprune.surgery import build_pruned_model
+from tests.conftest import logits_of, make_model
+from tests.contracts.test_methods import choices, task_of
+
+RUNNERS: tuple[type[Runner], ...] = (WholeModel,)
+TOKENS = torch.randint(258, (3, 20), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=RUNNERS)
+def run(request: pytest.FixtureRequest) -> Callable[[PreTrainedModel], Runner]:
+    return request.param
+
+
+def traces(model: PreTrainedModel) -> list[Any]:
+    hooks = [(len(module._forward_pre_hooks), len(module._forward_hooks)) for module in model.modules()]
+    flags = [module.training for module in model.modules()]
+    return [hooks, flags, [(each.requires_grad, each.grad) for each in model.parameters()]]
+
+
+def half(model: PreTrainedModel) -> UnitMask:
+    inventory = family_of(model.config).inventory(model)
+    return UnitMask(inventory, inventory.place_U % 2 == 0)
+
+
+def test_the_loss_is_that_of_each_sequence_by_itself(model: LlamaForCausalLM, run: Callable[..., Runner]) -> None:
+    expected = [functional.cross_entropy(logits_of(model, each[None])[0, :-1], each[1:]) for each in TOKENS]
+    for batch_size in (1, 2):
+        assert run(model).mean_loss(TOKENS, batch_size) == pytest.approx(float(sum(expected)) / 3, rel=1e-6)
+
+
+def test_gates_at_zero_compute_what_the_sliced_model_does(model: LlamaForCausalLM, run: Callable[..., Runner]) -> None:
+    runner, mask = run(model), half(model)
+    sliced = build_pruned_model(model, PruningPlan.from_mask(mask), family_of(model.config))
+    whole = runner.mean_loss(TOKENS)
+    with runner.gated() as gates:
+        assert runner.mean_loss(TOKENS) == whole
+        gates.values_U = mask.kept_U
+        assert runner.mean_loss(TOKENS) == pytest.approx(runner.beside(sliced).mean_loss(TOKENS), rel=1e-5)
+    assert runner.mean_loss(TOKENS) == whole
+
+
+def seen_by_hooks(model: PreTrainedModel, paths: list[str]) -> dict[str, Tensor]:
+    """The inputs of maps over all sequences, tokens in rows."""
+    seen: dict[str, list[Tensor]] = {path: [] for path in paths}
+    handles = [
+        linear_at(model, path).register_forward_pre_hook(
+            lambda _, inputs, path=path: seen[path].append(inputs[0].flatten(0, -2))
+        )
+        for path in paths
+    ]
+    with torch.no_grad():
+        model(TOKENS)
+    for handle in handles:
+        handle.remove()
+    return {path: torch.cat(parts) for path, parts in seen.items()}
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_moments_are_those_of_what_enters(model: LlamaForCausalLM, run: Callable[..., Runner], every: bool) -> None:
+    runner = run(model)
+    paths = list(linears(model, runner.blocks)) if every else [block.output for block in runner.blocks]
+    moments = runner.gather([MOMENTS], TOKENS, paths if every else None)[MOMENTS]
+    assert list(moments) == paths
+    for path, x_TI in seen_by_hooks(model, paths).items():
+        torch.testing.assert_close(moments[path].mean_I, x_TI.double().mean(0), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(moments[path].variance_I, x_TI.double().var(0), rtol=1e-4, atol=1e-8)
+
+
+def test_all_statistics_come_from_one_pass(model: LlamaForCausalLM, run: Callable[..., Runner]) -> None:
+    runner, passes = run(model), []
+    handle = model.lm_head.register_forward_pre_hook(lambda *_: passes.append(1))
+    together = runner.gather([MOMENTS, PER_TOKEN, PER_SEQUENCE], TOKENS)
+    handle.remove()
+    assert len(passes) == len(TOKENS)
+    for statistic in (PER_TOKEN, PER_SEQUENCE):
+        assert torch.equal(together[statistic], runner.gather([statistic], TOKENS)[statistic])
+    alone: dict[str, Moments] = runner.gather([MOMENTS], TOKENS)[MOMENTS]
+    for path, moments in together[MOMENTS].items():
+        torch.testing.assert_close(moments.mean_I, alone[path].mean_I)
+
+
+@pytest.mark.parametrize(("method", "chain"), [("flap", "bias"), ("taylor", "energy"), ("wanda_sp", "energy")])
+def test_what_a_method_and_a_stage_look_at_is_gathered_together(
+    method: str, chain: str, model: LlamaForCausalLM, run: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[set[Any]] = []
+    gather = WholeModel.gather
+
+    def counted(self: WholeModel, statistics: Any, *given: Any, **options: Any) -> Any:
+        passes.append(set(statistics))
+        return gather(self, statistics, *given, **options)
+
+    monkeypatch.setattr(WholeModel, "gather", counted)
+    task = task_of(model, GRASPConfig(method=method, compensation=chain, keep_ratio=0.5))
+    task = replace(task, held_out_NS=TOKENS[:0])
+    choose(choices(task), get_method(method).chain_for(task.config), task)
+    assert passes == [set(task.declared)] and task.declared
+
+
+def test_what_was_not_declared_is_not_gathered(model: LlamaForCausalLM, run: Callable[..., Runner]) -> None:
+    with pytest.raises(KeyError, match="was not declared"):
+        Gathered(run(model), [PER_TOKEN], TOKENS)[MOMENTS]
+
+
+def test_learning_goes_downhill_and_leaves_no_trace(model: LlamaForCausalLM, run: Callable[..., Runner]) -> None:
+    runner, before = run(model), traces(model)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    training = Training(4, 1, 0, 0.05, "constant", gradient_checkpointing=False, label="scales")
+    learnt = [
+        runner.learn(torch.ones(runner.inventory.num_units), lambda values_U, _: values_U, TOKENS, training)
+        for _ in range(2)
+    ]
+    assert torch.equal(*learnt) and learnt[0].device.type == "cpu" and not learnt[0].requires_grad
+    with runner.gated() as gates:
+        start = runner.mean_loss(TOKENS)
+        gates.values_U = learnt[0]
+        assert runner.mean_loss(TOKENS) < start - 0.05
+    runner.gather([PER_TOKEN, MOMENTS], TOKENS)
+    assert traces(model) == before
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def test_layer_by_layer_is_what_the_model_computes(model: LlamaForCausalLM, run: Callable[..., Runner]) -> None:
+    before = traces(model)
+    with run(model).stream(TOKENS) as stream:
+        for index in range(len(stream.layers)):
+            stream.advance(index)
+        logits = model.lm_head(model.model.norm(torch.cat(stream.hidden)))
+    torch.testing.assert_close(logits, logits_of(model, TOKENS), rtol=1e-4, atol=1e-5)
+    assert traces(model) == before
+
+
+def test_layers_with_masks_of_their_own(run: Callable[..., Runner]) -> None:
+    """A sliding window in every other layer, shorter than the sequences."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=258,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        use_sliding_window=True,
+        sliding_window=5,
+        layer_types=["full_attention", "sliding_attention"] * 2,
+        initializer_range=0.2,
+    )
+    model = Qwen2ForCausalLM(config).eval()
+    runner = run(model)
+    runner.__dict__["family"] = LLAMA  # the same names of modules; whether Qwen2 is supported is not the question
+    with runner.stream(TOKENS) as stream:
+        for index in range(len(stream.layers)):
+            stream.advance(index)
+        logits = model.lm_head(model.model.norm(torch.cat(stream.hidden)))
+    torch.testing.assert_close(logits, logits_of(model, TOKENS), rtol=1e-4, atol=1e-5)
+
+
+def test_another_model_is_run_in_the_same_way(run: Callable[..., Runner]) -> None:
+    first, second = make_model(0), make_model(1)
+    runner = run(first).beside(second)
+    assert type(runner) is run and runner.model is second
