@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import GRASPConfig
-from ..execution import Runner, Training
+from ..execution import Runner, Training, UnitMultipliers
 from ..units import Budget, UnitMask, budget_at, project
 from .straight_through import straight_through
 
@@ -57,7 +57,7 @@ def train_gates(
         gradient_checkpointing=config.gradient_checkpointing,
         label="gates",
     )
-    scores_U = runner.learn(start_U, multipliers, tokens_NS, training, status=lambda: _shares(mask))
+    (scores_U,) = runner.learn(UnitMultipliers(start_U, multipliers), tokens_NS, training, status=lambda: _shares(mask))
     return [*snapshots, scores_U]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
-from ..execution import Runner, Training
+from ..execution import Runner, Training, UnitMultipliers
 from ..surgery import fold_scales
 from ..units import PruningPlan
 from .base import Learnt, TrainedStage
@@ -99,7 +99,9 @@ def train_scales(runner: Runner, tokens_NS: Tensor, config: GRASPConfig) -> Tens
         label="scales",
     )
     start_U = torch.zeros(runner.inventory.num_units, dtype=torch.float32, device="cpu")
-    return bounded_scale(runner.learn(start_U, lambda raw_U, _: bounded_scale(raw_U), tokens_NS, training))
+    trained = UnitMultipliers(start_U, lambda raw_U, _: bounded_scale(raw_U))
+    (raw_U,) = runner.learn(trained, tokens_NS, training)
+    return bounded_scale(raw_U)
 
 
 def bounded_scale(raw_U: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -70,7 +71,7 @@ def choose(candidates: Mapping[str, UnitMask], chain: Chain, task: Problem) -> S
             total = sum(map(len, finalists.values()))
             for name, selected in track(_refitted(finalists, chain, reference), "refitted", "model", total):
                 judge.consider(selected, name)
-        selected = judge.selected()
+        selected = judge.selected(refitted=any(stage.starts_refitted for stage in chain.trained_stages))
     else:
         *_, plan = plans.values()
         selected = next(_refitted({"": chain.trials(plan)[:1]}, chain, reference))[1]
@@ -97,23 +98,28 @@ class _Judge:
         self.task = task
         self.judgements: list[Judgement] = []
         self.best: Selected | None = None
+        self.best_refitted: Selected | None = None
 
     def consider(self, selected: Selected, name: str) -> None:
         """Measure a model."""
         loss = self.task.runner.beside(selected.model).mean_loss(self.task.held_out_NS)
         if not self.judgements or loss < min(judgement.loss for judgement in self.judgements):
             self.best = selected
+        of_refitted = [judgement.loss for judgement in self.judgements if judgement.compensation != "none"]
+        if selected.stages and loss < min(of_refitted, default=math.inf):
+            self.best_refitted = selected
         self.judgements.append(Judgement(name, " ".join(selected.stages) or "none", selected.settings, loss))
 
     def ranking(self) -> list[str]:
         """Names of the candidates, best first."""
         return [judgement.candidate for judgement in sorted(self.judgements, key=lambda judgement: judgement.loss)]
 
-    def selected(self) -> Selected:
-        """The best model measured, with everything that was measured."""
-        if self.best is None:
+    def selected(self, *, refitted: bool) -> Selected:
+        """The best model measured, or the best with refitted weights; with everything that was measured."""
+        best = (self.best_refitted if refitted else None) or self.best
+        if best is None:
             raise ValueError("nothing was measured")
-        return replace(self.best, judgements=tuple(self.judgements))
+        return replace(best, judgements=tuple(self.judgements))
 
 
 def _trained(selected: Selected, stage: TrainedStage, reference: Reference, task: Problem) -> Selected:
