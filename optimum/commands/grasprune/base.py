@@ -99,13 +99,15 @@ class Subcommand(BaseOptimumCLICommand):
 
     @contextmanager
     def _warnings_as_lines(self) -> Iterator[None]:
+        from tqdm import tqdm
+
         from optimum_grasprune.errors import GraspruneWarning
 
         shown = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **others: Any) -> None:
-            if issubclass(category, GraspruneWarning):
-                print(f"{self.parser.prog}: warning: {message}", file=sys.stderr)
+            if issubclass(category, GraspruneWarning):  # maybe in the midst of a bar
+                tqdm.write(f"{self.parser.prog}: warning: {message}", file=sys.stderr)
             else:
                 shown(message, category, *where, **others)
 
