@@ -22,15 +22,15 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import CheckpointError, OptionError, PlanError
-from .files import resolved, write_json
 from .generation import savable, write_generation
 from .loading import load_config, load_model
+from .model_files import optional_file
 from .modeling import PRUNED_CLASSES
 from .outputs import Source, check_apart
 from .plan import PruningPlan
 from .record import in_todays_words
-from .sources import optional_file
 from .staging import RECORD_NAME, UnmovedError, check_output, staged_folder
+from .writing import resolved, write_json
 
 
 def save_checkpoint(

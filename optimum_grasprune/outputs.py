@@ -12,8 +12,8 @@ from pathlib import Path
 
 from .corpora.sources import BUILTIN, SHIPPED
 from .errors import CheckpointError, OptionError
-from .files import resolved, try_writing
 from .staging import is_checkpoint_file
+from .writing import resolved, try_writing
 
 _PART = re.compile(r"\[[^\[\]]*\]$")
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from ..checkpoint import read_record
 from ..errors import OptionError
 from ..families import Family, family_of
-from ..files import slug
 from ..loading import count_parameters, empty_model, load_config
+from ..writing import slug
 from .bounds import Shape
 
 DENSE = "dense"

@@ -94,5 +94,5 @@ def _text_in(path: Path) -> str:
 
 
 def _shipped_text() -> str:
-    packed = resources.files("optimum_grasprune").joinpath("data", "corpus.txt.gz").read_bytes()
+    packed = resources.files("optimum_grasprune").joinpath("corpora", "sampled", "corpus.txt.gz").read_bytes()
     return gzip.decompress(packed).decode()

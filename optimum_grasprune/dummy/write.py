@@ -18,7 +18,6 @@ from transformers import GenerationConfig, LlamaConfig, PreTrainedConfig
 from ..budget import Budget
 from ..checkpoint import check_shard_size
 from ..families import family_of
-from ..files import write_json
 from ..loading import empty_model
 from ..plan import PruningPlan
 from ..progress import track
@@ -27,6 +26,7 @@ from ..record import RECORD_FORMAT
 from ..report import GITHUB_NAME
 from ..staging import RECORD_NAME, is_pruned_checkpoint, staged_folder
 from ..surgery import pruned_config
+from ..writing import write_json
 from .shapes import dummy_tokenizer
 
 MEANINGLESS = "The weights are random: right for speed and memory, meaningless for quality."

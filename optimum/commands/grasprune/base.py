@@ -72,7 +72,7 @@ class Subcommand(BaseOptimumCLICommand):
 
     def source_options(self, *sources: str) -> dict[str, Any]:
         """How the named models are to be read, by the options of `load_config`, `load_model` and `load_tokenizer`."""
-        from optimum_grasprune.sources import check_revision
+        from optimum_grasprune.model_files import check_revision
 
         check_revision(self.args.revision, sources)
         return {"trust_remote_code": self.args.trust_remote_code, "revision": self.args.revision}
@@ -125,7 +125,7 @@ class Subcommand(BaseOptimumCLICommand):
         if self.args.json:
             from pathlib import Path
 
-            from optimum_grasprune.files import write_json
+            from optimum_grasprune.writing import write_json
 
             write_json(Path(self.args.json), result)
 
