@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TypeGuard
 
@@ -26,7 +27,7 @@ OF_VLLM = "ValueError"
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-@dataclass
+@dataclass(eq=False)
 class Sources:
     """All modules of ours, parsed, by their paths from `root`."""
 
@@ -36,6 +37,16 @@ class Sources:
     def __post_init__(self) -> None:
         for file in (file for place in PLACES for file in sorted((self.root / place).rglob("*.py"))):
             self.trees[file.relative_to(self.root)] = ast.parse(file.read_text(encoding="utf-8"))
+
+    @cached_property
+    def functions(self) -> dict[str, list[Function]]:
+        """Functions of all modules that return text, by name."""
+        return by_name(node for tree in self.trees.values() for node in tree.body)
+
+    @cache  # noqa: B019
+    def functions_in(self, tree: ast.Module) -> dict[str, list[Function]]:
+        """Functions and methods of a module that return text, by name."""
+        return by_name(ast.walk(tree))
 
     def error_names(self) -> set[str]:
         """`GraspruneError` and all classes that come from it."""
@@ -56,6 +67,14 @@ class Sources:
                     for message in Follow(self, tree).texts(text, function):
                         found.setdefault(message, f"{file}:{call.lineno}")
         return found
+
+
+def by_name(nodes: Iterable[ast.AST]) -> dict[str, list[Function]]:
+    found: dict[str, list[Function]] = {}
+    for node in nodes:
+        if gives_text(node):
+            found.setdefault(node.name, []).append(node)
+    return found
 
 
 def calls(tree: ast.AST, function: Function | None = None) -> Iterator[tuple[ast.Call, Function | None]]:
@@ -121,17 +140,16 @@ class Follow:
 
     def returned(self, name: str, *, everywhere: bool) -> Iterator[tuple[ast.expr, Function]]:
         """What the functions of this name return: those of the module, or else of all of ours."""
-        here = [node for node in ast.walk(self.tree) if gives_text(node, name)]
-        nodes = (node for tree in self.sources.trees.values() for node in tree.body) if everywhere else ()
-        for made in here or (node for node in nodes if gives_text(node, name)):
+        here, there = self.sources.functions_in(self.tree), self.sources.functions
+        for made in here.get(name) or (there.get(name, []) if everywhere else []):
             for node in ast.walk(made):
                 if isinstance(node, ast.Return | ast.Yield) and node.value is not None:
                     yield node.value, made
 
 
-def gives_text(node: ast.AST, name: str) -> TypeGuard[Function]:
-    """Whether a node is a function of this name that returns text."""
-    if not isinstance(node, Function) or node.name != name or node.returns is None:
+def gives_text(node: ast.AST) -> TypeGuard[Function]:
+    """Whether a node is a function that returns text."""
+    if not isinstance(node, Function) or node.returns is None:
         return False
     return ast.unparse(node.returns) in ("str", "str | None", "list[str]", "Iterator[str]")
 
