@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from optimum_grasprune.comparison.tables import excess_loss
-from optimum_grasprune.files import write_file, write_json
+from optimum_grasprune.writing import write_file, write_json
 
 CHANGES: dict[str, list[str]] = {
     "zero start": ["--start", "zero"],

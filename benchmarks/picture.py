@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from optimum_grasprune.comparison import points_of
-from optimum_grasprune.files import write_file
 from optimum_grasprune.plots import BASELINE, COLOURS, INK, draw_perplexity, dress, ours_among, rendered, titled
+from optimum_grasprune.writing import write_file
 
 RESULTS = Path(__file__).parent / "results"
 CORPUS = "WikiText-2"

@@ -23,14 +23,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import CheckpointError, OptionError, PlanError
 from .families import FAMILIES
-from .files import resolved, write_json
 from .generation import savable, write_generation
 from .loading import load_config, load_model
+from .model_files import optional_file
 from .outputs import Source, check_apart
 from .record import in_todays_words
-from .sources import optional_file
 from .staging import RECORD_NAME, UnmovedError, check_output, staged_folder
 from .units import PruningPlan
+from .writing import resolved, write_json
 
 
 def save_checkpoint(

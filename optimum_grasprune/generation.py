@@ -19,7 +19,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from .errors import GraspruneWarning
-from .sources import optional_file
+from .model_files import optional_file
 
 _NEVER_WRITTEN = "compile_config"
 

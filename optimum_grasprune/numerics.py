@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from functools import cache, wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import PreTrainedModel
 
 from .config import RunOptions
-from .errors import OptionError
+from .errors import GraspruneWarning, OptionError
 from .progress import tidy
 
 CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 _DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")
+
+_HALF = (torch.float16, torch.bfloat16)
+
+_WITHOUT_HALF = frozenset(["AVX2"])
+"""What torch calls CPUs whose instructions know no half precision."""
+
+_LITTLE = 2e9
+"""Parameters × tokens that take some seconds in half precision on such a CPU, and no time in fp32."""
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -39,7 +50,7 @@ def on_plain_torch(method: Pruning[Owner, Arguments, Result]) -> Pruning[Owner, 
 
     @wraps(method)
     def run(self: Owner, model: PreTrainedModel, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with tidy(), plain_torch(), deterministic_algorithms(self.config.deterministic):
+        with tidy(), plain_torch(), deterministic_algorithms(self.config.deterministic), told_when_slow(model):
             return method(self, model, *args, **kwargs)
 
     return run
@@ -93,8 +104,45 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
             os.environ[CUBLAS_VARIABLE] = workspace
 
 
+@contextmanager
+def told_when_slow(model: Any) -> Iterator[None]:
+    """Warn, once a process, when more than a little runs in a precision that this CPU has no instructions for.
+
+    What runs is counted in embedded tokens, whichever way they go through the model: nobody is told of a method that
+    computes nothing with it. A model of another kind, or elsewhere than on the CPU, is left alone.
+    """
+    slow = isinstance(model, PreTrainedModel) and model.dtype in _HALF and model.device.type == "cpu"
+    if not slow or torch.backends.cpu.get_cpu_capability() not in _WITHOUT_HALF:
+        yield
+        return
+    parameters, tokens = model.num_parameters(), 0
+
+    def count(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        nonlocal tokens
+        if isinstance(module, nn.Embedding):
+            tokens += inputs[0].numel()
+            if parameters * tokens > _LITTLE:
+                handle.remove()
+                _tell_once(str(model.dtype).removeprefix("torch."))
+
+    # Not a hook of this model: a copy that is made meanwhile would have it too.
+    handle = register_module_forward_pre_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@cache
+def _tell_once(dtype: str) -> None:
+    line = (
+        f"this CPU computes {dtype} in software, many times slower than float32: give --dtype float32, or model.float()"
+    )
+    warnings.warn(line, GraspruneWarning, stacklevel=2)
+
+
 def precision_advice(dtype: torch.dtype) -> str:
     """What may help where numbers of this precision were not finite any more; to end a message with."""
-    if dtype in (torch.float16, torch.bfloat16):
+    if dtype in _HALF:
         return "try --dtype float32"
     return "it is computed in float32 already, so look at the weights of the model"

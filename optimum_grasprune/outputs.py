@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .corpora.sources import BUILTIN, SHIPPED
+from .corpora.sources import BUILTIN, SAMPLED
 from .errors import CheckpointError, OptionError
-from .files import resolved, try_writing
 from .staging import is_checkpoint_file
+from .writing import resolved, try_writing
 
 _PART = re.compile(r"\[[^\[\]]*\]$")
 
@@ -46,7 +46,7 @@ def corpora(what: str, *entries: str | None) -> list[Source]:
         for text in (entry, entry.partition("=")[2]):
             for part in (text, *text.split(",")):
                 names += part.strip(), _PART.sub("", part.strip())
-    return local(what, *dict.fromkeys(name for name in names if name not in (BUILTIN, SHIPPED)))
+    return local(what, *dict.fromkeys(name for name in names if name not in (BUILTIN, SAMPLED)))
 
 
 def check_apart(output: str | os.PathLike[str], sources: Iterable[Source]) -> None:

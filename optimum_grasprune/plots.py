@@ -19,7 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from matplotlib.transforms import blended_transform_factory
 
 from .comparison import points_of
-from .files import slug, write_file
+from .writing import slug, write_file
 
 CUT = 8.0
 """Perplexity over the dense model's at which the axis ends: what lies beyond is of no use to anybody."""

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from .errors import CheckpointError
-from .files import made_folders, resolved, try_writing
+from .writing import made_folders, resolved, try_writing
 
 RECORD_NAME = "grasp_config.json"
 CHECKPOINT_FILES = (

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimum_grasprune.errors import CheckpointError, OptionError
-from optimum_grasprune.files import write_file
 from optimum_grasprune.outputs import Source, check_apart, check_result_file, corpora, local, models
 from optimum_grasprune.staging import (
     CHECKPOINT_FILES,
@@ -23,6 +22,7 @@ from optimum_grasprune.staging import (
     is_checkpoint_file,
     staged_folder,
 )
+from optimum_grasprune.writing import write_file
 
 RECORD = '{"recipe": {}, "base_model": {}}'
 NEW = {

@@ -13,9 +13,9 @@ from ..checkpoint import read_record
 from ..errors import OptionError
 from ..families import Family, family_of
 from ..families.shape import model_shape
-from ..files import slug
 from ..loading import empty_model, load_config
 from ..units import FFN, KV
+from ..writing import slug
 from .bounds import Shape
 
 DENSE = "dense"

@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from ..files import slug, write_file
 from ..plots import COLOURS, INK, MARKERS, dress, rendered, titled
+from ..writing import slug, write_file
 from .summary import Spread, spread, values_of
 
 Result = Mapping[str, Any]

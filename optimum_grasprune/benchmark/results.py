@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ..files import results_folder, write_file, write_json
+from ..writing import results_folder, write_file, write_json
 from .bounds import Limits, limits
 from .checkpoints import DENSE, Checkpoint
 from .metrics import element_bytes

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import GraspruneError
-from ..files import slug
-from ..sources import optional_file
+from ..model_files import optional_file
+from ..writing import slug
 from .checkpoints import Checkpoint
 from .engine import Engine
 from .metrics import (

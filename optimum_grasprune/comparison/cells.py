@@ -13,9 +13,9 @@ from torch import Tensor
 from ..config import RECIPES, EvaluationOptions, GRASPConfig
 from ..corpora import Corpus, load_corpus
 from ..errors import OptionError
-from ..files import slug
 from ..methods import get_method, method_names
 from ..pruner import GRASPPruner
+from ..writing import slug
 
 SAME_FOR_ALL = ("dataset", "dataset_split", "text_column", "bos", "seed")
 """Fields that no recipe decides for itself in a comparison: every cell has the same data and seed."""

@@ -27,7 +27,6 @@ from ..corpora import Corpus, TokenizedCorpus, load_corpus, tokenize
 from ..errors import GraspruneError, OptionError
 from ..evaluation import EVALUATION_WINDOW, perplexity
 from ..families import family_of
-from ..files import results_folder, write_json
 from ..loading import (
     calibration_length,
     common_window,
@@ -39,10 +38,11 @@ from ..loading import (
     require_unquantised,
 )
 from ..methods import get_method
+from ..model_files import commit_of
 from ..pruner import GRASPPruner, describe_model, drawn
 from ..recovery.chain import options_of_stages
-from ..sources import commit_of
 from ..units import Budget, UnitMask
+from ..writing import results_folder, write_json
 from .cells import SAME_FOR_ALL, Cell, Evaluation, as_given
 from .tables import shown
 

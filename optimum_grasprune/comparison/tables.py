@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import write_file, write_json
+from ..writing import write_file, write_json
 
 RESULT_NAME = "comparison.json"
 _MISSING = "–"

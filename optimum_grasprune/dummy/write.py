@@ -17,7 +17,6 @@ from transformers import GenerationConfig, LlamaConfig, PreTrainedConfig
 
 from ..checkpoint import check_shard_size
 from ..families import family_of
-from ..files import write_json
 from ..loading import empty_model
 from ..progress import track
 from ..pruner import budget_record, describe_model
@@ -26,6 +25,7 @@ from ..report import GITHUB_NAME
 from ..staging import RECORD_NAME, is_pruned_checkpoint, staged_folder
 from ..surgery import pruned_config
 from ..units import Budget, PruningPlan
+from ..writing import write_json
 from .shapes import dummy_tokenizer
 
 MEANINGLESS = "The weights are random: right for speed and memory, meaningless for quality."

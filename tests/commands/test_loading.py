@@ -17,7 +17,7 @@ from optimum_grasprune.benchmark.serving import _tokenizer_flags
 from optimum_grasprune.comparison.run import identity
 from optimum_grasprune.errors import CheckpointError, ModelError, OptionError
 from optimum_grasprune.loading import calibration_length, common_window, load_config, load_model, load_tokenizer
-from optimum_grasprune.sources import check_revision
+from optimum_grasprune.model_files import check_revision
 from tests.commands.test_refusals import UP, Cli, described, one_line, with_tensor
 from tests.conftest import make_model, make_tokenizer
 

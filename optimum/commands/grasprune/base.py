@@ -72,7 +72,7 @@ class Subcommand(BaseOptimumCLICommand):
 
     def source_options(self, *sources: str) -> dict[str, Any]:
         """How the named models are to be read, by the options of `load_config`, `load_model` and `load_tokenizer`."""
-        from optimum_grasprune.sources import check_revision
+        from optimum_grasprune.model_files import check_revision
 
         check_revision(self.args.revision, sources)
         return {"trust_remote_code": self.args.trust_remote_code, "revision": self.args.revision}
@@ -99,13 +99,15 @@ class Subcommand(BaseOptimumCLICommand):
 
     @contextmanager
     def _warnings_as_lines(self) -> Iterator[None]:
+        from tqdm import tqdm
+
         from optimum_grasprune.errors import GraspruneWarning
 
         shown = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **others: Any) -> None:
-            if issubclass(category, GraspruneWarning):
-                print(f"{self.parser.prog}: warning: {message}", file=sys.stderr)
+            if issubclass(category, GraspruneWarning):  # maybe in the midst of a bar
+                tqdm.write(f"{self.parser.prog}: warning: {message}", file=sys.stderr)
             else:
                 shown(message, category, *where, **others)
 
@@ -123,7 +125,7 @@ class Subcommand(BaseOptimumCLICommand):
         if self.args.json:
             from pathlib import Path
 
-            from optimum_grasprune.files import write_json
+            from optimum_grasprune.writing import write_json
 
             write_json(Path(self.args.json), result)
 

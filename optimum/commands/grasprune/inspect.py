@@ -46,9 +46,9 @@ class InspectCommand(Subcommand):
         from optimum_grasprune.families import family_of
         from optimum_grasprune.families.shape import model_shape
         from optimum_grasprune.loading import count_parameters, empty_model, load_config
+        from optimum_grasprune.model_files import quantization_of
         from optimum_grasprune.report import print_summary, print_table
         from optimum_grasprune.sizing import tensor_parallel_sizes
-        from optimum_grasprune.sources import quantization_of
 
         config = load_config(self.args.model, **self._read_as())
         family = family_of(config)
@@ -100,7 +100,7 @@ class InspectCommand(Subcommand):
         from optimum_grasprune.config.flags import given
         from optimum_grasprune.errors import OptionError
         from optimum_grasprune.loading import check_length, longest_context
-        from optimum_grasprune.sources import quantization_of
+        from optimum_grasprune.model_files import quantization_of
 
         chosen = given(self.args, DeploymentOptions.model_fields)
         if "gpu_memory" not in chosen:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from optimum_grasprune.errors import CheckpointError
-from optimum_grasprune.files import slug, write_json
 from optimum_grasprune.staging import check_output, staged_folder
+from optimum_grasprune.writing import slug, write_json
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError, OSError(28, "No space left on device")])

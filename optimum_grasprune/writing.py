@@ -1,4 +1,4 @@
-"""Files and folders of results, and whether they can be written."""
+"""Writing files and folders of results: whole or not at all, and whether it can be done."""
 
 from __future__ import annotations
 
