@@ -7,11 +7,9 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, wraps
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
-from torch import nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 from transformers import PreTrainedModel
 
 from .config import RunOptions
@@ -50,7 +48,7 @@ def on_plain_torch(method: Pruning[Owner, Arguments, Result]) -> Pruning[Owner, 
 
     @wraps(method)
     def run(self: Owner, model: PreTrainedModel, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with tidy(), plain_torch(), deterministic_algorithms(self.config.deterministic), told_when_slow(model):
+        with tidy(), plain_torch(), deterministic_algorithms(self.config.deterministic):
             return method(self, model, *args, **kwargs)
 
     return run
@@ -104,33 +102,15 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
             os.environ[CUBLAS_VARIABLE] = workspace
 
 
-@contextmanager
-def told_when_slow(model: Any) -> Iterator[None]:
-    """Warn, once a process, when more than a little runs in a precision that this CPU has no instructions for.
+def tell_when_slow(dtype: torch.dtype, device: torch.device, work: float) -> None:
+    """Warn, once a process, where more than a little runs in a precision that this CPU has no instructions for.
 
-    What runs is counted in embedded tokens, whichever way they go through the model: nobody is told of a method that
-    computes nothing with it. A model of another kind, or elsewhere than on the CPU, is left alone.
+    work: parameters × tokens that have gone through a model so far.
     """
-    slow = isinstance(model, PreTrainedModel) and model.dtype in _HALF and model.device.type == "cpu"
-    if not slow or torch.backends.cpu.get_cpu_capability() not in _WITHOUT_HALF:
-        yield
+    if dtype not in _HALF or device.type != "cpu" or work <= _LITTLE:
         return
-    parameters, tokens = model.num_parameters(), 0
-
-    def count(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        nonlocal tokens
-        if isinstance(module, nn.Embedding):
-            tokens += inputs[0].numel()
-            if parameters * tokens > _LITTLE:
-                handle.remove()
-                _tell_once(str(model.dtype).removeprefix("torch."))
-
-    # Not a hook of this model: a copy that is made meanwhile would have it too.
-    handle = register_module_forward_pre_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
+    if torch.backends.cpu.get_cpu_capability() in _WITHOUT_HALF:
+        _tell_once(str(dtype).removeprefix("torch."))
 
 
 @cache

@@ -19,7 +19,6 @@ FOLDERS = {PACKAGE: "", PLUGIN: "vllm_integration/", COMMANDS: "optimum/commands
 EXCEPTIONS: dict[tuple[str, str], str] = {
     ("registry.py", "methods/"): "a registry's lines say where a method stands; the file is read when it is asked for",
     ("registry.py", "recovery/"): "the same of recovery stages",
-    ("selection/", "methods/"): "the type of a method's task, which is to stand below both",
 }
 """(from, to) -> why an import may climb. One that is not needed any more fails."""
 

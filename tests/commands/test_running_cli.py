@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 from optimum_grasprune import numerics, progress
 from optimum_grasprune.errors import GraspruneError
 from optimum_grasprune.evaluation import mean_loss
-from optimum_grasprune.execution import instrument
+from optimum_grasprune.execution import instrument, whole
 from tests.commands.conftest import Outcome
 from tests.conftest import make_model, make_tokenizer
 
@@ -113,7 +113,7 @@ def test_whatever_stops_a_run_is_told_on_a_line_of_its_own(
         raise error
 
     terminal = on_a_terminal(monkeypatch)
-    monkeypatch.setattr(sys.modules[mean_loss.__module__], "next_token_loss", stop)
+    monkeypatch.setattr(whole, "next_token_loss", stop)
     assert export(cli, model_folder, corpus_file, tmp_path / "out", "--held-out", 4).code == code
     *bars, line, end = terminal.getvalue().split("\n")
     assert (line, end) == (last, "")
