@@ -14,7 +14,7 @@ from vllm.model_executor.layers.linear import RowParallelLinear
 from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM
 from vllm.model_executor.models.utils import extract_layer_index
 
-from optimum_grasprune.sizing import LayerWidths, splits
+from optimum_grasprune.serving.fit import LayerWidths, splits
 
 
 class GRASPLlamaDecoderLayer(LlamaDecoderLayer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from optimum_grasprune.sizing import ModelShape
+from optimum_grasprune.serving.fit import ModelShape
 
 
 def matrix_parameters(shape: ModelShape) -> int:

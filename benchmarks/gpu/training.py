@@ -28,7 +28,7 @@ from optimum_grasprune.families import family_of
 from optimum_grasprune.gating import train_gates
 from optimum_grasprune.gating.train import training_steps
 from optimum_grasprune.loading import count_parameters
-from optimum_grasprune.sizing import model_shape
+from optimum_grasprune.serving.shapes import model_shape
 
 WARM_UP_STEPS = 3
 """Gate steps before the clock starts: kernels are chosen and memory is reserved in them."""

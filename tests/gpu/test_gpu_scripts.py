@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from optimum_grasprune.sizing import LayerWidths, ModelShape
+from optimum_grasprune.serving.fit import LayerWidths, ModelShape
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
 NAMES = ("figures", "floor", "machine", "serving", "smoke", "training")
