@@ -39,9 +39,9 @@ def chosen(engine: str | None, mode: str | None) -> tuple[str, str]:
     Raises OptionError when there is no such engine, or when it has no such mode.
     """
     if engine is None:
-        mode = mode or DEFAULT_MODE
+        mode = DEFAULT_MODE if mode is None else mode
         return first_with(mode), mode
     modes = tuple(ENGINES.get(engine).modes)
     if mode is not None and mode not in modes:
         raise OptionError("mode", mode, f"no such mode of the engine {engine}; there are {', '.join(modes)}")
-    return engine, mode or modes[0]
+    return engine, modes[0] if mode is None else mode
