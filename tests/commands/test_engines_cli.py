@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from optimum_grasprune.serving.engines.registry import chosen
 from optimum_grasprune.serving.results import RunOptions, read_results
 from tests.commands.conftest import Outcome
 
+PAGE = Path(__file__).parents[2] / "docs" / "adding-an-engine.md"
 Cli = Callable[..., Outcome]
 
 TOY = '''
@@ -58,6 +61,11 @@ class Toy(Engine):
 '''
 
 
+def forget(name: str) -> None:
+    ENGINES._classes.pop(name, None)
+    ENGINES._modules.pop(name, None)
+
+
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Add the file and the line."""
@@ -67,8 +75,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(folder)
     ENGINES.declare("toy", "toy_engine")
     yield
-    ENGINES._classes.pop("toy", None)
-    ENGINES._modules.pop("toy", None)
+    forget("toy")
     sys.modules.pop("toy_engine", None)
 
 
@@ -96,6 +103,24 @@ def test_a_toy_engine_on_the_command_line(toy: None, benchmark: Callable[..., Ou
     assert "a toy. 2 repetitions" in page and "| same | energy of a token, J |" in page
     assert (tmp_path / "out" / "throughput-8-4.png").is_file()
     assert read_results(tmp_path / "out" / "benchmark.json").engine == "toy"
+
+
+def test_the_engine_of_the_page(
+    benchmark: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, line = re.findall(r"```python\n(.+?)```", PAGE.read_text(), flags=re.DOTALL)[:2]
+    module = "optimum_grasprune.serving.engines.echo"
+    spec = importlib.util.spec_from_loader(module, loader=None)
+    assert spec is not None
+    monkeypatch.setitem(sys.modules, module, importlib.util.module_from_spec(spec))
+    try:
+        exec(line, {"ENGINES": ENGINES})
+        exec(code, vars(sys.modules[module]))
+        outcome = benchmark("--mode", "echo", "--no-plot")
+    finally:
+        forget("echo")
+    assert outcome.code == 0, outcome.error_lines
+    assert "a loop. 2 repetitions" in (tmp_path / "out" / "benchmark.md").read_text()
 
 
 def test_a_mode_that_only_one_engine_has(toy: None, benchmark: Callable[..., Outcome], tmp_path: Path) -> None:
