@@ -11,7 +11,7 @@ from pathlib import Path
 from ..errors import GraspruneError, OptionError
 from ..sources import check_revision
 from .checkpoints import Checkpoint, named, read_checkpoints
-from .engines import ENGINES
+from .engines import ENGINES, Engine
 from .engines.registry import chosen
 from .fit import GIB
 from .long_context import overflowing
@@ -59,11 +59,28 @@ class Asked:
     trust_remote_code: bool = False
     revision: str | None = None
 
-    def engine_and_mode(self) -> tuple[str, str]:
-        """The engine, which is installed, and a mode of its own in which all that was asked for has a meaning.
+    def plan(self, output: Path) -> Plan:
+        """What is to be run. output: folder for results. Reads the checkpoints; raises GraspruneError."""
+        engine, mode = self._engine_and_mode()
+        check_revision(self.revision, [self.dense, *(named(entry)[1] for entry in self.pruned)])
+        checkpoints = read_checkpoints(
+            self.dense, self.pruned, trust_remote_code=self.trust_remote_code, revision=self.revision
+        )
+        points, memory = self._workload(ENGINES.get(engine), mode, checkpoints)
+        return Plan(
+            engine=engine,
+            mode=mode,
+            checkpoints=checkpoints,
+            points=points,
+            logs=output / LOGS_FOLDER,
+            options=self._options(memory),
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            revision=self.revision,
+        )
 
-        Raises OptionError or GraspruneError.
-        """
+    def _engine_and_mode(self) -> tuple[str, str]:
+        """An engine that is installed, and a mode of its own in which all that was asked for has a meaning."""
         name, mode = chosen(self.engine, self.mode)
         engine = ENGINES.get(name)
         for option in engine.modes[mode].without:
@@ -75,31 +92,14 @@ class Asked:
         engine.check_installed()
         return name, mode
 
-    def plan(self, engine: str, mode: str, output: Path) -> Plan:
-        """What is to be run. output: folder for results. Reads the checkpoints; raises GraspruneError."""
-        check_revision(self.revision, [self.dense, *(named(entry)[1] for entry in self.pruned)])
-        checkpoints = read_checkpoints(
-            self.dense, self.pruned, trust_remote_code=self.trust_remote_code, revision=self.revision
-        )
-        points, memory = self._workload(engine, mode, checkpoints)
-        return Plan(
-            mode=mode,
-            checkpoints=checkpoints,
-            points=points,
-            logs=output / LOGS_FOLDER,
-            options=self._options(memory),
-            device=self.device,
-            trust_remote_code=self.trust_remote_code,
-            revision=self.revision,
-        )
-
-    def _workload(self, engine: str, mode: str, checkpoints: list[Checkpoint]) -> tuple[list[Point], int | None]:
+    def _workload(
+        self, engine: type[Engine], mode: str, checkpoints: list[Checkpoint]
+    ) -> tuple[list[Point], int | None]:
         """The points to measure, and the bytes of the KV cache; None for what the engine finds."""
-        runner = ENGINES.get(engine)
         lengths = [parse_lengths(text) for text in self.lengths or ()]
         concurrencies = [positive("concurrency", text) for text in self.concurrency or ()]
         requests = None if self.num_prompts is None else positive("num_prompts", self.num_prompts)
-        if runner.modes[mode].overflows:
+        if engine.modes[mode].overflows:
             return self._overflow(engine, mode, checkpoints, lengths, concurrencies, requests)
         prompts = None
         if self.prompts is not None:
@@ -110,11 +110,11 @@ class Asked:
             lengths = [asked for asked in map(parse_lengths, LENGTHS) if asked.total <= longest]
         _check_lengths(checkpoints, lengths)
         points = sweep(lengths, concurrencies or CONCURRENCY, requests=requests, prompts=prompts)
-        return points, self._memory() or runner.default_cache_bytes()
+        return points, self._memory() or engine.default_cache_bytes()
 
     def _overflow(
         self,
-        engine: str,
+        engine: type[Engine],
         mode: str,
         checkpoints: list[Checkpoint],
         lengths: list[Lengths],
@@ -128,7 +128,7 @@ class Asked:
         half = min(LONG_CONTEXT, *(item.longest for item in checkpoints)) // 2
         (asked,) = lengths or [Lengths(half, half)]
         _check_lengths(checkpoints, [asked])
-        sizes = ENGINES.get(engine).element_sizes(self._options(None), checkpoints[0].dtype)
+        sizes = engine.element_sizes(self._options(None), checkpoints[0].dtype)
         dense, *pruned = (item.shape.kv_width * sizes.kv for item in checkpoints)
         given = concurrencies[0] if concurrencies else None
         concurrency, memory = overflowing(dense, pruned, asked.total, given, self._memory())

@@ -24,17 +24,17 @@ from .summary import compare, memory
 from .workload import Point
 
 
-def benchmark(engine: str, plan: Plan, *, command: str = "", announce: Announce = lambda line: None) -> Result:
-    """Run a plan on the engine of that name. command: that the user gave, for the result.
+def benchmark(plan: Plan, *, command: str = "", announce: Announce = lambda line: None) -> Result:
+    """Run a plan. command: that the user gave, for the result.
 
     Raises GraspruneError when something does not run; nothing is left running.
     """
-    return assembled(engine, plan, measurements(engine, plan, announce), command=command)
+    return assembled(plan, measurements(plan, announce), command=command)
 
 
-def measurements(engine: str, plan: Plan, announce: Announce = lambda line: None) -> Measurements:
+def measurements(plan: Plan, announce: Announce = lambda line: None) -> Measurements:
     """Measure every point on every checkpoint, in the order that the mode asks for."""
-    mode = ENGINES.get(engine).modes[plan.mode]
+    mode = ENGINES.get(plan.engine).modes[plan.mode]
     session = mode.session(plan, announce)
     runs = tuple(_all_at_once(session, mode) if _holds_all(plan, mode) else _one_at_a_time(session))
     return Measurements(tuple(session.starts), runs, tuple(session.commands))
@@ -71,14 +71,14 @@ def _one_at_a_time(session: Session[Any]) -> list[Run]:
     return runs
 
 
-def assembled(engine: str, plan: Plan, measured: Measurements, *, command: str) -> Result:
+def assembled(plan: Plan, measured: Measurements, *, command: str) -> Result:
     """The result of measurements. Pure but for what it says of the machine."""
-    runner = ENGINES.get(engine)
-    mode = runner.modes[plan.mode]
-    by_options = runner.element_sizes(plan.options, plan.checkpoints[0].dtype)
+    engine = ENGINES.get(plan.engine)
+    mode = engine.modes[plan.mode]
+    by_options = engine.element_sizes(plan.options, plan.checkpoints[0].dtype)
     sizes = _as_served(measured, by_options)
     described = tuple(item.describe(sizes.weight, sizes.kv) for item in plan.checkpoints)
-    quantities = {**COMMON, **runner.quantities}
+    quantities = {**COMMON, **engine.quantities}
     comparisons: list[Comparison] = []
     for point in plan.points:
         for item in plan.checkpoints[1:]:
@@ -91,7 +91,7 @@ def assembled(engine: str, plan: Plan, measured: Measurements, *, command: str) 
         command=command,
         options=plan.options,
         machine=machine(),
-        versions=versions(runner.packages),
+        versions=versions(engine.packages),
         checkpoints=described,
         memory=memory(described, measured.starts, plan.options.kv_cache_bytes),
         points=tuple(point.describe() for point in plan.points),
@@ -99,7 +99,7 @@ def assembled(engine: str, plan: Plan, measured: Measurements, *, command: str) 
         starts=measured.starts,
         runs=measured.runs,
         commands=measured.commands,
-        engine=None if first_with(plan.mode) == engine else engine,
+        engine=None if first_with(plan.mode) == plan.engine else plan.engine,
     )
 
 

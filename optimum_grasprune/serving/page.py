@@ -8,12 +8,11 @@ from pathlib import Path
 from ..files import write_file
 from .checkpoints import DENSE
 from .engines import ENGINES, Engine, Mode
-from .engines.registry import first_with
+from .engines.registry import chosen
 from .quantities import COMMON, OVERFLOW, Quantity
 from .results import Comparison, Result, Spread
 from .summary import bursty
 
-_MISSING = "–"
 Table = tuple[list[str], list[list[str]]]
 
 _MISSING = "–"
@@ -21,8 +20,9 @@ _MISSING = "–"
 
 def ran(result: Result) -> tuple[type[Engine], Mode]:
     """The engine that a result is from, and its mode; OptionError when there is no such engine or mode."""
-    engine = ENGINES.get(result.engine or first_with(result.mode))
-    return engine, engine.modes[result.mode]
+    name, mode = chosen(result.engine, result.mode)
+    engine = ENGINES.get(name)
+    return engine, engine.modes[mode]
 
 
 def short_table(result: Result) -> Table:

@@ -39,10 +39,12 @@ class Turn:
 class Plan:
     """What is to be run, and how.
 
-    mode: of the engine.  checkpoints: the dense one first.  logs: folder for what processes print.
-    device: for engines that run in this process.  trust_remote_code, revision: of all checkpoints.
+    engine, mode: by name, the mode one of the engine's.  checkpoints: the dense one first.
+    logs: folder for what processes print.  device: for engines that run in this process.
+    trust_remote_code, revision: of all checkpoints.
     """
 
+    engine: str
     mode: str
     checkpoints: Sequence[Checkpoint]
     points: Sequence[Point]

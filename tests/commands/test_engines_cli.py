@@ -160,10 +160,10 @@ def test_engine_and_mode_by_what_was_asked() -> None:
         chosen("x", None)
 
 
-def test_an_engine_that_is_not_installed(toy: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_not_installed(toy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ENGINES.get("toy"), "requires", {"no_such_package": "toys are not installed: buy one"})
     with pytest.raises(GraspruneError, match="toys are not installed: buy one"):
-        Asked("a", ["b"], engine="toy").engine_and_mode()
+        Asked("a", ["b"], engine="toy").plan(tmp_path)
 
 
 def test_transformers_runs_in_the_models_own_precision(benchmark: Callable[..., Outcome], tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ def result(measured: Measurements) -> Result:
 def result_of(mode: str, measured: Measurements) -> Result:
     # Weights of 4 bytes, by the flags alone.
     options = RunOptions(seed=0, kv_cache_bytes=20480, serve_flags=("--dtype", "float32"))
-    plan = Plan(mode, [DENSE, HALF], POINTS, Path("logs"), options)
-    return assembled("vllm", plan, measured, command="optimum-cli …")
+    plan = Plan("vllm", mode, [DENSE, HALF], POINTS, Path("logs"), options)
+    return assembled(plan, measured, command="optimum-cli …")
 
 
 @pytest.fixture

@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import PreTrainedModel
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
 from optimum_grasprune.errors import ModelError, OptionError
+from optimum_grasprune.loading import load_model
 from optimum_grasprune.serving.checkpoints import read_checkpoints
+from optimum_grasprune.serving.engines import transformers
 from optimum_grasprune.serving.engines.transformers import rates
 from optimum_grasprune.serving.measure import measurements
 from optimum_grasprune.serving.plan import Plan
@@ -35,8 +41,8 @@ def test_repetitions_are_interleaved(model_folder: Path, pruned_folder: Path, to
     checkpoints = read_checkpoints(str(model_folder), [str(pruned_folder)])
     points = [Point(Lengths(8, 4), batch, batch) for batch in (1, 2)]
     options = RunOptions(repetitions=2, together=together)
-    plan = Plan("generate", checkpoints, points, model_folder, options, device="cpu")
-    result = measurements("transformers", plan)
+    plan = Plan("transformers", "generate", checkpoints, points, model_folder, options, device="cpu")
+    result = measurements(plan)
     order = [(run.repetition, run.checkpoint, run.point) for run in result.runs]
     names = ("dense", "half")
     assert order == [(turn, name, point.name) for turn in range(2) for name in names for point in points]
@@ -44,6 +50,25 @@ def test_repetitions_are_interleaved(model_folder: Path, pruned_folder: Path, to
     assert all(run.metrics["decode_throughput"] > 0 for run in result.runs)
     dense, pruned = (run.seed for run in result.runs if run.repetition == 0 and run.point == "8:4 × 1")
     assert dense == pruned
+
+
+def test_a_model_is_gone_before_the_next_is_loaded(
+    model_folder: Path, pruned_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[weakref.ref[PreTrainedModel]] = []
+
+    def load(*arguments: Any, **options: Any) -> PreTrainedModel:
+        gc.collect()
+        assert not any(reference() for reference in loaded)
+        model = load_model(*arguments, **options)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(transformers, "load_model", load)
+    checkpoints = read_checkpoints(str(model_folder), [str(pruned_folder)])
+    options = RunOptions(repetitions=2)
+    measurements(Plan("transformers", "generate", checkpoints, [Point(Lengths(8, 4), 1, 1)], model_folder, options))
+    assert len(loaded) == 4
 
 
 def test_checkpoints(model_folder: Path, pruned_folder: Path) -> None:

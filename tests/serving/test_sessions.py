@@ -74,7 +74,7 @@ def pretended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def planned(logs: Path, mode: str, points: list[Point] = POINTS, vocabulary: int = 10, **options: int | bool) -> Plan:
     checkpoints: list[Checkpoint] = [replace(item, vocabulary=vocabulary) for item in (DENSE, HALF)]
     chosen = RunOptions(2, kv_cache_bytes=20480, serve_flags=("--x",), **options)  # type: ignore[arg-type]
-    return Plan(mode, checkpoints, points, logs, chosen)
+    return Plan("vllm", mode, checkpoints, points, logs, chosen)
 
 
 def order(measured: Measurements) -> list[tuple[int, str, str]]:
@@ -85,7 +85,7 @@ def order(measured: Measurements) -> list[tuple[int, str, str]]:
 def test_serve(tmp_path: Path, together: bool, expected: list[tuple[int, str, str]], starts: int) -> None:
     plan = planned(tmp_path, "serve", together=together, seed=7)
     lines: list[str] = []
-    measured = measurements("vllm", plan, lines.append)
+    measured = measurements(plan, lines.append)
     assert order(measured) == expected and len(measured.starts) == starts
     assert [run.seed for run in measured.runs if run.checkpoint == "half"] == [7, 8, 1007, 1008]
     start = measured.starts[0]
@@ -98,11 +98,11 @@ def test_serve(tmp_path: Path, together: bool, expected: list[tuple[int, str, st
     assert "--kv-cache-memory-bytes 20480 --x" in measured.commands[0]
     assert (tmp_path / "half-2-8-4-2.client.log").is_file()
     # The log says how the weights are served; the flags are silent.
-    assert assembled("vllm", plan, measured, command="").checkpoints[0].weight_bytes == 2400
+    assert assembled(plan, measured, command="").checkpoints[0].weight_bytes == 2400
 
 
 def test_long_context_takes_the_flags_of_its_point(tmp_path: Path) -> None:
-    measured = measurements("vllm", planned(tmp_path, "long-context", POINTS[1:]))
+    measured = measurements(planned(tmp_path, "long-context", POINTS[1:]))
     started = [command for command in measured.commands if command.startswith("vllm serve ")]
     assert len(started) == len(order(measured)) == 4
     assert all(command.endswith(" --max-model-len 12 --max-num-seqs 2 --x") for command in started)
@@ -111,7 +111,7 @@ def test_long_context_takes_the_flags_of_its_point(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("vocabulary", "kinds"), [(10_000, ["throughput", "latency"]), (9_999, ["throughput"])])
 def test_offline(tmp_path: Path, vocabulary: int, kinds: list[str]) -> None:
     lines: list[str] = []
-    measured = measurements("vllm", planned(tmp_path, "offline", vocabulary=vocabulary), lines.append)
+    measured = measurements(planned(tmp_path, "offline", vocabulary=vocabulary), lines.append)
     assert order(measured) == TURNS and measured.starts == ()
     assert [command.split()[2] for command in measured.commands] == 8 * kinds
     assert ("mean_batch_ms" in measured.runs[0].metrics) is (len(kinds) == 2)
@@ -122,4 +122,4 @@ def test_a_client_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(serve, "VLLM", (sys.executable, "-c", "import sys; print('no such flag'); sys.exit(3)"))
     message = r"^dense at 8:4 × 1, repetition 1: the client ended with code 3; the end of its log:\nno such flag"
     with pytest.raises(BenchmarkError, match=message):
-        measurements("vllm", planned(tmp_path, "serve"))
+        measurements(planned(tmp_path, "serve"))

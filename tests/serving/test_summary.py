@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_grasprune.serving.engines.vllm.client import incomplete, measured, percentiles_of
+from optimum_grasprune.serving.engines.vllm.client import incomplete, percentiles_of, quantities_of
 from optimum_grasprune.serving.results import CheckpointFacts, Comparison, Run, Spread, Start
 from optimum_grasprune.serving.summary import bursty, memory, paired_ratios, spread
 from optimum_grasprune.serving.workload import Lengths, Point
@@ -87,7 +87,7 @@ def test_memory_without_servers() -> None:
 
 
 def test_measured_by_hand() -> None:
-    found = measured(CLIENT, GROWN)
+    found = quantities_of(CLIENT, GROWN)
     assert (found["prompt_tokens"], found["output_tokens"], found["preemptions"]) == (10, 3, 3)
     assert found["engine_prefill_ms"] == pytest.approx(200)
     assert found["engine_step_ms"] == pytest.approx(200)  # 0.8 s for the 4 tokens that were not first

@@ -109,8 +109,8 @@ def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_tokenizer().save_pretrained(tmp_path / "wide")
     checkpoints = read_checkpoints(str(tmp_path / "wide"), [])
     options = RunOptions(1, kv_cache_bytes=16 * MIB, serve_flags=("--enforce-eager", "--max-model-len", "64"))
-    plan = Plan("offline", checkpoints, [Point(Lengths(16, 4), 2, 4)], tmp_path, options)
-    result = measurements("vllm", plan)
+    plan = Plan("vllm", "offline", checkpoints, [Point(Lengths(16, 4), 2, 4)], tmp_path, options)
+    result = measurements(plan)
     (run,) = result.runs
     assert run.checkpoint == "dense" and run.metrics["mean_batch_ms"] > 0
     # Random bytes that are no text are encoded anew, as a few more; without our flags it would be 1,024 of them.
@@ -124,14 +124,14 @@ def test_requests_that_the_server_refuses(checkpoints: list[Checkpoint], tmp_pat
     point = Point(Lengths(80, 32), 2, 4)
     message = r"^dense at 80:32 × 2, repetition 1: a warm-up request failed: .*64.*; the end of its log:\n"
     with pytest.raises(BenchmarkError, match=re.compile(message, re.DOTALL)):
-        measurements("vllm", Plan("serve", checkpoints[:1], [point], tmp_path, options))
+        measurements(Plan("vllm", "serve", checkpoints[:1], [point], tmp_path, options))
 
 
 def test_a_cache_that_does_not_fit(checkpoints: list[Checkpoint], tmp_path: Path) -> None:
     options = RunOptions(kv_cache_bytes=2**50, serve_flags=("--enforce-eager",))
     message = r"^dense: .*memory.*: the server ended with code \d+ before it was ready; the end of its log:\n"
     with pytest.raises(ServerError, match=message):
-        measurements("vllm", Plan("serve", checkpoints, [Point(Lengths(8, 8), 1, 1)], tmp_path, options))
+        measurements(Plan("vllm", "serve", checkpoints, [Point(Lengths(8, 8), 1, 1)], tmp_path, options))
 
 
 def processes_with(marker: str) -> list[int]:

@@ -53,14 +53,12 @@ class BenchmarkCommand(Subcommand):
 
         output = Path(self._output())
         self.check_outputs(str(output))
-        asked = self._asked()
-        engine, mode = asked.engine_and_mode()
         plots = None if self.args.no_plot else module_for_plots("optimum_grasprune.serving.figures")
-        plan = asked.plan(engine, mode, output)
+        plan = self._asked().plan(output)
         check_folder(output)
         command = shlex.join(("optimum-cli", *sys.argv[1:]))
         with terminated_cleanly():
-            result = benchmark(engine, plan, command=command, announce=lambda line: print(line, flush=True))
+            result = benchmark(plan, command=command, announce=lambda line: print(line, flush=True))
         write_results(result, output)
         write_page(result, output)
         if plots is not None:

@@ -66,7 +66,7 @@ def incomplete(result: Mapping[str, Any], point: Point) -> str:
     return ""
 
 
-def measured(result: Mapping[str, Any], grown: Mapping[str, float]) -> dict[str, float]:
+def quantities_of(result: Mapping[str, Any], grown: Mapping[str, float]) -> dict[str, float]:
     """The numbers of one run: throughputs in 1/s, times in ms, tokens of a request, counts.
 
     result: the client's.  grown: growth of the server's counters over the run. The engine's own times leave out the

@@ -14,7 +14,7 @@ from ...plan import Plan, Turn
 from ...processes import run_to_end
 from ...results import Run, Start
 from ..base import Announce, BenchmarkError, Session
-from .client import client_command, incomplete, measured, percentiles_of, tokenizer_flags
+from .client import client_command, incomplete, percentiles_of, quantities_of, tokenizer_flags
 from .launch import VLLM, launch_of
 from .server import Server, ServerError, end_of, served
 from .telemetry import cache_config, growth, log_facts
@@ -79,7 +79,7 @@ class ServeSession(Session[Server]):
             raise BenchmarkError(f"{turn}: {result_file} is not JSON: {error}") from None
         if problem := incomplete(result, point):
             raise BenchmarkError(f"{turn}: {problem}{end_of(running.log)}")
-        metrics = measured(result, growth(before, running.metrics()))
+        metrics = quantities_of(result, growth(before, running.metrics()))
         self.commands.append(shlex.join(("vllm", *command)))
         self.announce(f"{turn}: {metrics['output_throughput']:,.1f} output tokens/s")
         return turn.measured(metrics, percentiles_of(result))
