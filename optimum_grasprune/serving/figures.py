@@ -117,9 +117,9 @@ def write_plots(result: Result, output: Path) -> list[Path]:
     what = ran(result)[1].at_once
     for workload in dict.fromkeys(point.workload for point in result.points):
         name, subtitle = slug(workload), _lengths(result, workload)
-        figures[f"throughput-{name}"] = throughput_figure(
-            _throughputs(result, workload), title="Throughput", subtitle=subtitle, what=what
-        )
+        lines = _throughputs(result, workload)
+        if all(lines.values()):
+            figures[f"throughput-{name}"] = throughput_figure(lines, title="Throughput", subtitle=subtitle, what=what)
         highest = [point for point in result.points if point.workload == workload][-1]
         times = _times(result, highest.name, "ttft"), _times(result, highest.name, "itl")
         if all(times):
@@ -162,13 +162,12 @@ def _lengths(result: Result, workload: str) -> str:
 
 def _throughputs(result: Result, workload: str) -> dict[str, list[tuple[int, Spread]]]:
     points = [point for point in result.points if point.workload == workload]
-    return {
-        item.name: [
-            (point.concurrency, spread(values_of(result.runs, item.name, point.name, "output_throughput").values()))
-            for point in points
-        ]
-        for item in result.checkpoints
-    }
+    lines: dict[str, list[tuple[int, Spread]]] = {item.name: [] for item in result.checkpoints}
+    for name, line in lines.items():
+        for point in points:
+            if values := values_of(result.runs, name, point.name, "output_throughput"):
+                line.append((point.concurrency, spread(values.values())))
+    return lines
 
 
 def _times(result: Result, point: str, kind: Literal["ttft", "itl"]) -> dict[str, list[float]]:

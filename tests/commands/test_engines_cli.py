@@ -13,10 +13,11 @@ import pytest
 
 from optimum_grasprune.errors import GraspruneError, OptionError
 from optimum_grasprune.serving.asked import CONCURRENCY, LENGTHS, OUTPUT_TOKENS, REPETITIONS, START_SECONDS, Asked
-from optimum_grasprune.serving.engines import ENGINES
+from optimum_grasprune.serving.engines import ENGINES, Session
 from optimum_grasprune.serving.engines.base import ElementSizes
 from optimum_grasprune.serving.engines.registry import chosen
-from optimum_grasprune.serving.results import RunOptions, read_results
+from optimum_grasprune.serving.plan import Turn
+from optimum_grasprune.serving.results import Run, RunOptions, read_results
 from tests.commands.conftest import Outcome
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-an-engine.md"
@@ -28,6 +29,7 @@ from contextlib import contextmanager
 from optimum_grasprune.serving.engines import Engine, Mode, Session, register
 from optimum_grasprune.serving.engines.base import ElementSizes
 from optimum_grasprune.serving.quantities import Quantity
+from optimum_grasprune.serving.plan import Turn
 from optimum_grasprune.serving.results import Start
 
 
@@ -103,6 +105,24 @@ def test_a_toy_engine_on_the_command_line(toy: None, benchmark: Callable[..., Ou
     assert "a toy. 2 repetitions" in page and "| same | energy of a token, J |" in page
     assert (tmp_path / "out" / "throughput-8-4.png").is_file()
     assert read_results(tmp_path / "out" / "benchmark.json").engine == "toy"
+
+
+def test_an_engine_that_measures_nothing_common(
+    toy: None, benchmark: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    session = ENGINES.get("toy").modes["serve"].session
+    measure = session.measure
+
+    def without_throughput(self: Session[float], running: float, turn: Turn) -> Run:
+        run = measure(self, running, turn)
+        run.metrics.pop("output_throughput")
+        return run
+
+    monkeypatch.setattr(session, "measure", without_throughput)
+    outcome = benchmark("--engine", "toy")
+    assert outcome.code == 0, outcome.error_lines
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"benchmark.json", "benchmark.md", "benchmark-logs"}
 
 
 def test_the_engine_of_the_page(
