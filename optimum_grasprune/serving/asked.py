@@ -21,7 +21,7 @@ from .workload import Lengths, Point, check_prompts, parse_lengths, positive, sw
 
 CONCURRENCY = (1, 4, 16)
 LENGTHS = ("128:64", "512:32")
-"""Taken as far as the models read so many."""
+"""Taken as far as the models read so many; where they read none of them, all that they read, half of it generated."""
 OUTPUT_TOKENS = 128
 """Generated for each prompt of a file."""
 REPETITIONS = 3
@@ -107,7 +107,8 @@ class Asked:
             prompts = Path(self.prompts).resolve(), positive("output_len", self.output_len or OUTPUT_TOKENS, least=2)
         if not lengths and prompts is None:
             longest = min(item.longest for item in checkpoints)
-            lengths = [asked for asked in map(parse_lengths, LENGTHS) if asked.total <= longest]
+            fitting = [asked for asked in map(parse_lengths, LENGTHS) if asked.total <= longest]
+            lengths = fitting or [_halves(longest)]
         _check_lengths(checkpoints, lengths)
         points = sweep(lengths, concurrencies or CONCURRENCY, requests=requests, prompts=prompts)
         return points, self._memory() or engine.default_cache_bytes()
@@ -125,8 +126,7 @@ class Asked:
         for option, values in (("lengths", lengths), ("concurrency", concurrencies)):
             if len(values) > 1:
                 raise OptionError(option, " ".join(getattr(self, option)), f"--mode {mode} takes only one")
-        half = min(LONG_CONTEXT, *(item.longest for item in checkpoints)) // 2
-        (asked,) = lengths or [Lengths(half, half)]
+        (asked,) = lengths or [_halves(min(LONG_CONTEXT, *(item.longest for item in checkpoints)))]
         _check_lengths(checkpoints, [asked])
         sizes = engine.element_sizes(self._options(None), checkpoints[0].dtype)
         dense, *pruned = (item.shape.kv_width * sizes.kv for item in checkpoints)
@@ -165,6 +165,10 @@ class Asked:
         if not 0 < size < math.inf:
             raise OptionError("kv_cache_memory", text, "should be a number of GiB above 0")
         return int(size * GIB)
+
+
+def _halves(tokens: int) -> Lengths:
+    return Lengths(tokens // 2, tokens // 2)
 
 
 def _check_lengths(checkpoints: list[Checkpoint], lengths: list[Lengths]) -> None:
