@@ -16,7 +16,6 @@ from transformers import LlamaForCausalLM
 
 from optimum_grasprune import numerics, progress
 from optimum_grasprune.errors import GraspruneError
-from optimum_grasprune.evaluation import mean_loss
 from optimum_grasprune.execution import instrument, whole
 from tests.commands.conftest import Outcome
 from tests.conftest import make_model, make_tokenizer

@@ -159,7 +159,7 @@ def test_pruned_checkpoint_loads(tmp_path: Path) -> None:
 
 
 def test_dense_checkpoint_is_a_stock_one(tmp_path: Path) -> None:
-    config = LlamaConfig(**{**SHAPES["tiny"], "tie_word_embeddings": True}, dtype="float32")
+    config = LlamaConfig.from_dict({**shape_config("tiny", "float32").to_dict(), "tie_word_embeddings": True})
     write_dummy(Dummy("tied", config), tmp_path / "out")
     model = load_model(str(tmp_path / "out"))
     assert model.config.model_type == "llama" and model.dtype == torch.float32

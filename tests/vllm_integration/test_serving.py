@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask
-from optimum_grasprune.benchmark import Server, ServerError, served
 from optimum_grasprune.checkpoint import save_checkpoint
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import load_model, load_tokenizer
+from optimum_grasprune.serving.engines.vllm.server import Server, ServerError, served
 from optimum_grasprune.surgery import build_pruned_model
 from optimum_grasprune.units import FFN, KV, Address
 from tests.conftest import TINY_LLAMA
