@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .errors import GraspruneError
     from .masks import UnitMask
     from .plan import PruningPlan
+    from .pruned import PrunedModel
     from .pruner import GRASPPruner
     from .units import UnitGroup, UnitInventory
 
@@ -26,6 +27,7 @@ _HOMES = {
     "GRASPConfig": "config",
     "GRASPPruner": "pruner",
     "GraspruneError": "errors",
+    "PrunedModel": "pruned",
     "PruningPlan": "plan",
     "UnitGroup": "units",
     "UnitInventory": "units",
@@ -39,6 +41,7 @@ __all__ = [
     "GRASPConfig",
     "GRASPPruner",
     "GraspruneError",
+    "PrunedModel",
     "PruningPlan",
     "UnitGroup",
     "UnitInventory",

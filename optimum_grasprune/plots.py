@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
-from .comparison import points_of
+from .comparison import ComparisonResult, points_of
 from .files import slug, write_file
 
 CUT = 8.0
@@ -168,20 +168,21 @@ def rendered(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
     return file.getvalue()
 
 
-def write_plots(result: Mapping[str, Any], output: Path) -> list[Path]:
+def write_plots(result: ComparisonResult, output: Path) -> list[Path]:
     """Write perplexity-NAME.png and .svg for every evaluation corpus of a comparison; their paths."""
     written = []
-    model = Path(result["model"]["source"]).name
-    for name, corpus in result["corpora"].items():
-        if result["dense"]["perplexity"][name] is None:
+    model = Path(result.model.source).name
+    for name, corpus in result.corpora.items():
+        dense = result.dense.perplexity[name]
+        if dense is None:
             continue  # beyond what a float holds, and so is whatever could stand beside it
         points = points_of(result, name)
         figure = perplexity_figure(
             points,
-            result["dense"]["perplexity"][name],
+            dense,
             ours=ours_among(points),
             title=f"{model}: perplexity on {name}",
-            subtitle=f"{corpus['windows']:,} windows of {corpus['window']:,} tokens, fp32",
+            subtitle=f"{corpus.windows:,} windows of {corpus.window:,} tokens, fp32",
         )
         kinds: tuple[Literal["png"], Literal["svg"]] = ("png", "svg")
         for kind in kinds:

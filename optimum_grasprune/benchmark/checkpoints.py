@@ -106,7 +106,7 @@ def _read(name: str, source: str, trust_remote_code: bool, revision: str | None)
     family = family_of(config)
     model = empty_model(config)
     groups = family.inventory(model).groups
-    record = read_record(source, revision) or {}
+    record = read_record(source, revision)
     return Checkpoint(
         name=name,
         source=source,
@@ -116,5 +116,5 @@ def _read(name: str, source: str, trust_remote_code: bool, revision: str | None)
         vocabulary=config.vocab_size,
         ffn_widths=tuple(group.count for group in groups if group.kind == "ffn"),
         kv_heads=tuple(group.count for group in groups if group.kind == "kv"),
-        kept=record.get("budget", {}).get("kept", {}),
+        kept={} if record is None else record.budget.kept.to_dict(),
     )

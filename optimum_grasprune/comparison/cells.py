@@ -16,6 +16,7 @@ from ..errors import OptionError
 from ..files import slug
 from ..methods import get_method, method_names
 from ..pruner import GRASPPruner
+from .results import EvaluatedText
 
 SAME_FOR_ALL = ("dataset", "dataset_split", "text_column", "bos", "seed")
 """Fields that no recipe decides for itself in a comparison: every cell has the same data and seed."""
@@ -51,18 +52,18 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationText:
     """A text to measure perplexity on. windows_WS: its windows of tokens, shape (W, S), int64."""
 
     name: str
     corpus: Corpus
     windows_WS: Tensor
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> EvaluatedText:
         """What identifies it: two evaluations of the same description measure the same tokens."""
         count, window = self.windows_WS.shape
         tokens_hash = hashlib.sha256(self.windows_WS.numpy().tobytes()).hexdigest()
-        return {**self.corpus.describe(), "windows": count, "window": window, "tokens_sha256": tokens_hash}
+        return EvaluatedText(**self.corpus.describe(), windows=count, window=window, tokens_sha256=tokens_hash)
 
 
 def cells_of(entries: Sequence[str], ratios: Sequence[object], options: Mapping[str, Any]) -> list[Cell]:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from .registry import get_method, method_names, register
 
 if TYPE_CHECKING:
-    from .base import Method, Task
+    from .base import Method, Selection, Task
 
-__all__ = ["Method", "Task", "get_method", "method_names", "register"]
+__all__ = ["Method", "Selection", "Task", "get_method", "method_names", "register"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("Method", "Task"):
+    if name not in ("Method", "Selection", "Task"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import base
 

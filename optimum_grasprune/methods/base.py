@@ -18,6 +18,9 @@ from ..masks import ElementMask, UnitMask
 from ..recovery import stages_in
 from ..recovery.chain import Chain
 from ..units import UnitInventory
+from .selection import Selection
+
+__all__ = ["Method", "Selection", "Task", "shares_within_groups"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,14 @@ class Method(ABC):
     def select_elements(self, task: Task) -> ElementMask:
         """The single weights to keep, for a method that lists a pattern other than "units"."""
         raise NotImplementedError
+
+    def selection(self, task: Task, earlier: Selection | None = None) -> Selection:
+        """The cuts to choose from, whole units or single weights. earlier: what of them is known already."""
+        if task.config.pattern != "units":
+            return Selection(None, {task.config.method: self.select_elements(task)})
+        scores_U = None if earlier is None else earlier.scores_U
+        scores_U = self.score(task) if scores_U is None else scores_U
+        return Selection(scores_U, (earlier and earlier.candidates) or self.candidates(task, scores_U))
 
     def resolved(self, config: GRASPConfig) -> GRASPConfig:
         """The configuration with the method's own values for whatever is left to it by "auto"."""

@@ -84,9 +84,9 @@ class TestLlama:
             assert (difference.norm() / expected.norm()).item() <= 1e-4
 
     def test_budget_is_met(self, pruner: GRASPPruner) -> None:
-        budget = pruner.record["budget"]
-        assert budget["pruned"]["prunable"] <= budget["asked"]["cost"]
-        assert budget["kept"]["prunable"] <= 0.6
+        budget = pruner.record.budget
+        assert budget.asked is not None and budget.pruned.prunable <= budget.asked.cost
+        assert budget.kept.prunable <= 0.6
 
     def test_generation_with_and_without_cache_agree(self, pruner: GRASPPruner) -> None:
         assert pruner.model is not None

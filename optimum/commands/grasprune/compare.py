@@ -44,7 +44,7 @@ class CompareCommand(Subcommand):
 
     def execute(self) -> None:
         """Check everything, run what is not finished, write tables and plots."""
-        from optimum_grasprune.comparison import failed, short_table, write_tables
+        from optimum_grasprune.comparison import short_table, write_tables
         from optimum_grasprune.errors import GraspruneError
         from optimum_grasprune.report import print_table
 
@@ -56,10 +56,10 @@ class CompareCommand(Subcommand):
         if plots is not None:
             plots.write_plots(result, output)
         print_table("Comparison", *short_table(result), f"perplexity in fp32; tables and cells are in {output}")
-        self.write_result(result)
-        if names := failed(result):
-            reason = next(cell["error"] for cell in result["cells"] if "error" in cell)
-            raise GraspruneError(f"{len(names)} of {len(result['cells'])} cells failed: {', '.join(names)} ({reason})")
+        self.write_result(result.to_dict())
+        if failed := result.failed():
+            names = ", ".join(cell.name for cell in failed)
+            raise GraspruneError(f"{len(failed)} of {len(result.cells)} cells failed: {names} ({failed[0].error})")
 
     def sources(self) -> list[Source]:
         """The model and the corpora that it is calibrated and measured on."""

@@ -71,7 +71,7 @@ class InspectCommand(Subcommand):
         print_table(self.args.model, columns, _rows(layers, others, parameters), footer)
         record = read_record(self.args.model, self.args.revision)
         if record:
-            print_summary(record, f"pruned from {record['base_model']['name'] or 'a model in memory'}")
+            print_summary(record, f"pruned from {record.base_model.name or 'a model in memory'}")
         if options is not None:
             _print_fits(fits, options)
         self.write_result(
@@ -86,7 +86,7 @@ class InspectCommand(Subcommand):
                 "ffn_multiple_of": step,
                 "tensor_parallel_sizes": sizes,
                 "layers": layers,
-                "budget": record["budget"] if record else None,
+                "budget": record.budget.to_dict() if record else None,
                 "deployment": None if options is None else _describe_fits(fits, options),
             }
         )
