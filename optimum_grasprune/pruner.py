@@ -27,6 +27,7 @@ from .plan import PruningPlan
 from .pruned import PrunedModel
 from .record import BudgetRecord, Record, installed_versions
 from .record.describe import describe_model, elements_budget, units_budget
+from .recovery.chain import Chain
 from .recovery.reference import Reference, Trial
 from .registry import STAGES
 from .replay import recorded_tokens, replayed_chain
@@ -55,6 +56,11 @@ class GRASPPruner:
         self.method = get_method(self.config.method)
         self.method.check(self.config)
         self._last: PrunedModel | None = None
+
+    @property
+    def chain(self) -> Chain:
+        """What is to make up for the cut."""
+        return self.method.chain_for(self.config)
 
     def prune_model(
         self,
@@ -91,7 +97,7 @@ class GRASPPruner:
         sources += corpora("the corpus", self.config.dataset if texts is None else "")
         task, calibration = self._task(model, tokenizer, texts)
         selection = self.method.selection(task, earlier)
-        selected = choose(selection.candidates, self.method.chain_for(self.config), task)
+        selected = choose(selection.candidates, self.chain, task)
         set_generation(selected.model, generation)
         record = self._record(model, selected, _budget_record(task, selected), calibration)
         kept = None if selected.plan is None else selection
@@ -179,7 +185,7 @@ class GRASPPruner:
         # Where single weights are cut, every unit stays.
         budget = Budget(inventory.total_cost)
         if self.config.pattern == "units":
-            added = self.method.chain_for(self.config).added_parameters(model, family)
+            added = self.chain.added_parameters(model, family)
             budget = Budget.resolve(self.config, inventory, count_parameters(model), added)
         calibration = calibration_for(model, tokenizer, texts, self.config)
         tokens_NS = held_out_NS = NO_TOKENS_NS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from optimum_grasprune import UnitGroup, UnitInventory
+from optimum_grasprune.record import Record
 
 TINY_LLAMA = Path(__file__).parent.parent / "examples" / "tiny-llama"
 """The trained model that comes with the project."""
@@ -56,6 +58,12 @@ def make_model(seed: int = 0, **overrides: Any) -> LlamaForCausalLM:
         if name.endswith("bias"):  # zero at initialisation, which would hide mistakes
             torch.nn.init.normal_(parameter, std=0.2)
     return model
+
+
+def make_record(**values: Any) -> Record:
+    """A record that was read from a file, with other values in its JSON where any are given."""
+    file = Path(__file__).parent / "data" / "version-0.1" / "fasp.json"
+    return Record.from_dict({**json.loads(file.read_text(encoding="utf-8")), **values}, file)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..config import RECIPES, EvaluationOptions, GRASPConfig
+from ..config.own import applicable, owner_of
 from ..corpora import Corpus, load_corpus
 from ..errors import OptionError
 from ..files import slug
@@ -71,19 +72,33 @@ def cells_of(entries: Sequence[str], ratios: Sequence[object], options: Mapping[
 
     entries: names of recipes or methods, each as NAME[+COMPENSATION][:PATTERN][@OPTION=VALUE,…].  ratios: shares
     between 0 and 1.
-    options: fields of `GRASPConfig` that override the recipes'.  Raises OptionError.
+    options: fields of `GRASPConfig` that override the recipes', and options that a method or stage brings along, for
+    the entries that it is part of.  Raises OptionError.
     """
-    default = RECIPES["default"](**options)
-    shared = {**{name: getattr(default, name) for name in SAME_FOR_ALL}, **options}
+    common = {name: value for name, value in options.items() if name in GRASPConfig.model_fields}
+    brought = {name: value for name, value in options.items() if name not in common}
+    default = RECIPES["default"](**common)
+    shared = {**{name: getattr(default, name) for name in SAME_FOR_ALL}, **common}
     cells: dict[tuple[str, float], Cell] = {}
     for entry in entries:
-        of_entry = [Cell(entry, _configuration(entry, ratio, shared)) for ratio in ratios]
+        of_entry = [Cell(entry, _configuration(entry, ratio, shared, brought)) for ratio in ratios]
         for cell in sorted(of_entry, key=lambda cell: -cell.config.keep_ratio):
             cells[entry, cell.config.keep_ratio] = cell
+    _check_use(brought, cells.values())
     return list(cells.values())
 
 
-def _configuration(entry: str, ratio: object, options: Mapping[str, Any]) -> GRASPConfig:
+def _check_use(options: Mapping[str, Any], cells: Collection[Cell]) -> None:
+    """Raise OptionError for an option that no cell has."""
+    used = {name for cell in cells for name in cell.config.model_extra or ()}
+    for name, value in options.items():
+        if name not in used:
+            owner = owner_of(name)
+            reason = "extra inputs are not permitted" if owner is None else f"is an option of {owner} alone"
+            raise OptionError(name, value, f"{reason}, which is not compared" if owner else reason)
+
+
+def _configuration(entry: str, ratio: object, options: Mapping[str, Any], brought: Mapping[str, Any]) -> GRASPConfig:
     match = _ENTRY.fullmatch(entry)
     if not match:
         raise OptionError(
@@ -100,7 +115,9 @@ def _configuration(entry: str, ratio: object, options: Mapping[str, Any]) -> GRA
         recipe, own["method"] = RECIPES["default"], name
     try:
         config = recipe(**{**options, **own, "keep_ratio": ratio})
-        GRASPPruner(config)  # which checks that the method supports it
+        stages = GRASPPruner(config).chain.names  # making one checks that the method supports it
+        if extra := applicable(brought, config.method, stages):
+            config = config.model_copy(update={**extra, **{name: own[name] for name in extra if name in own}})
     except OptionError as error:
         raise as_given(error, entry, own) from None
     return config
