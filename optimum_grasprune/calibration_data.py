@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,6 +17,9 @@ from .errors import GraspruneError, GraspruneWarning
 from .loading import calibration_length
 from .methods import get_method
 from .record import CalibrationRecord
+
+NO_TOKENS_NS = torch.empty(0, 0, dtype=torch.int64, device="cpu")
+"""The sequences of what looks at no data."""
 
 
 @dataclass(frozen=True)

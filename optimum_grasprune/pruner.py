@@ -6,13 +6,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from pydantic import JsonValue
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .admission import check_model
 from .budget import Budget
-from .calibration_data import Calibration, calibration_for
+from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
 from .config import GRASPConfig
 from .corpora import TokenizedCorpus
 from .errors import GraspruneError, OptionError
@@ -21,19 +20,16 @@ from .generation import generation_settings, set_generation
 from .loading import count_parameters
 from .masks import ElementMask
 from .methods import Selection, Task, get_method
-from .numerics import deterministic_algorithms, on_plain_torch
+from .numerics import on_plain_torch
 from .outputs import corpora, local, models
 from .plan import PruningPlan
 from .pruned import PrunedModel
 from .record import BudgetRecord, Record, installed_versions
 from .record.describe import describe_model, elements_budget, units_budget
 from .recovery.chain import Chain
-from .recovery.reference import Reference, Trial
 from .registry import STAGES
-from .replay import recorded_tokens, replayed_chain
+from .replay import replayed
 from .selection import Selected, choose
-
-NO_TOKENS_NS = torch.empty(0, 0, dtype=torch.int64, device="cpu")
 
 
 class GRASPPruner:
@@ -125,27 +121,16 @@ class GRASPPruner:
         check_model(model)
         family = family_of(model.config)
         generation = generation_settings(model)
-        recipe, tokens_NS = self.config, NO_TOKENS_NS
-        corpus = recipe.dataset if origin is None else str(origin.recipe.get("dataset", ""))
+        corpus = self.config.dataset if origin is None else str(origin.recipe.get("dataset", ""))
         sources = [*models("the model that was pruned", model.config.name_or_path), *corpora("the corpus", corpus)]
         sources += local("the plan", plan.source)
-        asked = self.config.compensation
-        chain = replayed_chain(plan, origin, recipe, asked)
-        if origin is not None and not chain.in_plan:
-            recipe = origin.config
-            chain = replayed_chain(plan, origin, recipe, asked)
-        if chain.needs_in_replay:
-            tokens_NS = recorded_tokens(model, tokenizer, recipe, origin)
-        reference = Reference(model, family, tokens_NS, recipe.statistic_samples)
-        settings = chain.recorded_settings(None if origin is None else origin.settings)
-        with deterministic_algorithms(recipe.deterministic):
-            pruned, kept = chain.replayed(reference, Trial(plan, settings))
-        set_generation(pruned, generation)
-        selected = Selected(kept, pruned, chain.names, settings)
-        record = self._record(model, selected, units_budget(family, model, pruned, None), None)
+        selected = replayed(model, tokenizer, plan, origin, self.config)
+        set_generation(selected.model, generation)
+        record = self._record(model, selected, units_budget(family, model, selected.model, None), None)
         if origin is not None:
+            asked = self.config.compensation
             record = record.continued(origin, None if asked == "auto" else asked)
-        self._last = PrunedModel(pruned, kept, record, tokenizer, sources=sources)
+        self._last = PrunedModel(selected.model, selected.plan, record, tokenizer, sources=sources)
         return self._last
 
     def save(

@@ -1,21 +1,50 @@
-"""What a replay takes from a record: the stages that made up for the cut, and the data that they looked at."""
+"""Making a pruned model again from its plan: the stages that made up for the cut, and the data they looked at."""
 
 from __future__ import annotations
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .calibration_data import calibration_for
+from .calibration_data import NO_TOKENS_NS, calibration_for
 from .config import GRASPConfig
 from .errors import PlanError
+from .families import family_of
 from .methods import get_method
+from .numerics import deterministic_algorithms
 from .plan import PruningPlan
 from .record import Record
 from .recovery import stage_names, stages_in
 from .recovery.chain import Chain, chains_without_data, held_by
+from .recovery.reference import Reference, Trial
+from .selection import Selected
 
 
-def replayed_chain(plan: PruningPlan, origin: Record | None, recipe: GRASPConfig, compensation: str) -> Chain:
+def replayed(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    plan: PruningPlan,
+    origin: Record | None,
+    config: GRASPConfig,
+) -> Selected:
+    """The model of a saved plan, with what made up for the cut, or what the configuration asks for in its place.
+
+    Where weights were refitted, everything else is as the record has it. Raises PlanError.
+    """
+    recipe, tokens_NS = config, NO_TOKENS_NS
+    chain = _chain(plan, origin, recipe, config.compensation)
+    if origin is not None and not chain.in_plan:
+        recipe = origin.config
+        chain = _chain(plan, origin, recipe, config.compensation)
+    if chain.needs_in_replay:
+        tokens_NS = _recorded_tokens(model, tokenizer, recipe, origin)
+    reference = Reference(model, family_of(model.config), tokens_NS, recipe.statistic_samples)
+    settings = chain.recorded_settings(None if origin is None else origin.settings)
+    with deterministic_algorithms(recipe.deterministic):
+        pruned, kept = chain.replayed(reference, Trial(plan, settings))
+    return Selected(kept, pruned, chain.names, settings)
+
+
+def _chain(plan: PruningPlan, origin: Record | None, recipe: GRASPConfig, compensation: str) -> Chain:
     """What made up for the cut, as the recipe has it; what the plan should hold and does not is left out.
 
     compensation: what is to be applied in its place, or "auto". Raises PlanError for a stage that does not exist here.
@@ -31,7 +60,7 @@ def replayed_chain(plan: PruningPlan, origin: Record | None, recipe: GRASPConfig
     return Chain(tuple(stage for stage in chain.stages if not stage.in_plan or stage.held_by(plan)))
 
 
-def recorded_tokens(
+def _recorded_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, recipe: GRASPConfig, origin: Record | None
 ) -> Tensor:
     """The sequences that weights were refitted to, drawn again by a recorded recipe, shape (N, S).

@@ -67,7 +67,7 @@ class EvaluationText:
         return EvaluatedText(**self.corpus.describe(), windows=count, window=window, tokens_sha256=tokens_hash)
 
 
-def cells_of(entries: Sequence[str], ratios: Sequence[object], options: Mapping[str, Any]) -> list[Cell]:
+def cells_of(entries: Sequence[str], ratios: Sequence[object], options: Mapping[str, object]) -> list[Cell]:
     """Every entry at every ratio, highest first; all are checked before any is returned.
 
     entries: names of recipes or methods, each as NAME[+COMPENSATION][:PATTERN][@OPTION=VALUE,…].  ratios: shares
@@ -88,7 +88,7 @@ def cells_of(entries: Sequence[str], ratios: Sequence[object], options: Mapping[
     return list(cells.values())
 
 
-def _check_use(options: Mapping[str, Any], cells: Collection[Cell]) -> None:
+def _check_use(options: Mapping[str, object], cells: Collection[Cell]) -> None:
     """Raise OptionError for an option that no cell has."""
     used = {name for cell in cells for name in cell.config.model_extra or ()}
     for name, value in options.items():
@@ -98,14 +98,16 @@ def _check_use(options: Mapping[str, Any], cells: Collection[Cell]) -> None:
             raise OptionError(name, value, f"{reason}, which is not compared" if owner else reason)
 
 
-def _configuration(entry: str, ratio: object, options: Mapping[str, Any], brought: Mapping[str, Any]) -> GRASPConfig:
+def _configuration(
+    entry: str, ratio: object, options: Mapping[str, object], brought: Mapping[str, object]
+) -> GRASPConfig:
     match = _ENTRY.fullmatch(entry)
     if not match:
         raise OptionError(
             "methods", entry, "should look like NAME, NAME+COMPENSATION, NAME:PATTERN or NAME@OPTION=VALUE"
         )
     name = match["name"]
-    own: dict[str, Any] = {field: match[field] for field in ("compensation", "pattern") if match[field]}
+    own: dict[str, object] = {field: match[field] for field in ("compensation", "pattern") if match[field]}
     own.update(_own_options(entry, match["options"], set(GRASPConfig.option_names(name))))
     recipe = RECIPES.get(name)
     if recipe is None:
@@ -137,7 +139,7 @@ def _own_options(entry: str, text: str | None, known: Collection[str]) -> dict[s
     return fields
 
 
-def as_given(error: OptionError, entry: str, own: Mapping[str, Any]) -> OptionError:
+def as_given(error: OptionError, entry: str, own: Mapping[str, object]) -> OptionError:
     """The error in the user's options: one --methods and one --keep-ratios, not each configuration's fields."""
     if error.option == "keep_ratio":
         return OptionError("keep_ratios", error.value, error.reason)
