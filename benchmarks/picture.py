@@ -16,7 +16,8 @@ from matplotlib.ticker import FuncFormatter
 
 from optimum_grasprune.comparison import ComparisonResult, points_of
 from optimum_grasprune.files import write_file
-from optimum_grasprune.plots import BASELINE, COLOURS, INK, draw_perplexity, dress, ours_among, rendered, titled
+from optimum_grasprune.report.plots import draw_perplexity, ours_among
+from optimum_grasprune.report.style import BASELINE, COLOURS, INK, dress, rendered, titled
 
 RESULTS = Path(__file__).parent / "results"
 CORPUS = "WikiText-2"

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from optimum_grasprune.files import write_file
-from optimum_grasprune.plots import COLOURS, INK, dress, rendered, titled
+from optimum_grasprune.report.style import COLOURS, INK, dress, rendered, titled
 
 LABELS = {"grasprune": "gate training", "fasp": "FASP"}
 

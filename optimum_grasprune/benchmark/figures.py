@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..files import slug, write_file
-from ..plots import COLOURS, INK, MARKERS, dress, rendered, titled
+from ..report.style import COLOURS, INK, MARKERS, dress, rendered, titled
 from .summary import Spread, spread, values_of
 
 Result = Mapping[str, Any]

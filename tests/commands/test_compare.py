@@ -264,8 +264,9 @@ def test_output_after_each_list(cli: Cli, model_folder: Path, corpus_file: Path,
 def test_missing_matplotlib_is_told_before_any_work(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, model_folder: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.delitem(sys.modules, "optimum_grasprune.plots", raising=False)
-    monkeypatch.delattr("optimum_grasprune.plots", raising=False)
+    for module in ("optimum_grasprune.report.plots", "optimum_grasprune.report.style"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.delattr(module, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     outcome = cli("compare", "-m", model_folder, "--keep-ratios", "0.8", "--methods", "random", tmp_path / "out")
     assert outcome.code == 2 and len(outcome.error_lines) == 1

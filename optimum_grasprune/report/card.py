@@ -1,53 +1,20 @@
-"""Tables and the model card."""
+"""The model card of a checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from huggingface_hub import ModelCard, ModelCardData
-from rich.console import Console
-from rich.table import Table
 
-from .checkpoint import needs_code
-from .methods import get_method
-from .plan import PruningPlan
-from .record import Record
-from .record.describe import public_name
-from .recovery.chain import sentence
+from ..checkpoint import needs_code
+from ..methods import get_method
+from ..plan import PruningPlan
+from ..record import Record
+from ..record.describe import public_name
+from ..recovery.chain import sentence
+from .tables import budget_rows
 
 GITHUB_NAME = "optimum-grasprune"
-
-
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], footer: str = "") -> None:
-    """A table on standard output: the first column left-aligned, the others right-aligned."""
-    table = Table(title=title, title_justify="left", caption=footer or None, caption_justify="left")
-    for position, column in enumerate(columns):
-        table.add_column(column, justify="right" if position else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    Console(highlight=False).print(table)
-
-
-def budget_rows(record: Record) -> list[tuple[str, str, str, str]]:
-    """Rows (quantity, dense, pruned, share kept) of a record's budget; single weights that were cut are not counted."""
-    dense, pruned, kept = record.budget.dense, record.budget.pruned, record.budget.kept
-    quantities = (
-        ("prunable parameters", dense.prunable, pruned.prunable, kept.prunable),
-        ("all parameters", dense.parameters, pruned.parameters, kept.parameters),
-        ("KV cache, elements per token", dense.kv_elements_per_token, pruned.kv_elements_per_token, kept.kv_cache),
-    )
-    return [(label, f"{before:,}", f"{after:,}", f"{share:.2%}") for label, before, after, share in quantities]
-
-
-def print_summary(record: Record, title: str) -> None:
-    """The budget of a pruned model, asked and met."""
-    asked = record.budget.asked
-    footer = "" if asked is None else f"asked: at most {asked.cost:,} prunable parameters"
-    if asked is not None and asked.kv_width is not None:
-        footer += f", at most {asked.kv_width:,} KV elements per token"
-    if record.plan is None:
-        footer += "; the weights that were cut are stored as zeros, the model has its dense size"
-    print_table(title, ("", "dense", "pruned", "kept"), budget_rows(record), footer)
 
 
 def model_card(record: Record) -> str:
