@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .checkpoint import load_pruned_model
     from .config import GRASPConfig
     from .errors import GraspruneError
+    from .pruned import PrunedModel
     from .pruner import GRASPPruner
     from .units import Budget, PruningPlan, UnitGroup, UnitInventory, UnitMask, project
 
@@ -24,6 +25,7 @@ _HOMES = {
     "GRASPPruner": "pruner",
     "GraspruneError": "errors",
     "PruningPlan": "units",
+    "PrunedModel": "pruned",
     "UnitGroup": "units",
     "UnitInventory": "units",
     "UnitMask": "units",
@@ -36,6 +38,7 @@ __all__ = [
     "GRASPConfig",
     "GRASPPruner",
     "GraspruneError",
+    "PrunedModel",
     "PruningPlan",
     "UnitGroup",
     "UnitInventory",

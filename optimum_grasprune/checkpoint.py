@@ -8,7 +8,6 @@ model's, there are no modelling files and there is no plan.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ from .generation import savable, write_generation
 from .loading import load_config, load_model
 from .model_files import optional_file
 from .outputs import Source, check_apart
-from .record import in_todays_words
+from .record import Record
 from .staging import RECORD_NAME, UnmovedError, check_output, staged_folder
 from .units import PruningPlan
 from .writing import resolved, write_json
@@ -36,7 +35,7 @@ from .writing import resolved, write_json
 def save_checkpoint(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
-    record: dict[str, Any],
+    record: Record,
     output: str | os.PathLike[str],
     *,
     card: str = "",
@@ -69,7 +68,7 @@ def save_checkpoint(
             raise
         except Exception as error:  # safetensors reports a full disk as an error type of its own
             raise CheckpointError(f"the output folder {output} cannot be written: {error}") from None
-        write_json(folder / RECORD_NAME, record)
+        write_json(folder / RECORD_NAME, record.to_dict())
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -86,26 +85,26 @@ def check_shard_size(size: int | str) -> None:
 
 
 @contextmanager
-def _record_kept(record: dict[str, Any], *folders: Path) -> Iterator[None]:
+def _record_kept(record: Record, *folders: Path) -> Iterator[None]:
     """Keep the record in the first of the folders that can be written if no checkpoint comes to be."""
     try:
         yield
     except UnmovedError:
         raise  # the whole checkpoint is kept
     except CheckpointError as error:
-        if record.get("plan") is None or (file := _kept(record, folders)) is None:
+        if record.plan is None or (file := _kept(record, folders)) is None:
             raise
         raise CheckpointError(f"{error}; --plan {file} makes the checkpoint again") from None
 
 
-def _kept(record: dict[str, Any], folders: Sequence[Path]) -> Path | None:
+def _kept(record: Record, folders: Sequence[Path]) -> Path | None:
     for folder in folders:
         try:
             own = Path(tempfile.mkdtemp(prefix="grasprune-unsaved-", dir=folder))
         except OSError:
             continue
         try:
-            write_json(own / RECORD_NAME, record)
+            write_json(own / RECORD_NAME, record.to_dict())
             return own / RECORD_NAME
         except CheckpointError:
             own.rmdir()
@@ -147,26 +146,24 @@ def load_pruned_model(
     )
 
 
-def read_record(checkpoint: str | os.PathLike[str], revision: str | None = None) -> dict[str, Any] | None:
-    """The content of a checkpoint's `grasp_config.json`, or None when it has none. checkpoint: folder or Hub name."""
+def read_record(checkpoint: str | os.PathLike[str], revision: str | None = None) -> Record | None:
+    """The content of a checkpoint's `grasp_config.json`, or None when it has none. checkpoint: folder or Hub name.
+
+    Raises CheckpointError, with the field, where it is damaged.
+    """
     path = optional_file(str(checkpoint), RECORD_NAME, revision)
-    if path is None:
-        return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from None
+    return None if path is None else Record.read(path)
 
 
-def read_plan(path: str | os.PathLike[str]) -> tuple[PruningPlan, dict[str, Any]]:
+def read_plan(path: str | os.PathLike[str]) -> tuple[PruningPlan, Record]:
     """The plan in a checkpoint folder or in its `grasp_config.json`, and the whole record; PlanError without one."""
     file = Path(path) / RECORD_NAME if Path(path).is_dir() else Path(path)
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if absent := {"recipe", "calibration", "budget"} - set(record):
-            raise KeyError(*sorted(absent))
-        if record.get("plan", {}) is None:
-            raise PlanError(f"{file} holds no pruning plan: single weights were set to zero, no units were cut")
-        return replace(PruningPlan.from_dict(record["plan"]), source=file.absolute()), in_todays_words(record)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PlanError(f"{file} holds no pruning plan: {error!r}") from None
+        record = Record.read(file)
+    except OSError as error:
+        raise PlanError(f"{file} holds no pruning plan: {error.strerror}") from None
+    except CheckpointError as error:
+        raise PlanError(f"{file} holds no pruning plan: {str(error).removeprefix(f'{file}: ')}") from None
+    if record.plan is None:
+        raise PlanError(f"{file} holds no pruning plan: single weights were set to zero, no units were cut")
+    return replace(record.plan, source=file.absolute()), record

@@ -85,8 +85,8 @@ def test_the_same_bytes_whatever_torch_is_set_to(
         pruner, state = pruned(kind, model=model, tokenizer=tokenizer)
         assert state_of_torch() == before
     expected, tensors = usual[kind]
-    assert pruner.record["choice"] == expected.record["choice"]
-    assert pruner.record["plan"] == expected.record["plan"]
+    assert pruner.record.choice == expected.record.choice
+    assert pruner.record.plan == expected.record.plan
     assert state.keys() == tensors.keys()
     for name, tensor in state.items():
         assert torch.equal(tensor, tensors[name]) and tensor.dtype == tensors[name].dtype, name
@@ -100,8 +100,9 @@ def test_replaying_in_them(surroundings: str, usual: dict[str, tuple[GRASPPruner
     model = make_model()
     with SURROUNDINGS[surroundings]():
         again = GRASPPruner(GRASPConfig(compensation="scales"))
-        state = again.replay(model, None, expected.plan).state_dict()
-    reference = GRASPPruner(GRASPConfig(compensation="scales")).replay(make_model(), None, expected.plan).state_dict()
+        state = again.replay(model, None, expected.plan).model.state_dict()
+    scaled = GRASPPruner(GRASPConfig(compensation="scales")).replay(make_model(), None, expected.plan)
+    reference = scaled.model.state_dict()
     assert all(torch.equal(tensor, reference[name]) for name, tensor in state.items())
     assert state.keys() == tensors.keys()
 
@@ -145,7 +146,7 @@ def test_the_random_state_of_others_is_neither_used_nor_moved(
     pruner, _ = pruned("default", model=model)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
-    assert pruner.record["plan"] == usual["default"][0].record["plan"]
+    assert pruner.record.plan == usual["default"][0].record.plan
 
 
 def test_a_failing_run_puts_everything_back_too() -> None:
@@ -226,7 +227,7 @@ def test_pruning_and_replaying_follow_the_option(monkeypatch: pytest.MonkeyPatch
         model = make_model()
         pruner.prune_model(model, make_tokenizer())
         assert set(seen) == {deterministic}
-        assert pruner.record["recipe"]["deterministic"] is deterministic
+        assert pruner.record.recipe["deterministic"] is deterministic
         seen.clear()
         GRASPPruner(GRASPConfig()).replay(model, make_tokenizer(), pruner.plan, pruner.record)
         assert set(seen) == {deterministic}  # as the plan was made

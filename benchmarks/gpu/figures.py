@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from optimum_grasprune.plots import COLOURS, INK, dress, rendered, titled
+from optimum_grasprune.report.style import COLOURS, INK, dress, rendered, titled
 from optimum_grasprune.writing import write_file
 
 LABELS = {"grasprune": "gate training", "fasp": "FASP"}

@@ -7,7 +7,7 @@ itself may be given too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, ClassVar
 
 from ..errors import OptionError
@@ -27,6 +27,13 @@ _OF_THE_COMMANDS = frozenset(
         "trust_remote_code",
         "json",
         "config_fields",
+        "methods",
+        "keep_ratios",
+        "evaluate",
+        "eval_seq_len",
+        "eval_samples",
+        "no_plot",
+        "last_list",
     ]
 )
 """What the command line calls other things by."""
@@ -73,6 +80,23 @@ def own_names(method: str) -> tuple[str, ...]:
     """Names of the options that a method and the stages bring along."""
     classes = [METHODS.options_of(method), *map(STAGES.options_of, STAGES.with_options())]
     return tuple(name for options in classes if options is not None for name in options.model_fields)
+
+
+def applicable(given: Mapping[str, Any], method: str, stages: Collection[str]) -> dict[str, Any]:
+    """Those of the options that a method or one of the stages brings along."""
+    classes = [METHODS.options_of(method), *map(STAGES.options_of, stages)]
+    names = {name for options in classes if options is not None for name in options.model_fields}
+    return {name: value for name, value in given.items() if name in names}
+
+
+def owner_of(option: str) -> str | None:
+    """What brings an option along, as in "the method flap"; None where nothing does."""
+    for registry in (METHODS, STAGES):
+        for name in registry.with_options():
+            registry.get(name)
+        if (owner := registry.owner_of(option)) is not None:
+            return f"the {registry.kind} {owner}"
+    return None
 
 
 def _in_force(common: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[type[OwnOptions]]:

@@ -16,6 +16,9 @@ from ..recovery import stages_in
 from ..recovery.chain import Chain
 from ..statistics import Statistic
 from ..units import Budget, ElementMask, UnitInventory, UnitMask, project
+from .selection import Selection
+
+__all__ = ["Method", "Problem", "Selection", "shares_within_groups"]
 
 
 class Method(ABC):
@@ -85,6 +88,14 @@ class Method(ABC):
         """What the method is to solve, in which the statistics of all that looks at any are gathered together."""
         declared = (*self.statistics_for(config), *self.chain_for(config).statistics)
         return Problem(runner, budget, tokens_NS, held_out_NS, config, declared)
+
+    def selection(self, task: Problem, earlier: Selection | None = None) -> Selection:
+        """The cuts to choose from, whole units or single weights. earlier: what of them is known already."""
+        if task.config.pattern != "units":
+            return Selection(None, {task.config.method: self.select_elements(task)})
+        scores_U = None if earlier is None else earlier.scores_U
+        scores_U = self.score(task) if scores_U is None else scores_U
+        return Selection(scores_U, (earlier and earlier.candidates) or self.candidates(task, scores_U))
 
     def resolved(self, config: GRASPConfig) -> GRASPConfig:
         """The configuration with the method's own values for whatever is left to it by "auto"."""

@@ -119,18 +119,6 @@ def _merged(settings: Iterable[Settings]) -> Settings:
     return {name: value for part in settings for name, value in part.items()}
 
 
-def as_recorded(settings: Settings) -> dict[str, float | None]:
-    """The settings in force as a record holds them: those of stages that are not in force are None."""
-    classes = (get_stage(name) for name in stage_names())
-    names = [name for stage in classes if issubclass(stage, WeightStage) for name in stage.settings]
-    return {name: settings.get(name) for name in names}
-
-
-def options_of_stages() -> set[str]:
-    """The fields of `GRASPConfig` that no choice of units depends on."""
-    return {"compensation", *(option for name in stage_names() for option in get_stage(name).options)}
-
-
 def chains_without_data() -> list[str]:
     """The values of `compensation` that a replay can apply without looking at calibration data."""
     stages = {name: [get_stage(stage) for stage in stages_in(name)] for name in chain_names()}

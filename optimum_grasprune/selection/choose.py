@@ -4,38 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from transformers import PreTrainedModel
 
 from ..problem import Problem
 from ..progress import track
+from ..record import Judgement
 from ..recovery.base import TrainedStage
-from ..recovery.chain import Chain, as_recorded
-from ..recovery.reference import Reference, Settings, Trial
-from ..units import PruningPlan, UnitMask
+from ..recovery.chain import Chain
+from ..recovery.reference import Cut, Reference, Settings, Trial
+from ..units import ElementMask, PruningPlan, UnitMask
 
 FINALISTS = 2
 """Candidates whose weights are refitted, which costs more than measuring a loss."""
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """One measurement.
-
-    compensation: names of the stages in force, or "none".  settings: of those that refit weights.
-    loss: mean next-token loss on the held-out sequences, in nats.
-    """
-
-    candidate: str
-    compensation: str
-    settings: Settings
-    loss: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The measurement as JSON types."""
-        parts = {"candidate": self.candidate, "compensation": self.compensation}
-        return {**parts, **as_recorded(self.settings), "loss": self.loss}
 
 
 @dataclass(frozen=True)
@@ -46,37 +27,46 @@ class Selected:
     decide.
     """
 
-    plan: PruningPlan
+    cut: Cut
     model: PreTrainedModel
     stages: tuple[str, ...] = ()
     settings: Settings = field(default_factory=dict)
     judgements: tuple[Judgement, ...] = ()
 
+    @property
+    def plan(self) -> PruningPlan | None:
+        """The units that stay; None where single weights were cut."""
+        return None if isinstance(self.cut, ElementMask) else self.cut
 
-def choose(candidates: Mapping[str, UnitMask], chain: Chain, task: Problem) -> Selected:
+
+def choose(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, task: Problem) -> Selected:
     """The best candidate with the best of the chain; with nothing held out, the last one with all of it.
 
     Each candidate is measured as it is, the best few with refitted weights too, and the winner alone is trained on.
     """
-    plans = {name: PruningPlan.from_mask(mask) for name, mask in candidates.items()}
+    cuts = {name: _cut(mask) for name, mask in candidates.items()}
     reference = Reference.of(task)
     if len(task.held_out_NS):
         judge = _Judge(task)
-        for name, plan in track(plans.items(), "candidates", "mask"):
-            (bare,) = Chain().refitted(reference, [Trial(plan)])
-            judge.consider(Selected(plan, bare), name)
+        for name, cut in track(cuts.items(), "candidates", "mask"):
+            (bare,) = Chain().refitted(reference, [Trial(cut)])
+            judge.consider(Selected(cut, bare), name)
         if chain.weight_stages:
-            finalists = {name: chain.trials(plans[name]) for name in judge.ranking()[:FINALISTS]}
+            finalists = {name: chain.trials(cuts[name]) for name in judge.ranking()[:FINALISTS]}
             total = sum(map(len, finalists.values()))
             for name, selected in track(_refitted(finalists, chain, reference), "refitted", "model", total):
                 judge.consider(selected, name)
         selected = judge.selected()
     else:
-        *_, plan = plans.values()
-        selected = next(_refitted({"": chain.trials(plan)[:1]}, chain, reference))[1]
+        *_, cut = cuts.values()
+        selected = next(_refitted({"": chain.trials(cut)[:1]}, chain, reference))[1]
     for stage in chain.trained_stages:
         selected = _trained(selected, stage, reference, task)
     return selected
+
+
+def _cut(mask: UnitMask | ElementMask) -> Cut:
+    return PruningPlan.from_mask(mask) if isinstance(mask, UnitMask) else mask
 
 
 def _refitted(
@@ -87,7 +77,7 @@ def _refitted(
     named = [(name, trial) for name, of_candidate in trials.items() for trial in of_candidate]
     models = chain.refitted(reference, [trial for _, trial in named])
     for (name, trial), model in zip(named, models, strict=True):
-        yield name, Selected(trial.plan, model, stages, trial.settings)
+        yield name, Selected(trial.cut, model, stages, trial.settings)
 
 
 class _Judge:
@@ -103,7 +93,7 @@ class _Judge:
         loss = self.task.runner.beside(selected.model).mean_loss(self.task.held_out_NS)
         if not self.judgements or loss < min(judgement.loss for judgement in self.judgements):
             self.best = selected
-        self.judgements.append(Judgement(name, " ".join(selected.stages) or "none", selected.settings, loss))
+        self.judgements.append(_judgement(name, selected.stages, selected.settings, loss))
 
     def ranking(self) -> list[str]:
         """Names of the candidates, best first."""
@@ -118,13 +108,17 @@ class _Judge:
 
 def _trained(selected: Selected, stage: TrainedStage, reference: Reference, task: Problem) -> Selected:
     """The selected model with what the stage learns folded in, unless the held-out loss is lower without it."""
-    learnt = stage.train(reference, selected.model, selected.plan)
+    learnt = stage.train(reference, selected.model, Trial(selected.cut).plan)
     stages, judgements = (*selected.stages, stage.name), selected.judgements
     if len(task.held_out_NS):
         best = min(judgements, key=lambda judgement: judgement.loss)
         with learnt.in_force():
             loss = task.runner.beside(selected.model).mean_loss(task.held_out_NS)
-        judgements = (*judgements, Judgement(best.candidate, " ".join(stages), selected.settings, loss))
+        judgements = (*judgements, _judgement(best.candidate, stages, selected.settings, loss))
         if loss >= best.loss:
             return replace(selected, judgements=judgements)
-    return replace(selected, plan=learnt.fold(), stages=stages, judgements=judgements)
+    return replace(selected, cut=learnt.fold(), stages=stages, judgements=judgements)
+
+
+def _judgement(candidate: str, stages: Sequence[str], settings: Settings, loss: float) -> Judgement:
+    return Judgement(candidate=candidate, compensation=" ".join(stages) or "none", settings=settings, loss=loss)

@@ -101,5 +101,5 @@ def _read(name: str, source: str, trust_remote_code: bool, revision: str | None)
 
 
 def _kept(source: str, revision: str | None) -> dict[str, float]:
-    record = read_record(source, revision) or {}
-    return record.get("budget", {}).get("kept", {})
+    record = read_record(source, revision)
+    return {} if record is None else record.budget.kept.to_dict()

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from ..plots import COLOURS, INK, MARKERS, dress, rendered, titled
+from ..report.style import COLOURS, INK, MARKERS, dress, rendered, titled
 from ..writing import slug, write_file
 from .page import ran
 from .results import Result, Spread

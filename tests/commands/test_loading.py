@@ -63,8 +63,8 @@ def test_revision_reaches_configuration_weights_and_tokenizer(hub: str) -> None:
     assert load_tokenizer(hub, revision="pruned").model_max_length == 77
     with pytest.raises(ModelError, match="the configuration of tiny/llama cannot be read"):
         load_config(hub, revision="none")
-    assert identity(hub, load_config(hub))["weights"] == f"{hub}@{'1' * 40}"
-    assert identity(hub, load_config(hub), "pruned")["weights"] == f"{hub}@{'2' * 40}"
+    assert identity(hub, load_config(hub)).weights == f"{hub}@{'1' * 40}"
+    assert identity(hub, load_config(hub), "pruned").weights == f"{hub}@{'2' * 40}"
 
 
 def test_revision_on_the_command_line(cli: Cli, hub: str, corpus_file: Path, tmp_path: Path) -> None:

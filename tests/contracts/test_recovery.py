@@ -19,6 +19,7 @@ from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import count_parameters
 from optimum_grasprune.methods import Problem, get_method
+from optimum_grasprune.methods.selection import options_of_recovery
 from optimum_grasprune.recovery import (
     chain_names,
     get_stage,
@@ -27,7 +28,7 @@ from optimum_grasprune.recovery import (
     stages_in,
 )
 from optimum_grasprune.recovery.base import Learnt, Stage, TrainedStage, WeightStage
-from optimum_grasprune.recovery.chain import Chain, options_of_stages, sentence
+from optimum_grasprune.recovery.chain import Chain, sentence
 from optimum_grasprune.recovery.reference import Reference, Settings, Trial
 from optimum_grasprune.registry import CHAINS, STAGES
 from optimum_grasprune.selection import choose
@@ -144,7 +145,7 @@ def test_a_replay_gives_the_same_bytes(
     pruner, model = pruned_with(name, tokenizer, corpus_file, held_out=held_out)
     pruner.save(tmp_path / "out")
     again = GRASPPruner(GRASPConfig()).replay(model, tokenizer, *read_plan(tmp_path / "out"))
-    assert same(state_of(again), state_of(pruner.model))
+    assert same(state_of(again.model), state_of(pruner.model))
 
 
 def test_added_parameters_are_those_that_the_model_has_more(name: str, task: Problem, plan: PruningPlan) -> None:
@@ -171,7 +172,7 @@ def test_statistics_are_collected_once_for_all_candidates(
 
 def test_a_choice_of_units_depends_on_no_option_of_a_stage() -> None:
     of_stages = {"restoration", "least_squares", "damping", "scale_samples", "scale_epochs", "scale_learning_rate"}
-    assert options_of_stages() == {"compensation", *of_stages}
+    assert options_of_recovery() == {"compensation", *of_stages}
 
 
 def test_a_name_is_taken_once() -> None:
@@ -282,16 +283,17 @@ def test_a_toy_stage_is_chosen_described_and_replayed(
     registered(Tilt)
     pruner, model = pruned_with("tilt", tokenizer, corpus_file)
     record = pruner.record
-    assert record["compensation"] == ["tilt"] and record["step"] == 0.5 and record["damping"] is None
+    assert record.compensation == ("tilt",) and record.settings == {"step": 0.5}
+    assert record.to_dict()["step"] == 0.5 and record.to_dict()["damping"] is None
     pruner.save(tmp_path / "out")
     assert (
         "Every weight of the output projections was moved by a small step; no weight was fine-tuned."
         in (tmp_path / "out" / "README.md").read_text()
     )
     again = GRASPPruner(GRASPConfig()).replay(model, tokenizer, *read_plan(tmp_path / "out"))
-    assert same(state_of(again), state_of(pruner.model))
+    assert same(state_of(again.model), state_of(pruner.model))
     other = GRASPPruner(GRASPConfig(compensation="none")).replay(model, tokenizer, *read_plan(tmp_path / "out"))
-    assert not same(state_of(other), state_of(pruner.model))
+    assert not same(state_of(other.model), state_of(pruner.model))
 
 
 def test_all_variants_of_a_toy_stage_are_judged(registered: Callable[[type[Stage]], None], task: Problem) -> None:
@@ -310,7 +312,7 @@ def test_a_toy_stage_on_single_weights(
     registered(Tilt)
     options = {"method": "statistical", "pattern": "2:4"}
     pruner, _ = pruned_with("tilt", tokenizer, corpus_file, **options)
-    assert pruner.record["compensation"] == ["tilt"] and pruner.record["step"] == 0.5
+    assert pruner.record.compensation == ("tilt",) and pruner.record.settings["step"] == 0.5
     bare, _ = pruned_with("none", tokenizer, corpus_file, **options)
     assert not same(state_of(pruner.model), state_of(bare.model))
     with pytest.raises(OptionError, match="compensation='bias': pattern 2:4 supports only none, energy and tilt"):
@@ -330,13 +332,13 @@ def test_a_toy_stage_that_trains(
     monkeypatch.setitem(CHAINS, "fit_and_stretch", ("least_squares", "stretch"))
     pruner, model = pruned_with("fit_and_stretch", tokenizer, corpus_file, held_out=held_out)
     if held_out:
-        assert [entry["compensation"] for entry in pruner.record["choice"]][-1].endswith("stretch")
+        assert [entry.compensation for entry in pruner.record.choice][-1].endswith("stretch")
     else:
-        assert pruner.record["compensation"] == ["least_squares", "stretch"]
-        assert "; the output projections were stretched." in sentence(pruner.record["compensation"])
+        assert pruner.record.compensation == ("least_squares", "stretch")
+        assert "; the output projections were stretched." in sentence(pruner.record.compensation)
     pruner.save(tmp_path / "out")
     again = GRASPPruner(GRASPConfig()).replay(model, tokenizer, *read_plan(tmp_path / "out"))
-    assert same(state_of(again), state_of(pruner.model))
+    assert same(state_of(again.model), state_of(pruner.model))
 
 
 def test_a_plan_of_a_stage_that_does_not_exist_here(
@@ -353,4 +355,4 @@ def test_a_plan_of_a_stage_that_does_not_exist_here(
     plan, record = read_plan(tmp_path / "out")
     with pytest.raises(PlanError, match="made with the stage tilt, which does not exist here; there are "):
         GRASPPruner(GRASPConfig()).replay(model, tokenizer, plan, record)
-    assert GRASPPruner(GRASPConfig(compensation="none")).replay(model, tokenizer, plan, record) is not model
+    assert GRASPPruner(GRASPConfig(compensation="none")).replay(model, tokenizer, plan, record).model is not model

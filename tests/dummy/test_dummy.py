@@ -145,11 +145,11 @@ def test_pruned_checkpoint_loads(tmp_path: Path) -> None:
     model = load_pruned_model(tmp_path / "out")
     assert model.dtype == torch.bfloat16
     record = read_record(tmp_path / "out")
-    assert record is not None
-    assert "meaningless for quality" in record["dummy"]
+    assert record is not None and record.dummy is not None and record.budget.asked is not None
+    assert "meaningless for quality" in record.dummy
     assert "meaningless for quality" in (tmp_path / "out" / "README.md").read_text()
-    assert record["budget"]["pruned"]["parameters"] == count_parameters(model)
-    assert record["budget"]["asked"]["cost"] >= record["budget"]["pruned"]["prunable"]
+    assert record.budget.pruned.parameters == count_parameters(model)
+    assert record.budget.asked.cost >= record.budget.pruned.prunable
     assert read_plan(tmp_path / "out")[0] == dummy.plan
     assert load_tokenizer(str(tmp_path / "out"))("w7").input_ids == [7]
     logits = model(torch.arange(3, 40)[None]).logits

@@ -175,7 +175,7 @@ def test_a_real_model_gets_better_by_each_part(tmp_path: Path) -> None:
     pruner = GRASPPruner(config)
     pruner.prune_model(model, tokenizer)
     lowest = {
-        name: min(judgement["loss"] for judgement in pruner.record["choice"] if judgement["compensation"] == name)
+        name: min(judgement.loss for judgement in pruner.record.choice if judgement.compensation == name)
         for name in ("none", "least_squares", "least_squares scales")
     }
     assert lowest["none"] > lowest["least_squares"] > lowest["least_squares scales"]
@@ -185,5 +185,5 @@ def test_a_short_corpus_holds_nothing_out(model: LlamaForCausalLM, tokenizer: Pr
     config = GRASPConfig(num_samples=4, seq_len=24, epochs=1, search_trials=0, held_out=16)
     pruner = GRASPPruner(config)
     pruner.prune_model(model, tokenizer, texts=["Too short to spare a sequence. " * 4])
-    assert pruner.record["calibration"]["held_out_sequences"] == 0
-    assert pruner.record["choice"] == []
+    assert pruner.record.calibration is not None and pruner.record.calibration.held_out_sequences == 0
+    assert pruner.record.choice == ()

@@ -12,6 +12,7 @@ from .base import Subcommand, add_example, add_model_options, declare_late
 
 if TYPE_CHECKING:
     from optimum_grasprune.outputs import Source
+    from optimum_grasprune.pruned import PrunedModel
     from optimum_grasprune.pruner import GRASPPruner
 
 
@@ -41,13 +42,12 @@ class ExportCommand(Subcommand):
         check_shard_size(self.args.max_shard_size)
         self.check_outputs(self.args.output)
         check_output(self.args.output, overwrite=self.args.overwrite)
-        pruner = GRASPPruner(config)
-        self._prune(pruner)
-        pruner.save(self.args.output, overwrite=self.args.overwrite, max_shard_size=self.args.max_shard_size)
-        print_summary(pruner.record, f"{self.args.model} -> {self.args.output}")
-        self.write_result({name: value for name, value in pruner.record.items() if name != "plan"})
+        pruned = self._prune(GRASPPruner(config))
+        pruned.save(self.args.output, overwrite=self.args.overwrite, max_shard_size=self.args.max_shard_size)
+        print_summary(pruned.record, f"{self.args.model} -> {self.args.output}")
+        self.write_result({name: value for name, value in pruned.record.to_dict().items() if name != "plan"})
 
-    def _prune(self, pruner: GRASPPruner) -> None:
+    def _prune(self, pruner: GRASPPruner) -> PrunedModel:
         from optimum_grasprune.checkpoint import read_plan
         from optimum_grasprune.loading import load_config, load_model, load_tokenizer, require_unquantised
 
@@ -56,10 +56,7 @@ class ExportCommand(Subcommand):
         require_unquantised(source, load_config(source, **options))
         model = load_model(source, dtype=config.dtype, device=config.device, **options)
         tokenizer = load_tokenizer(source, **options)
-        if saved is None:
-            pruner.prune_model(model, tokenizer)
-        else:
-            pruner.replay(model, tokenizer, *saved)
+        return pruner.prune(model, tokenizer) if saved is None else pruner.replay(model, tokenizer, *saved)
 
     def sources(self) -> list[Source]:
         """The model, the corpora and the plan."""

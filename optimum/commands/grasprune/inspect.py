@@ -52,13 +52,13 @@ class InspectCommand(Subcommand):
         print_table(self.args.model, COLUMNS, found.rows(), found.footer())
         record = read_record(self.args.model, self.args.revision)
         if record:
-            print_summary(record, f"pruned from {record['base_model']['name'] or 'a model in memory'}")
+            print_summary(record, f"pruned from {record.base_model.name or 'a model in memory'}")
         if deployment is not None:
             print_table(deployment.title(), deployment.columns(), deployment.rows(), deployment.footer())
         self.write_result(
             {
                 **found.to_dict(),
-                "budget": record["budget"] if record else None,
+                "budget": record.budget.to_dict() if record else None,
                 "deployment": None if deployment is None else deployment.to_dict(),
             }
         )

@@ -5,31 +5,23 @@ from __future__ import annotations
 import itertools
 import math
 import re
-import textwrap
 from collections.abc import Collection, Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
-from .comparison import points_of
-from .writing import slug, write_file
+from ..comparison import ComparisonResult, points_of
+from ..writing import slug, write_file
+from .style import BASELINE, COLOURS, INK, dress, rendered, titled
 
 CUT = 8.0
 """Perplexity over the dense model's at which the axis ends: what lies beyond is of no use to anybody."""
 
-# Okabe and Ito's palette without its yellow, which is too pale on white; its black is the dense line's.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5195")
-MARKERS = {"o": 6.0, "s": 5.5, "^": 6.5, "D": 5.0, "v": 6.5, "*": 9.0, "p": 7.0, "X": 7.0, "<": 6.5, ">": 6.5}
-"""Markers and the sizes at which they look equally large, in points."""
-BASELINE = "#8A8A8A"
-INK = "#333333"
 _OURS = ("default", "quick", "thorough")
 _FONT = 9
 _LINE_OF_TEXT = 0.052
@@ -159,29 +151,21 @@ def ours_among(labels: Collection[str]) -> list[str]:
     return [label for label in labels if re.split("[+:@]", label)[0] in _OURS]
 
 
-def rendered(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
-    """The file of a figure; the same figure gives the same bytes."""
-    file = BytesIO()
-    metadata = {"Date": None} if kind == "svg" else None
-    with rc_context({"svg.hashsalt": "grasprune"}):
-        figure.savefig(file, format=kind, dpi=200, metadata=metadata)
-    return file.getvalue()
-
-
-def write_plots(result: Mapping[str, Any], output: Path) -> list[Path]:
+def write_plots(result: ComparisonResult, output: Path) -> list[Path]:
     """Write perplexity-NAME.png and .svg for every evaluation corpus of a comparison; their paths."""
     written = []
-    model = Path(result["model"]["source"]).name
-    for name, corpus in result["corpora"].items():
-        if result["dense"]["perplexity"][name] is None:
+    model = Path(result.model.source).name
+    for name, corpus in result.corpora.items():
+        dense = result.dense.perplexity[name]
+        if dense is None:
             continue  # beyond what a float holds, and so is whatever could stand beside it
         points = points_of(result, name)
         figure = perplexity_figure(
             points,
-            result["dense"]["perplexity"][name],
+            dense,
             ours=ours_among(points),
             title=f"{model}: perplexity on {name}",
-            subtitle=f"{corpus['windows']:,} windows of {corpus['window']:,} tokens, fp32",
+            subtitle=f"{corpus.windows:,} windows of {corpus.window:,} tokens, fp32",
         )
         kinds: tuple[Literal["png"], Literal["svg"]] = ("png", "svg")
         for kind in kinds:
@@ -189,23 +173,3 @@ def write_plots(result: Mapping[str, Any], output: Path) -> list[Path]:
             write_file(path, rendered(figure, kind))
             written.append(path)
     return written
-
-
-def dress(axes: Axes) -> None:
-    """The look of every plot: a pale grid behind the data, no upper and right border, dark grey ink."""
-    axes.grid(True, which="major", color="#DDDDDD", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.tick_params(which="both", colors=INK, labelsize=9)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(INK)
-
-
-def titled(axes: Axes, title: str, subtitle: str) -> None:
-    """Title and subtitle above the axes, from their left edge."""
-    axes.set_title(textwrap.fill(title, 60), loc="left", fontsize=11, fontweight="bold", pad=22 if subtitle else 8)
-    if subtitle:
-        axes.annotate(
-            subtitle, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points", fontsize=9, color=INK
-        )

@@ -12,7 +12,8 @@ from matplotlib import image, rcParams
 from matplotlib.axes import Axes
 from matplotlib.text import Annotation, Text
 
-from optimum_grasprune.plots import BASELINE, CUT, apart, perplexity_figure, rendered, write_plots
+from optimum_grasprune.report.plots import CUT, apart, perplexity_figure, write_plots
+from optimum_grasprune.report.style import BASELINE, rendered
 from tests.comparison.test_tables import RESULT
 
 LINES = {"default": [(0.4, 30.0), (0.5, 12.0), (0.8, 6.0)], "flap": [(0.4, 80.0), (0.8, 7.0)]}

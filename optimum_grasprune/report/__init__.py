@@ -1,0 +1,6 @@
+"""What people read: tables, the model card, and plots, which need matplotlib and are imported by their own name."""
+
+from .card import GITHUB_NAME, model_card
+from .tables import budget_rows, print_summary, print_table
+
+__all__ = ["GITHUB_NAME", "budget_rows", "model_card", "print_summary", "print_table"]
