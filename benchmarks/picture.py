@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from optimum_grasprune.comparison import ComparisonResult, points_of
-from optimum_grasprune.report.plots import draw_perplexity, ours_among
+from optimum_grasprune.comparison.plots import draw_perplexity, ours_among
 from optimum_grasprune.report.style import BASELINE, COLOURS, INK, dress, rendered, titled
 from optimum_grasprune.writing import write_file
 

@@ -48,8 +48,9 @@ class Stored:
             return adapter.validate_python(values)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            reason = "should be an object" if first["type"] == "dataclass_type" else first["msg"]
-            reason = reason.removeprefix("Value error, ")
+            is_object = first["type"] != "dataclass_type"
+            own = first.get("ctx", {}).get("error", first["msg"])  # without the prefix that pydantic puts before it
+            reason = str(own) if is_object else "should be an object"
             place = ".".join(map(str, first["loc"]))
             raise CheckpointError(
                 f"{source}: {f'{place}: ' if place else ''}{reason[:1].lower()}{reason[1:]}"

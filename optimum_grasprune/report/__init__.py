@@ -1,4 +1,4 @@
-"""What people read: tables, the model card, and plots, which need matplotlib and are imported by their own name."""
+"""What people read: tables, the model card, and how plots look, which needs matplotlib and is imported by itself."""
 
 from .card import GITHUB_NAME, model_card
 from .tables import budget_rows, print_summary, print_table

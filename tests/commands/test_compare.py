@@ -264,7 +264,7 @@ def test_output_after_each_list(cli: Cli, model_folder: Path, corpus_file: Path,
 def test_missing_matplotlib_is_told_before_any_work(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, model_folder: Path, tmp_path: Path
 ) -> None:
-    for module in ("optimum_grasprune.report.plots", "optimum_grasprune.report.style"):
+    for module in ("optimum_grasprune.comparison.plots", "optimum_grasprune.report.style"):
         monkeypatch.delitem(sys.modules, module, raising=False)
         monkeypatch.delattr(module, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -50,7 +50,7 @@ class CompareCommand(Subcommand):
 
         output = Path(self._output())
         self.check_outputs(str(output))
-        plots = None if self.args.no_plot else module_for_plots("optimum_grasprune.report.plots")
+        plots = None if self.args.no_plot else module_for_plots("optimum_grasprune.comparison.plots")
         result = self._comparison(output).run(announce=lambda line: print(line, flush=True))
         write_tables(result, output)
         if plots is not None:

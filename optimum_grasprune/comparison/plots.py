@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import blended_transform_factory
 
-from ..comparison import ComparisonResult, points_of
+from ..report.style import BASELINE, COLOURS, INK, dress, rendered, titled
 from ..writing import slug, write_file
-from .style import BASELINE, COLOURS, INK, dress, rendered, titled
+from .results import ComparisonResult
+from .tables import points_of
 
 CUT = 8.0
 """Perplexity over the dense model's at which the axis ends: what lies beyond is of no use to anybody."""
