@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from safetensors import safe_open
 from transformers.utils.hub import cached_file
@@ -19,6 +19,13 @@ ADAPTER_FILE = "adapter_config.json"
 _INDEX_FILE, _WEIGHTS_FILE = "model.safetensors.index.json", "model.safetensors"
 _PLAIN_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
 _BIT_KEYS = ("bits", "num_bits", "nbits", "w_bit", "weight_bits")
+
+
+class ReadAs(TypedDict, total=False):
+    """How a model is read: whether code that comes with it may run, and the branch, tag or commit of a repository."""
+
+    trust_remote_code: bool
+    revision: str | None
 
 
 def optional_file(source: str, name: str, revision: str | None = None) -> Path | None:

@@ -92,11 +92,11 @@ class GRASPPruner:
         generation = generation_settings(model)
         sources = [*models("the model that was pruned", model.config.name_or_path)]
         sources += corpora("the corpus", self.config.dataset if texts is None else "")
-        task, calibration = self._task(model, tokenizer, texts)
-        selection = self.method.selection(task, earlier)
-        selected = choose(selection.candidates, self.chain, task)
+        problem, calibration = self._problem(model, tokenizer, texts)
+        selection = self.method.selection(problem, earlier)
+        selected = choose(selection.candidates, self.chain, problem)
         set_generation(selected.model, generation)
-        record = self._record(model, selected, _budget_record(task, selected), calibration)
+        record = self._record(model, selected, _budget_record(problem, selected), calibration)
         kept = None if selected.plan is None else selection
         self._last = PrunedModel(selected.model, selected.plan, record, tokenizer, kept, sources)
         return self._last
@@ -160,7 +160,7 @@ class GRASPPruner:
             raise GraspruneError("nothing has been pruned yet: call prune_model first")
         return self._last
 
-    def _task(
+    def _problem(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
@@ -204,7 +204,7 @@ def recipe_of(config: GRASPConfig) -> dict[str, JsonValue]:
     return {**config.to_dict(), **{k: v for options in classes for k, v in config.own(options).to_dict().items()}}
 
 
-def _budget_record(task: Problem, selected: Selected) -> BudgetRecord:
+def _budget_record(problem: Problem, selected: Selected) -> BudgetRecord:
     if isinstance(selected.cut, ElementMask):
-        return elements_budget(task.family, task.model, selected.cut, task.config.keep_ratio)
-    return units_budget(task.family, task.model, selected.model, task.budget)
+        return elements_budget(problem.family, problem.model, selected.cut, problem.config.keep_ratio)
+    return units_budget(problem.family, problem.model, selected.model, problem.budget)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def results_folder(output: Path, marker: str, what: str) -> Path:
     return inner
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write JSON with each object on its own line and lists of numbers on one; replaces the file at once."""
     write_file(path, (_pretty(content) + "\n").encode())
 

@@ -13,7 +13,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from optimum_grasprune import GRASPConfig, GRASPPruner, PrunedModel
 from optimum_grasprune.checkpoint import read_record
 from optimum_grasprune.errors import CheckpointError, GraspruneError
-from optimum_grasprune.methods import Selection, Task
+from optimum_grasprune.methods import Problem, Selection
 from optimum_grasprune.methods.random import Random
 
 
@@ -78,13 +78,13 @@ def test_a_selection_is_not_made_again(prune: Callable[..., PrunedModel], monkey
     selected: list[float] = []
     candidates = Random.candidates
 
-    def score(self: Random, task: Task) -> torch.Tensor:
-        scored.append(task.config.keep_ratio)
+    def score(self: Random, problem: Problem) -> torch.Tensor:
+        scored.append(problem.config.keep_ratio)
         raise AssertionError
 
-    def counted(self: Random, task: Task, scores_U: torch.Tensor) -> object:
-        selected.append(task.config.keep_ratio)
-        return candidates(self, task, scores_U)
+    def counted(self: Random, problem: Problem, scores_U: torch.Tensor) -> object:
+        selected.append(problem.config.keep_ratio)
+        return candidates(self, problem, scores_U)
 
     monkeypatch.setattr(Random, "score", score)
     monkeypatch.setattr(Random, "candidates", counted)

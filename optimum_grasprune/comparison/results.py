@@ -41,7 +41,7 @@ class ComparedModel(BaseModel):
 
     source: str
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, JsonValue]:
         """The content as JSON types, where it is from first."""
         return {"source": self.source, **super().to_dict()}
 
@@ -134,7 +134,7 @@ class FailedCell(Stored):
 class _WithInputs(Stored):
     """A result in a file of its own, beside what it depends on: its fields stand in the file's object."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, JsonValue]:
         """The content as JSON types."""
         values = super().to_dict()
         return {"inputs": values.pop("inputs"), **values.pop("result"), **values}
@@ -173,7 +173,7 @@ class CellResult(Stored):
     recipe: Mapping[str, JsonValue]
     calibration: str | None = None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, JsonValue]:
         """The content as JSON types: the fields of the result stand between those of the cell."""
         values = super().to_dict()
         front = {name: values.pop(name) for name in ("entry", "keep_ratio")}

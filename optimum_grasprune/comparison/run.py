@@ -35,7 +35,7 @@ from ..loading import (
 )
 from ..methods import get_method
 from ..methods.selection import SelectionCache
-from ..model_files import commit_of
+from ..model_files import ReadAs, commit_of
 from ..pruner import GRASPPruner, recipe_of
 from ..record import installed_versions, read_json
 from ..record.describe import describe_model
@@ -92,7 +92,7 @@ class Comparison:
         revision: str | None = None,
     ) -> None:
         self.source, self.cells, self.output, self.device = source, tuple(cells), output, device
-        self.read_as: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+        self.read_as: ReadAs = {"trust_remote_code": trust_remote_code, "revision": revision}
         config = load_config(source, **self.read_as)
         require_unquantised(source, config)
         window = common_window({"the model": config}, window, EVALUATION_WINDOW, "eval_seq_len")
@@ -247,7 +247,7 @@ def _finished(kind: type[File], path: Path, inputs: Inputs) -> File | None:
 class _Base:
     """The base model, loaded when it is first needed, and again only for another precision or device."""
 
-    def __init__(self, source: str, read_as: Mapping[str, Any]) -> None:
+    def __init__(self, source: str, read_as: ReadAs) -> None:
         self.source, self.read_as = source, read_as
         self._key: tuple[str, str] | None = None
         self._model: PreTrainedModel | None = None

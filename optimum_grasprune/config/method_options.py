@@ -60,7 +60,7 @@ class StageOptions(OwnOptions):
     """Options of one recovery stage: the class in `Options` of what `STAGES.register` registers."""
 
 
-def validated(common: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def validated(common: Mapping[str, object], given: Mapping[str, object]) -> dict[str, Any]:
     """The options that are no common ones, validated, with the defaults of those of the same owner.
 
     common: the common options as they were given.  given: the others.  Raises OptionError.
@@ -82,7 +82,7 @@ def own_names(method: str) -> tuple[str, ...]:
     return tuple(name for options in classes if options is not None for name in options.model_fields)
 
 
-def applicable(given: Mapping[str, Any], method: str, stages: Collection[str]) -> dict[str, Any]:
+def applicable(given: Mapping[str, object], method: str, stages: Collection[str]) -> dict[str, Any]:
     """Those of the options that a method or one of the stages brings along."""
     classes = [METHODS.options_of(method), *map(STAGES.options_of, stages)]
     names = {name for options in classes if options is not None for name in options.model_fields}
@@ -99,7 +99,7 @@ def owner_of(option: str) -> str | None:
     return None
 
 
-def _in_force(common: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[type[OwnOptions]]:
+def _in_force(common: Mapping[str, object], given: Mapping[str, object]) -> Iterator[type[OwnOptions]]:
     chosen = METHODS.options_of(str(common.get("method")))
     if chosen is not None:
         yield chosen

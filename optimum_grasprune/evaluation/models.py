@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import JsonValue
+
 from ..config import EvaluationOptions
 from ..corpora import Corpus, load_corpus, tokenize
 from ..families import family_of
 from ..loading import common_window, count_parameters, load_config, load_model, load_tokenizer
+from ..model_files import ReadAs
 from ..record import CorpusRecord, Stored, check_format
 from .perplexity import EVALUATION_WINDOW, Perplexity, perplexity, perplexity_of
 
@@ -26,7 +29,7 @@ class MeasuredModel(Stored):
     first_tokens: tuple[int, ...]
     perplexity: Perplexity
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, JsonValue]:
         """The result as JSON types: the fields of the perplexity stand beside the others."""
         values = super().to_dict()
         return {**values, **values["perplexity"]}
@@ -72,7 +75,7 @@ class EvaluationResult(Stored):
         return f"{self.corpus.source} {self.corpus.split or ''}: {windows}, {first.tokens:,} predictions, fp32"
 
 
-def evaluate(sources: Sequence[str], options: EvaluationOptions, read_as: Mapping[str, Any]) -> EvaluationResult:
+def evaluate(sources: Sequence[str], options: EvaluationOptions, read_as: ReadAs) -> EvaluationResult:
     """Measure each model on the same text.
 
     sources: folders or hub names.  read_as: options of `load_config`, `load_model` and `load_tokenizer`.
@@ -89,7 +92,7 @@ def _corpus_of(options: EvaluationOptions) -> tuple[str, str | None]:
     return options.dataset or "builtin", "test" if held_out else options.dataset_split
 
 
-def _window(sources: Sequence[str], asked: int | None, read_as: Mapping[str, Any]) -> int:
+def _window(sources: Sequence[str], asked: int | None, read_as: ReadAs) -> int:
     """Tokens in a window, the same for all models."""
     configs = {f"the model {source}": load_config(source, **read_as) for source in sources}
     for config in configs.values():
@@ -97,9 +100,7 @@ def _window(sources: Sequence[str], asked: int | None, read_as: Mapping[str, Any
     return common_window(configs, asked, EVALUATION_WINDOW, "seq_len")
 
 
-def _measure(
-    source: str, corpus: Corpus, options: EvaluationOptions, window: int, read_as: Mapping[str, Any]
-) -> MeasuredModel:
+def _measure(source: str, corpus: Corpus, options: EvaluationOptions, window: int, read_as: ReadAs) -> MeasuredModel:
     model = load_model(source, dtype="float32", device=options.device, **read_as)
     tokenizer = load_tokenizer(source, **read_as)
     tokenized = tokenize(corpus, tokenizer, model.config.vocab_size, bos=options.bos)

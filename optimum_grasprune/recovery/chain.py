@@ -92,11 +92,12 @@ class Chain:
                 edit(pruned)
             yield pruned
 
-    def recorded_settings(self, record: Mapping[str, Any] | None) -> Settings:
+    def recorded_settings(self, record: Mapping[str, float | None] | None) -> Settings:
         """What a record says was in force; what is not in it is as where nothing can choose."""
         settings: dict[str, float] = {}
         for stage in self.weight_stages:
-            recorded = {name: record[name] for name in stage.settings if record and record.get(name) is not None}
+            found = {name: (record or {}).get(name) for name in stage.settings}
+            recorded = {name: value for name, value in found.items() if value is not None}
             settings |= {**stage.variants()[0], **recorded}
         return settings
 

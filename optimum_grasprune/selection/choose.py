@@ -39,15 +39,15 @@ class Selected:
         return None if isinstance(self.cut, ElementMask) else self.cut
 
 
-def choose(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, task: Problem) -> Selected:
+def choose(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem) -> Selected:
     """The best candidate with the best of the chain; with nothing held out, the last one with all of it.
 
     Each candidate is measured as it is, the best few with refitted weights too, and the winner alone is trained on.
     """
     cuts = {name: _cut(mask) for name, mask in candidates.items()}
-    reference = Reference.of(task)
-    if len(task.held_out_NS):
-        judge = _Judge(task)
+    reference = Reference.of(problem)
+    if len(problem.held_out_NS):
+        judge = _Judge(problem)
         for name, cut in track(cuts.items(), "candidates", "mask"):
             (bare,) = Chain().refitted(reference, [Trial(cut)])
             judge.consider(Selected(cut, bare), name)
@@ -61,7 +61,7 @@ def choose(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, task:
         *_, cut = cuts.values()
         selected = next(_refitted({"": chain.trials(cut)[:1]}, chain, reference))[1]
     for stage in chain.trained_stages:
-        selected = _trained(selected, stage, reference, task)
+        selected = _trained(selected, stage, reference, problem)
     return selected
 
 
@@ -83,14 +83,14 @@ def _refitted(
 class _Judge:
     """Measures models one after another and holds on to the best only."""
 
-    def __init__(self, task: Problem) -> None:
-        self.task = task
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
         self.judgements: list[Judgement] = []
         self.best: Selected | None = None
 
     def consider(self, selected: Selected, name: str) -> None:
         """Measure a model."""
-        loss = self.task.runner.beside(selected.model).mean_loss(self.task.held_out_NS)
+        loss = self.problem.runner.beside(selected.model).mean_loss(self.problem.held_out_NS)
         if not self.judgements or loss < min(judgement.loss for judgement in self.judgements):
             self.best = selected
         self.judgements.append(_judgement(name, selected.stages, selected.settings, loss))
@@ -106,14 +106,14 @@ class _Judge:
         return replace(self.best, judgements=tuple(self.judgements))
 
 
-def _trained(selected: Selected, stage: TrainedStage, reference: Reference, task: Problem) -> Selected:
+def _trained(selected: Selected, stage: TrainedStage, reference: Reference, problem: Problem) -> Selected:
     """The selected model with what the stage learns folded in, unless the held-out loss is lower without it."""
     learnt = stage.train(reference, selected.model, Trial(selected.cut).plan)
     stages, judgements = (*selected.stages, stage.name), selected.judgements
-    if len(task.held_out_NS):
+    if len(problem.held_out_NS):
         best = min(judgements, key=lambda judgement: judgement.loss)
         with learnt.in_force():
-            loss = task.runner.beside(selected.model).mean_loss(task.held_out_NS)
+            loss = problem.runner.beside(selected.model).mean_loss(problem.held_out_NS)
         judgements = (*judgements, _judgement(best.candidate, stages, selected.settings, loss))
         if loss >= best.loss:
             return replace(selected, judgements=judgements)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 from transformers import PreTrainedConfig
 
 from ..config import DeploymentOptions
@@ -53,7 +54,7 @@ class Inspection:
     layers: tuple[LayerRow, ...]
     dtype: str
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, JsonValue]:
         """What the result says of it, as JSON types."""
         facts = asdict(self)
         del facts["dtype"]
@@ -128,7 +129,7 @@ class Deployment:
     model: Fit
     dense: Fit | None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """What the result says of it, as JSON types."""
         dense = None if self.dense is None else self.dense.to_dict()
         return {**self.options.to_dict(), "dense": dense, "model": self.model.to_dict()}

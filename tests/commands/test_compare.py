@@ -114,9 +114,9 @@ def test_gates_are_trained_once_for_all_compensations(
     trained: list[float] = []
     candidates = GRASPrune.candidates
 
-    def counted(self: GRASPrune, task: Problem, *arguments: Any) -> Any:
-        trained.append(task.config.keep_ratio)
-        return candidates(self, task, *arguments)
+    def counted(self: GRASPrune, problem: Problem, *arguments: Any) -> Any:
+        trained.append(problem.config.keep_ratio)
+        return candidates(self, problem, *arguments)
 
     monkeypatch.setattr(GRASPrune, "candidates", counted)
     assert compare(methods=("default", "default+none", "default+least_squares")).code == 0

@@ -15,7 +15,7 @@ import torch
 from optimum_grasprune import GRASPConfig, GRASPPruner
 from optimum_grasprune.config import MethodOptions, StageOptions
 from optimum_grasprune.errors import OptionError
-from optimum_grasprune.methods import Method, Task
+from optimum_grasprune.methods import Method, Problem
 from optimum_grasprune.methods.selection import SelectionCache
 from optimum_grasprune.recovery.base import WeightStage
 from optimum_grasprune.recovery.reference import Reference, Trial
@@ -40,9 +40,9 @@ class Toy(Method):
     class Options(MethodOptions):
         toy_option: int = Field(default=1, ge=1, description="what unit numbers are multiplied by")
 
-    def score(self, task):
-        factor = task.config.own(self.Options).toy_option
-        return torch.arange(task.inventory.num_units).mul(factor).remainder(17).float()
+    def score(self, problem):
+        factor = problem.config.own(self.Options).toy_option
+        return torch.arange(problem.inventory.num_units).mul(factor).remainder(17).float()
 '''
 LINE = 'METHODS.declare("toy", "toy_method", own_options=True)'
 
@@ -277,8 +277,8 @@ class Faded(Method):
     needs_calibration = False
     compensation = "fade"
 
-    def score(self, task: Task) -> torch.Tensor:
-        return torch.arange(task.inventory.num_units).float()
+    def score(self, problem: Problem) -> torch.Tensor:
+        return torch.arange(problem.inventory.num_units).float()
 
 
 @pytest.fixture

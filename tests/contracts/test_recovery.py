@@ -34,7 +34,7 @@ from optimum_grasprune.registry import CHAINS, STAGES
 from optimum_grasprune.selection import choose
 from optimum_grasprune.statistics import MOMENTS
 from tests.conftest import make_model
-from tests.contracts.test_methods import choices, task_of
+from tests.contracts.test_methods import choices, problem_of
 
 
 @pytest.fixture(params=stage_names())
@@ -43,26 +43,26 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def task(model: LlamaForCausalLM) -> Problem:
+def problem(model: LlamaForCausalLM) -> Problem:
     config = GRASPConfig(method="random", scale_samples=2, scale_learning_rate=0.1)
-    return replace(task_of(model, config), declared=(MOMENTS,))
+    return replace(problem_of(model, config), declared=(MOMENTS,))
 
 
 @pytest.fixture
-def plan(task: Problem) -> PruningPlan:
-    return PruningPlan.from_mask(choices(task)["random"])
+def plan(problem: Problem) -> PruningPlan:
+    return PruningPlan.from_mask(choices(problem)["random"])
 
 
-def mask_of(task: Problem, seed: int) -> UnitMask:
-    return choices(task_of(task.model, task.config.model_copy(update={"seed": seed})))["random"]
+def mask_of(problem: Problem, seed: int) -> UnitMask:
+    return choices(problem_of(problem.model, problem.config.model_copy(update={"seed": seed})))["random"]
 
 
-def chain_of(names: tuple[str, ...], task: Problem) -> Chain:
-    return Chain.of(names, get_method("random").resolved(task.config))
+def chain_of(names: tuple[str, ...], problem: Problem) -> Chain:
+    return Chain.of(names, get_method("random").resolved(problem.config))
 
 
-def reference_of(task: Problem) -> Reference:
-    return Reference.of(task)
+def reference_of(problem: Problem) -> Reference:
+    return Reference.of(problem)
 
 
 def state_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -95,47 +95,49 @@ def test_chains_refit_first_and_train_then() -> None:
         assert trained == sorted(trained)
 
 
-def test_leaves_the_dense_model_alone_and_comes_to_the_same_again(name: str, task: Problem, plan: PruningPlan) -> None:
-    before, states = state_of(task.model), []
+def test_leaves_the_dense_model_alone_and_comes_to_the_same_again(
+    name: str, problem: Problem, plan: PruningPlan
+) -> None:
+    before, states = state_of(problem.model), []
     for _ in range(2):
-        chain = chain_of((name,), task)
-        model = next(chain.refitted(reference_of(task), chain.trials(plan)))
+        chain = chain_of((name,), problem)
+        model = next(chain.refitted(reference_of(problem), chain.trials(plan)))
         for stage in chain.trained_stages:
-            stage.train(reference_of(task), model, plan).fold()
+            stage.train(reference_of(problem), model, plan).fold()
         states.append(state_of(model))
-    assert same(*states) and same(state_of(task.model), before)
-    (bare,) = Chain().refitted(reference_of(task), [Trial(plan)])
+    assert same(*states) and same(state_of(problem.model), before)
+    (bare,) = Chain().refitted(reference_of(problem), [Trial(plan)])
     assert not same(state_of(bare), states[0])
 
 
-def test_every_variant_has_the_settings_that_the_stage_names(name: str, task: Problem) -> None:
-    for stage in chain_of((name,), task).weight_stages:
+def test_every_variant_has_the_settings_that_the_stage_names(name: str, problem: Problem) -> None:
+    for stage in chain_of((name,), problem).weight_stages:
         assert stage.variants() and all(set(variant) == set(stage.settings) for variant in stage.variants())
 
 
-def test_many_at_once_come_to_what_each_comes_to_alone(name: str, task: Problem, plan: PruningPlan) -> None:
-    chain = chain_of((name,), task)
-    trials = [*chain.trials(plan), *chain.trials(PruningPlan.from_mask(mask_of(task, 1)))]
-    together = [state_of(model) for model in chain.refitted(reference_of(task), trials)]
+def test_many_at_once_come_to_what_each_comes_to_alone(name: str, problem: Problem, plan: PruningPlan) -> None:
+    chain = chain_of((name,), problem)
+    trials = [*chain.trials(plan), *chain.trials(PruningPlan.from_mask(mask_of(problem, 1)))]
+    together = [state_of(model) for model in chain.refitted(reference_of(problem), trials)]
     for trial, state in zip(trials, together, strict=True):
-        (alone,) = chain.refitted(reference_of(task), [trial])
+        (alone,) = chain.refitted(reference_of(problem), [trial])
         assert same(state_of(alone), state)
 
 
 def test_trying_what_was_learnt_changes_nothing_and_is_what_folding_gives(
-    name: str, task: Problem, plan: PruningPlan
+    name: str, problem: Problem, plan: PruningPlan
 ) -> None:
-    chain = chain_of((name,), task)
+    chain = chain_of((name,), problem)
     for stage in chain.trained_stages:
-        (pruned,) = Chain().refitted(reference_of(task), [Trial(plan)])
+        (pruned,) = Chain().refitted(reference_of(problem), [Trial(plan)])
         before = state_of(pruned)
-        learnt = stage.train(reference_of(task), pruned, plan)
+        learnt = stage.train(reference_of(problem), pruned, plan)
         with learnt.in_force(), torch.no_grad():
-            tried = pruned(task.tokens_NS).logits
+            tried = pruned(problem.tokens_NS).logits
         assert same(state_of(pruned), before)
         learnt.fold()
         with torch.no_grad():
-            torch.testing.assert_close(pruned(task.tokens_NS).logits, tried, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(pruned(problem.tokens_NS).logits, tried, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("held_out", [0, 4])
@@ -148,15 +150,17 @@ def test_a_replay_gives_the_same_bytes(
     assert same(state_of(again.model), state_of(pruner.model))
 
 
-def test_added_parameters_are_those_that_the_model_has_more(name: str, task: Problem, plan: PruningPlan) -> None:
-    chain = chain_of((name,), task)
-    with_stage, without = (next(chain.refitted(reference_of(task), chain.trials(plan))) for chain in (chain, Chain()))
-    added = chain.added_parameters(task.model, task.family)
+def test_added_parameters_are_those_that_the_model_has_more(name: str, problem: Problem, plan: PruningPlan) -> None:
+    chain = chain_of((name,), problem)
+    with_stage, without = (
+        next(chain.refitted(reference_of(problem), chain.trials(plan))) for chain in (chain, Chain())
+    )
+    added = chain.added_parameters(problem.model, problem.family)
     assert added == count_parameters(with_stage) - count_parameters(without)
 
 
 def test_statistics_are_collected_once_for_all_candidates(
-    name: str, task: Problem, monkeypatch: pytest.MonkeyPatch
+    name: str, problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []
 
@@ -166,7 +170,7 @@ def test_statistics_are_collected_once_for_all_candidates(
 
     gather = WholeModel.gather
     monkeypatch.setattr(WholeModel, "gather", counted)
-    choose({str(seed): mask_of(task, seed) for seed in range(3)}, chain_of((name,), task), task)
+    choose({str(seed): mask_of(problem, seed) for seed in range(3)}, chain_of((name,), problem), problem)
     assert len(passes) == len(get_stage(name).statistics)
 
 
@@ -296,10 +300,10 @@ def test_a_toy_stage_is_chosen_described_and_replayed(
     assert not same(state_of(other.model), state_of(pruner.model))
 
 
-def test_all_variants_of_a_toy_stage_are_judged(registered: Callable[[type[Stage]], None], task: Problem) -> None:
+def test_all_variants_of_a_toy_stage_are_judged(registered: Callable[[type[Stage]], None], problem: Problem) -> None:
     registered(Tilt)
-    masks = {str(seed): mask_of(task, seed) for seed in range(3)}
-    selected = choose(masks, chain_of(("tilt",), task), task)
+    masks = {str(seed): mask_of(problem, seed) for seed in range(3)}
+    selected = choose(masks, chain_of(("tilt",), problem), problem)
     tried = [dict(judgement.settings) for judgement in selected.judgements if judgement.compensation == "tilt"]
     assert tried == [{"step": 0.5}, {"step": 1e-4}] * 2
     best = min(selected.judgements, key=lambda judgement: judgement.loss)

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from optimum.commands.base import BaseOptimumCLICommand
 
 if TYPE_CHECKING:
+    from optimum_grasprune.model_files import ReadAs
     from optimum_grasprune.outputs import Source
 
 Declare = Callable[[argparse.ArgumentParser, Sequence[str]], None]
@@ -70,7 +71,7 @@ class Subcommand(BaseOptimumCLICommand):
             print("interrupted", file=sys.stderr)
             sys.exit(130)
 
-    def source_options(self, *sources: str) -> dict[str, Any]:
+    def source_options(self, *sources: str) -> ReadAs:
         """How the named models are to be read, by the options of `load_config`, `load_model` and `load_tokenizer`."""
         from optimum_grasprune.model_files import check_revision
 
@@ -120,7 +121,7 @@ class Subcommand(BaseOptimumCLICommand):
         print(f"{self.parser.prog}: error: {line}", file=sys.stderr)
         sys.exit(2)
 
-    def write_result(self, result: dict[str, Any]) -> None:
+    def write_result(self, result: Mapping[str, object]) -> None:
         """Write the result to the file that `--json` names, if it does."""
         if self.args.json:
             from pathlib import Path

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optimum.commands.base import CommandInfo
 
@@ -16,6 +16,7 @@ from .base import Subcommand, add_example, add_model_options, declare_late
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from optimum_grasprune.model_files import ReadAs
     from optimum_grasprune.outputs import Source
     from optimum_grasprune.serving.inspection import Deployment
 
@@ -63,7 +64,7 @@ class InspectCommand(Subcommand):
             }
         )
 
-    def _read_as(self) -> dict[str, Any]:
+    def _read_as(self) -> ReadAs:
         return self.source_options(self.args.model, *filter(None, [self.args.dense]))
 
     def _deployment(self, config: PreTrainedConfig) -> Deployment | None:
