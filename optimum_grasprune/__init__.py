@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from .auto_classes import register_when_loaded
 
 if TYPE_CHECKING:
-    from .checkpoint import load_pruned_model
     from .config import GRASPConfig
     from .errors import GraspruneError
+    from .export.checkpoint import load_pruned_model
     from .pruned import PrunedModel
     from .pruner import GRASPPruner
     from .units import Budget, PruningPlan, UnitGroup, UnitInventory, UnitMask, project
@@ -29,7 +29,7 @@ _HOMES = {
     "UnitGroup": "units",
     "UnitInventory": "units",
     "UnitMask": "units",
-    "load_pruned_model": "checkpoint",
+    "load_pruned_model": "export.checkpoint",
     "project": "units",
 }
 

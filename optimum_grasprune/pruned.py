@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .checkpoint import save_checkpoint
+from .export.card import model_card
+from .export.checkpoint import save_checkpoint
+from .export.outputs import Source
 from .methods.selection import Selection
-from .outputs import Source
 from .record import Record
-from .report import model_card
 from .units import PruningPlan
 
 

@@ -15,13 +15,13 @@ from .config import GRASPConfig
 from .corpora import TokenizedCorpus
 from .errors import GraspruneError, OptionError
 from .execution import WholeModel
+from .export.outputs import corpora, local, models
 from .families import family_of
 from .generation import generation_settings, set_generation
 from .loading import count_parameters
 from .methods import get_method
 from .methods.selection import Selection
 from .numerics import on_plain_torch
-from .outputs import corpora, local, models
 from .problem import Problem
 from .pruned import PrunedModel
 from .record import BudgetRecord, Record, installed_versions

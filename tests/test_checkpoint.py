@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, load_pruned_model
-from optimum_grasprune.checkpoint import read_plan
 from optimum_grasprune.errors import CheckpointError, PlanError
+from optimum_grasprune.export.checkpoint import read_plan
 from optimum_grasprune.loading import load_model
 from tests.conftest import make_model, make_tokenizer
 

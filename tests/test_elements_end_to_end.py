@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, load_pruned_model
-from optimum_grasprune.checkpoint import read_plan, read_record
 from optimum_grasprune.errors import OptionError, PlanError
 from optimum_grasprune.execution import WholeModel
+from optimum_grasprune.export.checkpoint import read_plan, read_record
 from optimum_grasprune.families import linears
 from optimum_grasprune.loading import count_parameters
 from optimum_grasprune.report import budget_rows, print_summary

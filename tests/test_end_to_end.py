@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, load_pruned_model
-from optimum_grasprune.checkpoint import save_checkpoint
 from optimum_grasprune.corpora import load_corpus, tokenize
 from optimum_grasprune.evaluation import perplexity
+from optimum_grasprune.export.checkpoint import save_checkpoint
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import load_model, load_tokenizer
 from optimum_grasprune.surgery import build_pruned_model

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from optimum_grasprune.errors import CheckpointError, OptionError
-from optimum_grasprune.outputs import Source, check_apart, check_result_file, corpora, local, models
-from optimum_grasprune.staging import (
+from optimum_grasprune.export.outputs import Source, check_apart, check_result_file, corpora, local, models
+from optimum_grasprune.export.staging import (
     CHECKPOINT_FILES,
     UnmovedError,
     check_output,

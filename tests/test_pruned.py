@@ -11,8 +11,8 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PrunedModel
-from optimum_grasprune.checkpoint import read_record
 from optimum_grasprune.errors import CheckpointError, GraspruneError
+from optimum_grasprune.export.checkpoint import read_record
 from optimum_grasprune.methods import Problem, Selection
 from optimum_grasprune.methods.random import Random
 

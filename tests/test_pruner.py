@@ -13,8 +13,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
-from optimum_grasprune.checkpoint import read_plan
 from optimum_grasprune.errors import GraspruneError, OptionError, PlanError
+from optimum_grasprune.export.checkpoint import read_plan
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import calibration_length, count_parameters
 from optimum_grasprune.methods import get_method

@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
-from optimum_grasprune.checkpoint import read_plan, read_record
 from optimum_grasprune.errors import CheckpointError, PlanError
+from optimum_grasprune.export.checkpoint import read_plan, read_record
 from optimum_grasprune.loading import load_model, load_tokenizer
 from optimum_grasprune.record import RECORD_FORMAT, Record
 from tests.conftest import TINY_LLAMA

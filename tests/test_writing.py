@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from optimum_grasprune.errors import CheckpointError
-from optimum_grasprune.staging import check_output, staged_folder
+from optimum_grasprune.export.staging import check_output, staged_folder
 from optimum_grasprune.writing import slug, write_json
 
 

@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, PreTrainedConfig
 
-from ..checkpoint import check_shard_size
+from ..export.card import GITHUB_NAME
+from ..export.checkpoint import check_shard_size
+from ..export.staging import RECORD_NAME, is_pruned_checkpoint, staged_folder
 from ..families import family_of
 from ..loading import empty_model
 from ..progress import track
 from ..record import Record, installed_versions
 from ..record.describe import describe_model, units_budget
-from ..report import GITHUB_NAME
-from ..staging import RECORD_NAME, is_pruned_checkpoint, staged_folder
 from ..surgery import pruned_config
 from ..units import Budget, PruningPlan
 from ..writing import write_json

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoint import read_record
 from ..errors import OptionError
+from ..export.checkpoint import read_record
 from ..families import family_of
 from ..families.shape import model_shape
 from ..loading import empty_model, load_config

@@ -13,8 +13,8 @@ import pytest
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, load_pruned_model
-from optimum_grasprune.checkpoint import read_plan
 from optimum_grasprune.errors import CheckpointError, OptionError
+from optimum_grasprune.export.checkpoint import read_plan
 from optimum_grasprune.record.describe import public_name
 from tests.commands.conftest import Outcome
 from tests.conftest import make_model

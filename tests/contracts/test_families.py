@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask, load_pruned_model
-from optimum_grasprune.checkpoint import save_checkpoint
 from optimum_grasprune.errors import UnsupportedFamilyError
+from optimum_grasprune.export.checkpoint import save_checkpoint
 from optimum_grasprune.families import FAMILIES, family_of
 from optimum_grasprune.loading import empty_model
 from optimum_grasprune.surgery import build_pruned_model

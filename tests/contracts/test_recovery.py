@@ -13,9 +13,9 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask
-from optimum_grasprune.checkpoint import read_plan
 from optimum_grasprune.errors import OptionError, PlanError
 from optimum_grasprune.execution import WholeModel
+from optimum_grasprune.export.checkpoint import read_plan
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import count_parameters
 from optimum_grasprune.methods import Problem, get_method

@@ -11,7 +11,6 @@ from safetensors import safe_open
 from transformers import LlamaConfig
 
 from optimum_grasprune import Budget, PruningPlan, UnitGroup, UnitInventory, UnitMask, load_pruned_model
-from optimum_grasprune.checkpoint import read_plan, read_record
 from optimum_grasprune.config import BudgetOptions
 from optimum_grasprune.dummy import (
     SHAPES,
@@ -25,6 +24,7 @@ from optimum_grasprune.dummy import (
     write_dummy,
 )
 from optimum_grasprune.errors import OptionError
+from optimum_grasprune.export.checkpoint import read_plan, read_record
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import count_parameters, empty_model, load_model, load_tokenizer
 from optimum_grasprune.selection.width_search import widths_of

@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask
-from optimum_grasprune.checkpoint import save_checkpoint
+from optimum_grasprune.export.checkpoint import save_checkpoint
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import load_model, load_tokenizer
 from optimum_grasprune.serving.engines.vllm.server import Server, ServerError, served

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from optimum.commands.base import BaseOptimumCLICommand
 
 if TYPE_CHECKING:
+    from optimum_grasprune.export.outputs import Source
     from optimum_grasprune.model_files import ReadAs
-    from optimum_grasprune.outputs import Source
 
 Declare = Callable[[argparse.ArgumentParser, Sequence[str]], None]
 """Declares the options of a command. The second argument is the command line after the name of the command."""
@@ -91,7 +91,7 @@ class Subcommand(BaseOptimumCLICommand):
 
         Raises GraspruneError.
         """
-        from optimum_grasprune.outputs import check_apart, check_result_file
+        from optimum_grasprune.export.outputs import check_apart, check_result_file
 
         if output is not None:
             check_apart(output, self.sources())

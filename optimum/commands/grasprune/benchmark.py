@@ -14,7 +14,7 @@ from .base import Subcommand, add_example, add_model_options, is_number, module_
 from .benchmark_options import OPTIONS
 
 if TYPE_CHECKING:
-    from optimum_grasprune.outputs import Source
+    from optimum_grasprune.export.outputs import Source
     from optimum_grasprune.serving.asked import Asked
 
 
@@ -72,7 +72,7 @@ class BenchmarkCommand(Subcommand):
 
     def sources(self) -> list[Source]:
         """The checkpoints and the prompts."""
-        from optimum_grasprune.outputs import local, models
+        from optimum_grasprune.export.outputs import local, models
         from optimum_grasprune.serving.checkpoints import named
 
         args = self.args

@@ -21,7 +21,7 @@ from .base import (
 
 if TYPE_CHECKING:
     from optimum_grasprune.comparison import Comparison
-    from optimum_grasprune.outputs import Source
+    from optimum_grasprune.export.outputs import Source
 
 OF_A_CELL = ("method", "keep_ratio")
 """Fields that `--methods` and `--keep-ratios` set, cell by cell."""
@@ -63,7 +63,7 @@ class CompareCommand(Subcommand):
 
     def sources(self) -> list[Source]:
         """The model and the corpora that it is calibrated and measured on."""
-        from optimum_grasprune.outputs import corpora, models
+        from optimum_grasprune.export.outputs import corpora, models
 
         args = self.args
         return [

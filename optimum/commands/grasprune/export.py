@@ -11,7 +11,7 @@ from optimum.commands.base import CommandInfo
 from .base import Subcommand, add_example, add_model_options, declare_late
 
 if TYPE_CHECKING:
-    from optimum_grasprune.outputs import Source
+    from optimum_grasprune.export.outputs import Source
     from optimum_grasprune.pruned import PrunedModel
     from optimum_grasprune.pruner import GRASPPruner
 
@@ -31,12 +31,12 @@ class ExportCommand(Subcommand):
 
     def execute(self) -> None:
         """Prune, save, summarise."""
-        from optimum_grasprune.checkpoint import check_shard_size
         from optimum_grasprune.config import by_recipe
         from optimum_grasprune.config.flags import given
+        from optimum_grasprune.export.checkpoint import check_shard_size
+        from optimum_grasprune.export.staging import check_output
         from optimum_grasprune.pruner import GRASPPruner
         from optimum_grasprune.report import print_summary
-        from optimum_grasprune.staging import check_output
 
         config = by_recipe(self.args.recipe, **given(self.args, self.args.config_fields))
         check_shard_size(self.args.max_shard_size)
@@ -48,7 +48,7 @@ class ExportCommand(Subcommand):
         self.write_result({name: value for name, value in pruned.record.to_dict().items() if name != "plan"})
 
     def _prune(self, pruner: GRASPPruner) -> PrunedModel:
-        from optimum_grasprune.checkpoint import read_plan
+        from optimum_grasprune.export.checkpoint import read_plan
         from optimum_grasprune.loading import load_config, load_model, load_tokenizer, require_unquantised
 
         config, source, options = pruner.config, self.args.model, self.source_options(self.args.model)
@@ -60,7 +60,7 @@ class ExportCommand(Subcommand):
 
     def sources(self) -> list[Source]:
         """The model, the corpora and the plan."""
-        from optimum_grasprune.outputs import corpora, local, models
+        from optimum_grasprune.export.outputs import corpora, local, models
 
         args = self.args
         return [

@@ -16,8 +16,8 @@ from .base import Subcommand, add_example, add_model_options, declare_late
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from optimum_grasprune.export.outputs import Source
     from optimum_grasprune.model_files import ReadAs
-    from optimum_grasprune.outputs import Source
     from optimum_grasprune.serving.inspection import Deployment
 
 
@@ -34,13 +34,13 @@ class InspectCommand(Subcommand):
 
     def sources(self) -> list[Source]:
         """The model and the dense one."""
-        from optimum_grasprune.outputs import models
+        from optimum_grasprune.export.outputs import models
 
         return models("a model that is inspected", self.args.model, self.args.dense)
 
     def execute(self) -> None:
         """Read shapes off the configuration, then print them beside the recorded budget and what fits."""
-        from optimum_grasprune.checkpoint import read_record
+        from optimum_grasprune.export.checkpoint import read_record
         from optimum_grasprune.families import family_of
         from optimum_grasprune.loading import load_config
         from optimum_grasprune.report import print_summary, print_table

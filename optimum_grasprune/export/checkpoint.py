@@ -20,16 +20,16 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .errors import CheckpointError, OptionError, PlanError
-from .families import FAMILIES
-from .generation import savable, write_generation
-from .loading import load_config, load_model
-from .model_files import optional_file
+from ..errors import CheckpointError, OptionError, PlanError
+from ..families import FAMILIES
+from ..generation import savable, write_generation
+from ..loading import load_config, load_model
+from ..model_files import optional_file
+from ..record import Record
+from ..units import PruningPlan
+from ..writing import resolved, write_json
 from .outputs import Source, check_apart
-from .record import Record
 from .staging import RECORD_NAME, UnmovedError, check_output, staged_folder
-from .units import PruningPlan
-from .writing import resolved, write_json
 
 
 def save_checkpoint(

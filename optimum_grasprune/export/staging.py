@@ -18,8 +18,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from .errors import CheckpointError
-from .writing import made_folders, resolved, try_writing
+from ..errors import CheckpointError
+from ..writing import made_folders, resolved, try_writing
 
 RECORD_NAME = "grasp_config.json"
 CHECKPOINT_FILES = (

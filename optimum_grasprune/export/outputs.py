@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .corpora.sources import BUILTIN, SAMPLED
-from .errors import CheckpointError, OptionError
+from ..corpora.sources import BUILTIN, SAMPLED
+from ..errors import CheckpointError, OptionError
+from ..writing import resolved, try_writing
 from .staging import is_checkpoint_file
-from .writing import resolved, try_writing
 
 _PART = re.compile(r"\[[^\[\]]*\]$")
 

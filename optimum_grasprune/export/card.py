@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..checkpoint import needs_code
 from ..methods import get_method
 from ..record import Record
 from ..record.describe import public_name
 from ..recovery.chain import sentence
+from ..report import budget_rows
 from ..units import KINDS, PruningPlan, UnitKind
-from .tables import budget_rows
+from .checkpoint import needs_code
 
 GITHUB_NAME = "optimum-grasprune"
 
