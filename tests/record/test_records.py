@@ -17,7 +17,7 @@ from optimum_grasprune.loading import load_model, load_tokenizer
 from optimum_grasprune.record import RECORD_FORMAT, Record
 from tests.conftest import TINY_LLAMA
 
-OLD = Path(__file__).parent / "data" / "version-0.1"
+OLD = Path(__file__).parents[1] / "data" / "version-0.1"
 
 
 def stored(name: str = "fasp", **values: Any) -> dict[str, Any]:
