@@ -17,11 +17,12 @@ import shutil
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from optimum_grasprune.comparison.tables import excess_loss
-from optimum_grasprune.files import write_file, write_json
+from optimum_grasprune.comparison import ComparisonResult
+from optimum_grasprune.writing import write_file, write_json
 
 CHANGES: dict[str, list[str]] = {
     "zero start": ["--start", "zero"],
@@ -44,7 +45,7 @@ Table = dict[str, dict[str, list[float]]]
 """Excess losses of one corpus by row and keep ratio, a value for each seed."""
 
 
-def compare(args: argparse.Namespace, change: str, seed: int) -> dict[str, dict[str, Any]]:
+def compare(args: argparse.Namespace, change: str, seed: int) -> dict[str, ComparisonResult]:
     """One change with one seed at all ratios: comparisons by the names of their rows."""
     rows = {change: ""} if change else COMPENSATIONS
     entries = {row or args.recipe: args.recipe + compensation for row, compensation in rows.items()}
@@ -57,9 +58,9 @@ def compare(args: argparse.Namespace, change: str, seed: int) -> dict[str, dict[
     command = [sys.executable, "-m", "optimum.commands.optimum_cli", "grasprune", "compare", "-m", args.model]
     command += ["--methods", *entries.values(), "--keep-ratios", *args.keep_ratios, "--seed", str(seed), "--no-plot"]
     subprocess.run([*command, *args.compare_options, *CHANGES.get(change, []), str(folder)], check=True)
-    whole = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    whole = ComparisonResult.read(folder / "comparison.json")
     return {
-        row: {**whole, "cells": [cell for cell in whole["cells"] if cell["entry"] == entry]}
+        row: replace(whole, cells=tuple(cell for cell in whole.cells if cell.entry == entry))
         for row, entry in entries.items()
     }
 
@@ -69,12 +70,13 @@ def folder_of(args: argparse.Namespace, change: str, seed: int) -> Path:
     return args.output / f"{change.replace(' ', '-') or args.recipe}-{seed}"
 
 
-def excess_losses(comparison: dict[str, Any]) -> dict[tuple[str, str], float]:
+def excess_losses(comparison: ComparisonResult) -> dict[tuple[str, str], float]:
     """ln(perplexity ÷ dense) for each corpus and keep ratio, in nats."""
     return {
-        (corpus, f"{cell['keep_ratio']:g}"): excess_loss(comparison, cell, corpus)
-        for cell in comparison["cells"]
-        for corpus in cell["perplexity"]
+        (corpus, f"{cell.keep_ratio:g}"): comparison.excess_loss(cell.pruned, corpus)
+        for cell in comparison.cells
+        if cell.pruned is not None
+        for corpus in cell.pruned.perplexity
     }
 
 

@@ -14,9 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from optimum_grasprune.comparison import points_of
-from optimum_grasprune.files import write_file
-from optimum_grasprune.plots import BASELINE, COLOURS, INK, draw_perplexity, dress, ours_among, rendered, titled
+from optimum_grasprune.comparison import ComparisonResult, points_of
+from optimum_grasprune.comparison.plots import draw_perplexity, ours_among
+from optimum_grasprune.report.style import BASELINE, COLOURS, INK, dress, rendered, titled
+from optimum_grasprune.writing import write_file
 
 RESULTS = Path(__file__).parent / "results"
 CORPUS = "WikiText-2"
@@ -37,9 +38,9 @@ def main(output: Path) -> None:
 
 def draw_quality(axes: Axes) -> None:
     """Perplexity of every method, the paper's recipe from its own run."""
-    comparison, paper = (json.loads((RESULTS / "smollm2-135m" / f"{name}.json").read_text()) for name in NAMES)
+    comparison, paper = (ComparisonResult.read(RESULTS / "smollm2-135m" / f"{name}.json") for name in NAMES)
     points = {**points_of(comparison, CORPUS), **points_of(paper, CORPUS)}
-    dense = comparison["dense"]["perplexity"][CORPUS]
+    dense = comparison.dense.perplexity[CORPUS]
     title, subtitle = "SmolLM2-135M: quality", f"{CORPUS} test, nothing fine-tuned"
     draw_perplexity(axes, points, dense, ours_among(points), title=title, subtitle=subtitle)
 

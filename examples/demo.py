@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from get_smollm2 import export
 
-from optimum_grasprune.benchmark import served
 from optimum_grasprune.report import print_table
+from optimum_grasprune.serving.engines.vllm.server import served
 
 QUESTION = "The capital of France is"
 # Half of the quick recipe's sequences, to end in minutes on two CPU cores.

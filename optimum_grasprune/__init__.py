@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from .auto_classes import register_when_loaded
 
 if TYPE_CHECKING:
-    from .checkpoint import load_pruned_model
     from .config import GRASPConfig
     from .errors import GraspruneError
+    from .export.checkpoint import load_pruned_model
+    from .pruned import PrunedModel
     from .pruner import GRASPPruner
     from .units import Budget, PruningPlan, UnitGroup, UnitInventory, UnitMask, project
 
@@ -24,10 +25,11 @@ _HOMES = {
     "GRASPPruner": "pruner",
     "GraspruneError": "errors",
     "PruningPlan": "units",
+    "PrunedModel": "pruned",
     "UnitGroup": "units",
     "UnitInventory": "units",
     "UnitMask": "units",
-    "load_pruned_model": "checkpoint",
+    "load_pruned_model": "export.checkpoint",
     "project": "units",
 }
 
@@ -36,6 +38,7 @@ __all__ = [
     "GRASPConfig",
     "GRASPPruner",
     "GraspruneError",
+    "PrunedModel",
     "PruningPlan",
     "UnitGroup",
     "UnitInventory",

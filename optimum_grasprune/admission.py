@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import ModelError
 from .families import family_of
-from .sources import quantization_of
+from .model_files import quantization_of
 from .stock import check_stock
 
 _MERGE = "merge the adapter first, by merge_and_unload of the PeftModel"

@@ -13,13 +13,12 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from .errors import GraspruneWarning
-from .sources import optional_file
+from .model_files import optional_file
 
 _NEVER_WRITTEN = "compile_config"
 
@@ -90,28 +89,28 @@ def write_generation(settings: GenerationConfig, folder: Path) -> None:
     settings.to_json_file(folder / GENERATION_CONFIG_NAME, keys_to_pop=[_NEVER_WRITTEN])
 
 
-def _on_config(model: PreTrainedModel) -> dict[str, Any]:
+def _on_config(model: PreTrainedModel) -> dict[str, object]:
     # transformers' own list of what keeps a configuration from being saved.
     return model.config._get_generation_parameters()
 
 
-def _readable(values: Mapping[str, Any]) -> dict[str, Any]:
+def _readable(values: Mapping[str, object]) -> dict[str, object]:
     """As many of the settings as go together. Some need others: several answers need several beams."""
-    kept: dict[str, Any] = {}
+    kept: dict[str, object] = {}
     waiting = dict(values)
     while fitting := [name for name, value in waiting.items() if _refusal({**kept, name: value}) is None]:
         kept[fitting[0]] = waiting.pop(fitting[0])
     return kept
 
 
-def _warn_of_rest(values: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
+def _warn_of_rest(values: Mapping[str, object], kept: Mapping[str, object]) -> None:
     for name in sorted(values.keys() - kept.keys()):
         reason = _refusal({**kept, name: values[name]})
         line = f"{name}={values[name]!r} is left out of the generation settings: {reason}"
         warnings.warn(line, GraspruneWarning, stacklevel=3)
 
 
-def _refusal(values: Mapping[str, Any]) -> str | None:
+def _refusal(values: Mapping[str, object]) -> str | None:
     """Why transformers cannot read these settings back from a file; None if it can."""
     try:
         GenerationConfig.from_dict(json.loads(_settings(values).to_json_string(keys_to_pop=[_NEVER_WRITTEN])))
@@ -120,7 +119,7 @@ def _refusal(values: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _settings(values: Mapping[str, Any]) -> GenerationConfig:
+def _settings(values: Mapping[str, object]) -> GenerationConfig:
     settings = GenerationConfig()
     vars(settings).update(values)  # the constructor drops what it does not know, and judges the rest
     return settings

@@ -23,7 +23,7 @@ from .admission import check_finite
 from .errors import CheckpointError, ModelError, OptionError
 from .families import FAMILIES, family_of, unsupported
 from .generation import repaired_settings
-from .sources import check_source, check_stored_types, first_line, quantization_of
+from .model_files import check_source, check_stored_types, first_line, quantization_of
 
 CALIBRATION_LENGTH = 512
 """Tokens in a calibration sequence, unless the model reads too few or another number is asked for."""

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import wraps
+from functools import cache, wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 from transformers import PreTrainedModel
 
 from .config import RunOptions
-from .errors import OptionError
+from .errors import GraspruneWarning, OptionError
 from .progress import tidy
 
 CUBLAS_VARIABLE = "CUBLAS_WORKSPACE_CONFIG"
 _DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")
+
+_HALF = (torch.float16, torch.bfloat16)
+
+_WITHOUT_HALF = frozenset(["AVX2"])
+"""What torch calls CPUs whose instructions know no half precision."""
+
+_LITTLE = 2e9
+"""Parameters × tokens that take some seconds in half precision on such a CPU, and no time in fp32."""
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -93,8 +102,27 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
             os.environ[CUBLAS_VARIABLE] = workspace
 
 
+def tell_when_slow(dtype: torch.dtype, device: torch.device, work: float) -> None:
+    """Warn, once a process, where more than a little runs in a precision that this CPU has no instructions for.
+
+    work: parameters × tokens that have gone through a model so far.
+    """
+    if dtype not in _HALF or device.type != "cpu" or work <= _LITTLE:
+        return
+    if torch.backends.cpu.get_cpu_capability() in _WITHOUT_HALF:
+        _tell_once(str(dtype).removeprefix("torch."))
+
+
+@cache
+def _tell_once(dtype: str) -> None:
+    line = (
+        f"this CPU computes {dtype} in software, many times slower than float32: give --dtype float32, or model.float()"
+    )
+    warnings.warn(line, GraspruneWarning, stacklevel=2)
+
+
 def precision_advice(dtype: torch.dtype) -> str:
     """What may help where numbers of this precision were not finite any more; to end a message with."""
-    if dtype in (torch.float16, torch.bfloat16):
+    if dtype in _HALF:
         return "try --dtype float32"
     return "it is computed in float32 already, so look at the weights of the model"

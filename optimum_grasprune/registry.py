@@ -8,13 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from .errors import OptionError
-
-if TYPE_CHECKING:
-    from .methods.base import Method
-    from .recovery.base import Stage
 
 Class = TypeVar("Class", bound=type)
 
@@ -113,10 +109,10 @@ CHAINS: dict[str, tuple[str, ...]] = {
 }
 """The values of `compensation` that are no single stage: stages that refit weights first, then those that train."""
 
-METHODS: Registry[type[Method]] = Registry("method", "method")
+METHODS: Registry[type[Any]] = Registry("method", "method")
 """The pruning methods, and below in which file of `methods/` each stands."""
 
-STAGES: Registry[type[Stage]] = Registry("stage", "compensation", reserved=("auto", *CHAINS))
+STAGES: Registry[type[Any]] = Registry("stage", "compensation", reserved=("auto", *CHAINS))
 """The recovery stages, and below in which file of `recovery/` each stands."""
 
 METHODS.declare("fasp", "optimum_grasprune.methods.fasp")

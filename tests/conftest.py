@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from optimum_grasprune import UnitGroup, UnitInventory
 from optimum_grasprune.execution import WholeModel
+from optimum_grasprune.record import Record
 from optimum_grasprune.statistics import Sensitivity
 from optimum_grasprune.statistics.sensitivity import Reduction
 from optimum_grasprune.units import FFN, KV
@@ -67,6 +69,12 @@ def sensitivity(model: PreTrainedModel, tokens_NS: Tensor, reduce: Reduction, **
     """The sensitivity of every unit, shape (units,); options: those of `Runner.gather`."""
     statistic = Sensitivity(reduce)
     return WholeModel(model).gather([statistic], tokens_NS, **options)[statistic]
+
+
+def make_record(**values: Any) -> Record:
+    """A record that was read from a file, with other values in its JSON where any are given."""
+    file = Path(__file__).parent / "data" / "version-0.1" / "fasp.json"
+    return Record.from_dict({**json.loads(file.read_text(encoding="utf-8")), **values}, file)
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from tests.comparison.test_tables import STORED, result_of
+
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "ablation.py"
 
 
@@ -35,8 +37,9 @@ def test_changes_are_paired_with_the_recipe_by_seed(ablation: ModuleType) -> Non
 
 
 def test_excess_loss_is_the_logarithm_of_the_ratio(ablation: ModuleType) -> None:
-    cells = [{"keep_ratio": 0.5, "perplexity": {"A": 10 * math.e}}]
-    losses = ablation.excess_losses({"dense": {"perplexity": {"A": 10.0}}, "cells": cells})
+    cell = {**STORED["cells"][0], "perplexity": {"A": 10 * math.e}}
+    dense = {**STORED["dense"], "perplexity": {"A": 10.0}}
+    losses = ablation.excess_losses(result_of({**STORED, "dense": dense, "cells": [cell]}))
     assert losses == {("A", "0.5"): pytest.approx(1)}
 
 

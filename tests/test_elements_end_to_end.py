@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, load_pruned_model
-from optimum_grasprune.checkpoint import read_plan, read_record
 from optimum_grasprune.errors import OptionError, PlanError
 from optimum_grasprune.execution import WholeModel
+from optimum_grasprune.export.checkpoint import read_plan, read_record
 from optimum_grasprune.families import linears
 from optimum_grasprune.loading import count_parameters
 from optimum_grasprune.report import budget_rows, print_summary
@@ -48,7 +48,7 @@ def test_loads_as_a_stock_model_bit_by_bit(
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pruner = sparse_pruner(corpus_file, pattern=pattern)
     sparse = pruner.prune_model(model, tokenizer)
-    assert type(sparse) is type(model) and pruner.plan is None and pruner.scores is None
+    assert type(sparse) is type(model) and pruner.plan is None
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
     pruner.save(tmp_path / "out")
@@ -59,7 +59,7 @@ def test_loads_as_a_stock_model_bit_by_bit(
     for name, tensor in loaded.state_dict().items():
         assert torch.equal(tensor.view(torch.int16), state[name].view(torch.int16)), name
     zeros = sum(int((linear.weight == 0).sum()) for linear in linears(loaded, WholeModel(loaded).blocks).values())
-    assert zeros == pruner.record["budget"]["dense"]["prunable"] // 2
+    assert zeros == pruner.record.budget.dense.prunable // 2
     assert torch.equal(logits_of(loaded, TOKENS), logits_of(sparse, TOKENS))
 
 
@@ -68,7 +68,7 @@ def test_record(corpus_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     weights = sum(linear.weight.numel() for linear in linears(model, WholeModel(model).blocks).values())
     pruner = sparse_pruner(corpus_file, pattern="unstructured", keep_ratio=0.3)
     sparse = pruner.prune_model(model, tokenizer)
-    record = pruner.record
+    record = pruner.record.to_dict()
     assert json.loads(json.dumps(record)) == record
     assert set(record) == {
         *(
@@ -98,7 +98,7 @@ def test_record(corpus_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         "parameters": budget["pruned"]["parameters"] / count_parameters(model),
         "kv_cache": 1.0,
     }
-    assert budget_rows(record)[2][3] == "100.00%"
+    assert budget_rows(pruner.record)[2][3] == "100.00%"
 
 
 def test_energy_and_none_cut_the_same_weights(corpus_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:

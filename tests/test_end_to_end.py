@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, load_pruned_model
-from optimum_grasprune.checkpoint import save_checkpoint
 from optimum_grasprune.corpora import load_corpus, tokenize
 from optimum_grasprune.evaluation import perplexity
+from optimum_grasprune.export.checkpoint import save_checkpoint
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import load_model, load_tokenizer
 from optimum_grasprune.surgery import build_pruned_model
@@ -98,7 +98,7 @@ def save_with_output_biases(pruner: GRASPPruner, folder: Path) -> None:
         for name, parameter in biased.named_parameters():
             if name.endswith(".bias"):
                 parameter.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    save_checkpoint(biased, pruner.tokenizer, pruner.record, folder)
+    save_checkpoint(biased, load_tokenizer(str(TINY_LLAMA)), pruner.record, folder)
 
 
 def test_same_text_with_our_package_and_without(pruner: GRASPPruner, tmp_path: Path) -> None:

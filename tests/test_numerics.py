@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import os
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +13,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from optimum_grasprune import GRASPConfig, GRASPPruner
-from optimum_grasprune.errors import GraspruneError, ModelError, OptionError
+from optimum_grasprune import GRASPConfig, GRASPPruner, numerics
+from optimum_grasprune.errors import GraspruneError, GraspruneWarning, ModelError, OptionError
 from optimum_grasprune.evaluation import perplexity
 from optimum_grasprune.families import family_of
 from optimum_grasprune.numerics import CUBLAS_VARIABLE, deterministic_algorithms, precision_advice
@@ -31,7 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def pruned(
     kind: str, *, model: LlamaForCausalLM | None = None, tokenizer: PreTrainedTokenizerFast | None = None
 ) -> tuple[GRASPPruner, dict[str, torch.Tensor]]:
-    pruner = GRASPPruner(GRASPConfig(**OPTIONS, **KINDS[kind]))
+    pruner = GRASPPruner(GRASPConfig(**OPTIONS, **KINDS.get(kind, {"method": kind})))
     result = pruner.prune_model(model or make_model(), tokenizer or make_tokenizer(), texts=TEXTS)
     return pruner, result.state_dict()
 
@@ -83,8 +85,8 @@ def test_the_same_bytes_whatever_torch_is_set_to(
         pruner, state = pruned(kind, model=model, tokenizer=tokenizer)
         assert state_of_torch() == before
     expected, tensors = usual[kind]
-    assert pruner.record["choice"] == expected.record["choice"]
-    assert pruner.record["plan"] == expected.record["plan"]
+    assert pruner.record.choice == expected.record.choice
+    assert pruner.record.plan == expected.record.plan
     assert state.keys() == tensors.keys()
     for name, tensor in state.items():
         assert torch.equal(tensor, tensors[name]) and tensor.dtype == tensors[name].dtype, name
@@ -98,8 +100,9 @@ def test_replaying_in_them(surroundings: str, usual: dict[str, tuple[GRASPPruner
     model = make_model()
     with SURROUNDINGS[surroundings]():
         again = GRASPPruner(GRASPConfig(compensation="scales"))
-        state = again.replay(model, None, expected.plan).state_dict()
-    reference = GRASPPruner(GRASPConfig(compensation="scales")).replay(make_model(), None, expected.plan).state_dict()
+        state = again.replay(model, None, expected.plan).model.state_dict()
+    scaled = GRASPPruner(GRASPConfig(compensation="scales")).replay(make_model(), None, expected.plan)
+    reference = scaled.model.state_dict()
     assert all(torch.equal(tensor, reference[name]) for name, tensor in state.items())
     assert state.keys() == tensors.keys()
 
@@ -143,7 +146,7 @@ def test_the_random_state_of_others_is_neither_used_nor_moved(
     pruner, _ = pruned("default", model=model)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before[1:]
-    assert pruner.record["plan"] == usual["default"][0].record["plan"]
+    assert pruner.record.plan == usual["default"][0].record.plan
 
 
 def test_a_failing_run_puts_everything_back_too() -> None:
@@ -224,7 +227,7 @@ def test_pruning_and_replaying_follow_the_option(monkeypatch: pytest.MonkeyPatch
         model = make_model()
         pruner.prune_model(model, make_tokenizer())
         assert set(seen) == {deterministic}
-        assert pruner.record["recipe"]["deterministic"] is deterministic
+        assert pruner.record.recipe["deterministic"] is deterministic
         seen.clear()
         GRASPPruner(GRASPConfig()).replay(model, make_tokenizer(), pruner.plan, pruner.record)
         assert set(seen) == {deterministic}  # as the plan was made
@@ -239,3 +242,63 @@ def test_recipes_of_version_0_1_do_not_have_the_option() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_nobody_is_sent_to_the_precision_that_he_has(dtype: torch.dtype) -> None:
     assert ("try --dtype float32" in precision_advice(dtype)) is (dtype != torch.float32)
+
+
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Make this CPU one of that capability, for which `little` is little."""
+
+    def become(capability: str, little: float = 1e6) -> None:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+        monkeypatch.setattr(numerics, "_LITTLE", little)
+        numerics._tell_once.cache_clear()
+
+    return become
+
+
+def warnings_of(kind: str, dtype: torch.dtype, times: int = 1) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(times):
+            pruned(kind, model=make_model().to(dtype))
+    return [str(warning.message) for warning in caught if warning.category is GraspruneWarning]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("taylor", torch.bfloat16), ("wanda_sp", torch.float16), ("elements", torch.bfloat16)]
+)
+def test_half_precision_in_software_is_told_once(kind: str, dtype: torch.dtype, cpu: Callable[..., None]) -> None:
+    cpu("AVX2")
+    hooks = dict(torch.nn.modules.module._global_forward_pre_hooks)
+    (line,) = (line for line in warnings_of(kind, dtype, times=2) if "this CPU" in line)
+    assert f"computes {str(dtype)[6:]} in software" in line and "--dtype float32" in line
+    assert hooks == torch.nn.modules.module._global_forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("capability", "kind", "dtype", "little"),
+    [
+        ("AVX512", "fasp", torch.bfloat16, 1e6),
+        ("AVX2", "fasp", torch.float32, 1e6),
+        ("AVX2", "magnitude", torch.bfloat16, 1e6),  # computes nothing with the model
+        ("AVX2", "fasp", torch.bfloat16, 1e9),
+    ],
+)
+def test_nobody_else_is_told(
+    capability: str, kind: str, dtype: torch.dtype, little: float, cpu: Callable[..., None]
+) -> None:
+    cpu(capability, little)
+    assert not any("this CPU" in line for line in warnings_of(kind, dtype))
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+def test_a_replay_is_told_where_it_refits_alone(cpu: Callable[..., None], corpus_file: Path) -> None:
+    cpu("AVX2")
+    model = make_model().to(torch.bfloat16)
+    with pytest.warns(GraspruneWarning, match="this CPU"):
+        pruner = GRASPPruner(GRASPConfig(**OPTIONS, method="fasp", dataset=str(corpus_file)))
+        pruner.prune_model(model, make_tokenizer())
+    numerics._tell_once.cache_clear()
+    GRASPPruner(GRASPConfig(compensation="none")).replay(model, make_tokenizer(), pruner.plan, pruner.record)
+    with pytest.warns(GraspruneWarning, match="this CPU"):
+        GRASPPruner(GRASPConfig()).replay(model, make_tokenizer(), pruner.plan, pruner.record)

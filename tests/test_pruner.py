@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
-from optimum_grasprune.checkpoint import read_plan
 from optimum_grasprune.errors import GraspruneError, OptionError, PlanError
+from optimum_grasprune.export.checkpoint import read_plan
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import calibration_length, count_parameters
 from optimum_grasprune.methods import get_method
 from optimum_grasprune.recovery.least_squares import LeastSquares
+from optimum_grasprune.recovery.reference import Settings
 from tests.conftest import make_model
 
 
@@ -84,7 +86,7 @@ def test_replaying_without_scales_says_so(
     again = GRASPPruner(config.model_copy(update={"compensation": "none"}))
     again.replay(make_model(), tokenizer, *read_plan(tmp_path / "calibrated"))
     assert again.plan is not None and again.plan.groups[0].scales is None
-    assert again.record["recipe"]["compensation"] == "none" and again.record["compensation"] == []
+    assert again.record.recipe["compensation"] == "none" and again.record.compensation == ()
 
 
 def test_a_plan_of_another_model_is_refused(
@@ -141,8 +143,8 @@ def test_number_and_length_of_the_sequences_are_recorded(
     monkeypatch.setattr("optimum_grasprune.corpora.sequences.CALIBRATION_TOKENS", 4 * 64 + 1)
     pruner = GRASPPruner(config.model_copy(update={"num_samples": None, "seq_len": None, "method": "flap"}))
     pruner.prune_model(model, tokenizer)
-    assert (pruner.record["recipe"]["num_samples"], pruner.record["recipe"]["seq_len"]) == (4, 64)
-    assert pruner.record["calibration"]["sequences"] == [4, 64]
+    assert (pruner.record.recipe["num_samples"], pruner.record.recipe["seq_len"]) == (4, 64)
+    assert pruner.record.calibration is not None and pruner.record.calibration.sequences == (4, 64)
 
 
 def test_a_method_that_needs_no_calibration_reads_no_corpus(
@@ -151,7 +153,7 @@ def test_a_method_that_needs_no_calibration_reads_no_corpus(
     options = {"method": "random", "compensation": "none", "dataset": "/nowhere/corpus.txt"}
     pruner = GRASPPruner(config.model_copy(update=options))
     pruner.prune_model(model, tokenizer)
-    assert pruner.record["calibration"] is None
+    assert pruner.record.calibration is None
 
 
 def test_calibrating_on_strings(
@@ -159,7 +161,7 @@ def test_calibrating_on_strings(
 ) -> None:
     pruner = GRASPPruner(config.model_copy(update={"dataset": "/nowhere/corpus.txt"}))
     pruner.prune_model(model, tokenizer, texts=["A text about pruning. " * 200, "Another one. " * 200])
-    assert pruner.record["calibration"]["source"] == "in memory"
+    assert pruner.record.calibration is not None and pruner.record.calibration.source == "in memory"
 
 
 def test_nothing_to_save_yet(config: GRASPConfig, tmp_path: Path) -> None:
@@ -184,14 +186,14 @@ def test_a_total_budget_pays_for_output_biases(
 def test_fasp_is_run_as_published(
     config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    def record(**options: object) -> dict[str, object]:
+    def settings(**options: object) -> Settings:
         pruner = GRASPPruner(config.model_copy(update={"method": "fasp", **options}))
         pruner.prune_model(model, tokenizer)
-        return pruner.record
+        return pruner.record.settings
 
-    assert record()["damping"] == 0.01
-    assert record(damping=0.1)["damping"] == 0.1
-    assert record(least_squares="robust")["damping"] == 4.0
+    assert settings()["damping"] == 0.01
+    assert settings(damping=0.1)["damping"] == 0.1
+    assert settings(least_squares="robust")["damping"] == 4.0
     (stage,) = get_method("fasp").chain_for(config).stages
     assert isinstance(stage, LeastSquares)
     assert stage.fit.outliers and stage.fit.diagonal == "mean" and stage.in_sequence
@@ -213,12 +215,12 @@ def test_sequences_start_with_the_tokenizers_first_token(
     pruner = GRASPPruner(config)
     pruner.prune_model(model, tokenizer)
     assert seen and all((tokens_BS[:, 0] == 0).all() and not (tokens_BS[:, 1:] == 0).any() for tokens_BS in seen)
-    assert pruner.record["calibration"]["first_tokens"] == [0]
+    assert pruner.record.calibration is not None and pruner.record.calibration.first_tokens == (0,)
     seen.clear()
     pruner = GRASPPruner(config.model_copy(update={"bos": False}))
     pruner.prune_model(model, tokenizer)
     assert seen and not any((tokens_BS == 0).any() for tokens_BS in seen)
-    assert pruner.record["calibration"]["first_tokens"] == []
+    assert pruner.record.calibration is not None and pruner.record.calibration.first_tokens == ()
 
 
 def test_a_plan_on_a_mixture_of_version_0_1_is_refused_where_weights_were_refitted(
@@ -231,4 +233,4 @@ def test_a_plan_on_a_mixture_of_version_0_1_is_refused_where_weights_were_refitt
     plan, record = read_plan(tmp_path / "pruned")
     GRASPPruner(GRASPConfig()).replay(make_model(), tokenizer, plan, record)
     with pytest.raises(PlanError, match="mixed as version 0.1 did it, which cannot be drawn again"):
-        GRASPPruner(GRASPConfig()).replay(make_model(), tokenizer, plan, {**record, "format": 1})
+        GRASPPruner(GRASPConfig()).replay(make_model(), tokenizer, plan, replace(record, format=1))

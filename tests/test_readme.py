@@ -46,7 +46,7 @@ def test_what_is_supported_is_what_there_is() -> None:
     (listed,) = re.findall(r"^Methods: (.+?)\. ", text, flags=re.MULTILINE | re.DOTALL)
     assert set(re.findall(r"`(\w+)`", listed)) == set(method_names())
     families = re.findall(r"^\| (\w+) \(", text, flags=re.MULTILINE)
-    assert families == [family.name for family in FAMILIES]
+    assert families == list(FAMILIES)
     assert all(f"| {engine}" in text or f", {engine} |" in text for engine in ("transformers", "vLLM"))
 
 
@@ -60,7 +60,8 @@ def options_of_all_commands() -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "recipes.md", "corpora.md", "which-models.md", "methods.md", "results.md"]
+    "name",
+    ["README.md", "recipes.md", "corpora.md", "which-models.md", "methods.md", "results.md", "troubleshooting.md"],
 )
 def test_options_that_are_named_exist(name: str) -> None:
     (page,) = (page for page in PAGES if page.name == name)

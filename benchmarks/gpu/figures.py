@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from optimum_grasprune.files import write_file
-from optimum_grasprune.plots import COLOURS, INK, dress, rendered, titled
+from optimum_grasprune.report.style import COLOURS, INK, dress, rendered, titled
+from optimum_grasprune.writing import write_file
 
 LABELS = {"grasprune": "gate training", "fasp": "FASP"}
 

@@ -14,8 +14,8 @@ import torch
 from torch.utils.benchmark import Timer
 
 from optimum_grasprune.dummy import SHAPES
-from optimum_grasprune.files import write_json
 from optimum_grasprune.loading import resolve_device
+from optimum_grasprune.writing import write_json
 
 PACKAGES = ("optimum-grasprune", "torch", "transformers", "vllm")
 RATE_SIZE = {"cuda": 8192, "cpu": 1024}

@@ -105,7 +105,7 @@ def engine_errors(seed: int) -> dict[str, float]:
     from vllm import LLM
 
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(3, SHAPES["tiny"]["vocab_size"], (100,), generator=generator).tolist()
+    tokens = torch.randint(3, SHAPES["tiny"].vocabulary, (100,), generator=generator).tolist()
     errors = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, options in (("dense", []), ("pruned", ["--keep-ratio", "0.5"])):
@@ -132,7 +132,7 @@ def main() -> None:
     options.add_argument("--no-engine", action="store_true", help="leave out vLLM")
     args = options.parse_args()
     torch.manual_seed(args.seed)
-    hidden, ffn = (SHAPES[args.shape][name] for name in ("hidden_size", "intermediate_size"))
+    hidden, ffn = SHAPES[args.shape].hidden, SHAPES[args.shape].ffn
     widths = widths_to_try(ffn)
     result: dict[str, Any] = {
         "machine": describe(args.device),

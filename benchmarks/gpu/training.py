@@ -93,7 +93,7 @@ def time_fasp(model: PreTrainedModel, args: argparse.Namespace, rate: float) -> 
     seconds = time.perf_counter() - start
     forward = forward_operations(model_shape(model, family_of(model.config)), args.seq_len)
     floor = args.sequences * forward / rate
-    kept = pruner.record["budget"]["kept"]["prunable"]
+    kept = pruner.record.budget.kept.prunable
     return {"seconds": seconds, "floor_seconds": floor, "times_the_floor": seconds / floor, "kept": kept}
 
 

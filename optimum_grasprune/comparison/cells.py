@@ -11,11 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from ..config import RECIPES, EvaluationOptions, GRASPConfig
+from ..config.method_options import applicable, owner_of
 from ..corpora import Corpus, load_corpus
 from ..errors import OptionError
-from ..files import slug
 from ..methods import get_method, method_names
 from ..pruner import GRASPPruner
+from ..writing import slug
+from .results import EvaluatedText
 
 SAME_FOR_ALL = ("dataset", "dataset_split", "text_column", "bos", "seed")
 """Fields that no recipe decides for itself in a comparison: every cell has the same data and seed."""
@@ -51,45 +53,61 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class EvaluationText:
     """A text to measure perplexity on. windows_WS: its windows of tokens, shape (W, S), int64."""
 
     name: str
     corpus: Corpus
     windows_WS: Tensor
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> EvaluatedText:
         """What identifies it: two evaluations of the same description measure the same tokens."""
         count, window = self.windows_WS.shape
         tokens_hash = hashlib.sha256(self.windows_WS.numpy().tobytes()).hexdigest()
-        return {**self.corpus.describe(), "windows": count, "window": window, "tokens_sha256": tokens_hash}
+        return EvaluatedText(**self.corpus.describe(), windows=count, window=window, tokens_sha256=tokens_hash)
 
 
-def cells_of(entries: Sequence[str], ratios: Sequence[object], options: Mapping[str, Any]) -> list[Cell]:
+def cells_of(entries: Sequence[str], ratios: Sequence[object], options: Mapping[str, object]) -> list[Cell]:
     """Every entry at every ratio, highest first; all are checked before any is returned.
 
     entries: names of recipes or methods, each as NAME[+COMPENSATION][:PATTERN][@OPTION=VALUE,…].  ratios: shares
     between 0 and 1.
-    options: fields of `GRASPConfig` that override the recipes'.  Raises OptionError.
+    options: fields of `GRASPConfig` that override the recipes', and options that a method or stage brings along, for
+    the entries that it is part of.  Raises OptionError.
     """
-    default = RECIPES["default"](**options)
-    shared = {**{name: getattr(default, name) for name in SAME_FOR_ALL}, **options}
+    common = {name: value for name, value in options.items() if name in GRASPConfig.model_fields}
+    brought = {name: value for name, value in options.items() if name not in common}
+    default = RECIPES["default"](**common)
+    shared = {**{name: getattr(default, name) for name in SAME_FOR_ALL}, **common}
     cells: dict[tuple[str, float], Cell] = {}
     for entry in entries:
-        of_entry = [Cell(entry, _configuration(entry, ratio, shared)) for ratio in ratios]
+        of_entry = [Cell(entry, _configuration(entry, ratio, shared, brought)) for ratio in ratios]
         for cell in sorted(of_entry, key=lambda cell: -cell.config.keep_ratio):
             cells[entry, cell.config.keep_ratio] = cell
+    _check_use(brought, cells.values())
     return list(cells.values())
 
 
-def _configuration(entry: str, ratio: object, options: Mapping[str, Any]) -> GRASPConfig:
+def _check_use(options: Mapping[str, object], cells: Collection[Cell]) -> None:
+    """Raise OptionError for an option that no cell has."""
+    used = {name for cell in cells for name in cell.config.model_extra or ()}
+    for name, value in options.items():
+        if name not in used:
+            owner = owner_of(name)
+            reason = "extra inputs are not permitted" if owner is None else f"is an option of {owner} alone"
+            raise OptionError(name, value, f"{reason}, which is not compared" if owner else reason)
+
+
+def _configuration(
+    entry: str, ratio: object, options: Mapping[str, object], brought: Mapping[str, object]
+) -> GRASPConfig:
     match = _ENTRY.fullmatch(entry)
     if not match:
         raise OptionError(
             "methods", entry, "should look like NAME, NAME+COMPENSATION, NAME:PATTERN or NAME@OPTION=VALUE"
         )
     name = match["name"]
-    own: dict[str, Any] = {field: match[field] for field in ("compensation", "pattern") if match[field]}
+    own: dict[str, object] = {field: match[field] for field in ("compensation", "pattern") if match[field]}
     own.update(_own_options(entry, match["options"], set(GRASPConfig.option_names(name))))
     recipe = RECIPES.get(name)
     if recipe is None:
@@ -99,7 +117,9 @@ def _configuration(entry: str, ratio: object, options: Mapping[str, Any]) -> GRA
         recipe, own["method"] = RECIPES["default"], name
     try:
         config = recipe(**{**options, **own, "keep_ratio": ratio})
-        GRASPPruner(config)  # which checks that the method supports it
+        stages = GRASPPruner(config).chain.names  # making one checks that the method supports it
+        if extra := applicable(brought, config.method, stages):
+            config = config.model_copy(update={**extra, **{name: own[name] for name in extra if name in own}})
     except OptionError as error:
         raise as_given(error, entry, own) from None
     return config
@@ -119,7 +139,7 @@ def _own_options(entry: str, text: str | None, known: Collection[str]) -> dict[s
     return fields
 
 
-def as_given(error: OptionError, entry: str, own: Mapping[str, Any]) -> OptionError:
+def as_given(error: OptionError, entry: str, own: Mapping[str, object]) -> OptionError:
     """The error in the user's options: one --methods and one --keep-ratios, not each configuration's fields."""
     if error.option == "keep_ratio":
         return OptionError("keep_ratios", error.value, error.reason)

@@ -7,27 +7,22 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..admission import check_model
+from ..calibration_data import drawn
 from ..config import GRASPConfig
 from ..corpora import Corpus, TokenizedCorpus, load_corpus, tokenize
-from ..errors import GraspruneError, OptionError
+from ..errors import CheckpointError, GraspruneError, OptionError
 from ..evaluation import EVALUATION_WINDOW, perplexity
 from ..families import family_of
-from ..files import results_folder, write_json
 from ..loading import (
     calibration_length,
     common_window,
@@ -39,16 +34,34 @@ from ..loading import (
     require_unquantised,
 )
 from ..methods import get_method
-from ..pruner import GRASPPruner, describe_model, drawn
-from ..recovery.chain import options_of_stages
-from ..sources import commit_of
-from ..units import Budget, UnitMask
-from .cells import SAME_FOR_ALL, Cell, Evaluation, as_given
+from ..methods.selection import SelectionCache
+from ..model_files import ReadAs, commit_of
+from ..pruner import GRASPPruner, recipe_of
+from ..record import installed_versions, read_json
+from ..record.describe import describe_model
+from ..units import Budget
+from ..writing import results_folder, write_json
+from .cells import SAME_FOR_ALL, Cell, EvaluationText, as_given
+from .results import (
+    BaseModel,
+    CellFile,
+    CellInputs,
+    CellResult,
+    ComparedModel,
+    ComparisonResult,
+    DenseFile,
+    DenseResult,
+    FailedCell,
+    Inputs,
+    PrunedResult,
+    SharedOptions,
+)
 from .tables import shown
+
+File = TypeVar("File", DenseFile, CellFile)
 
 CELLS_FOLDER = "cells"
 DENSE_NAME = "dense.json"
-RESULT_FORMAT = 1
 
 
 def check_folder(output: Path) -> None:
@@ -79,14 +92,14 @@ class Comparison:
         revision: str | None = None,
     ) -> None:
         self.source, self.cells, self.output, self.device = source, tuple(cells), output, device
-        self.read_as: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+        self.read_as: ReadAs = {"trust_remote_code": trust_remote_code, "revision": revision}
         config = load_config(source, **self.read_as)
         require_unquantised(source, config)
         window = common_window({"the model": config}, window, EVALUATION_WINDOW, "eval_seq_len")
         self.tokenizer = load_tokenizer(source, **self.read_as)
         self._check_cells(config)
         self.evaluations = [
-            Evaluation(name, corpus, self._tokenized(corpus, config).windows(window, limit))
+            EvaluationText(name, corpus, self._tokenized(corpus, config).windows(window, limit))
             for (name, corpus), limit in zip(corpora.items(), limits or (None,) * len(corpora), strict=True)
         ]
         self.described = {evaluation.name: evaluation.describe() for evaluation in self.evaluations}
@@ -94,8 +107,8 @@ class Comparison:
         self._made_output = not output.exists()
         check_folder(output)
 
-    def run(self, announce: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-        """Measure the dense model and every cell that is not finished yet; the whole comparison as JSON types.
+    def run(self, announce: Callable[[str], None] = lambda line: None) -> ComparisonResult:
+        """Measure the dense model and every cell that is not finished yet; the whole comparison.
 
         announce: called with one line about every cell.
         A cell that a GraspruneError stops holds it as `error` and stops no other; the next run tries it again.
@@ -106,27 +119,27 @@ class Comparison:
             self._leave_no_empty_folder()
             raise
         base = _Base(self.source, self.read_as)
-        earlier = _Reusable()
+        earlier = SelectionCache()
         cells = []
         for number, cell in enumerate(self.cells, start=1):
-            result = self._finished(self._path_of(cell), self._inputs(cell))
             place = f"cell {number} of {len(self.cells)}, {cell.name}"
-            if result is None:
+            inputs = self._inputs_of(cell)
+            stored = _finished(CellFile, self._path_of(cell), inputs)
+            if stored is None:
                 announce(f"{place}: running")
-                result = self._run_cell(cell, base, earlier)
-                announce(f"{place}: {_outcome_line(result)}")
+                stored = self._run_cell(cell, inputs, base, earlier)
+                announce(f"{place}: {_line_of(stored.result)}")
             else:
                 announce(f"{place}: finished before")
-            cells.append(_reported(cell, result))
-        return {
-            "format": RESULT_FORMAT,
-            "model": {"source": self.source, **self.base_model},
-            "options": {name: getattr(self.cells[0].config, name) for name in SAME_FOR_ALL},
-            "corpora": self.described,
-            "dense": {key: value for key, value in dense.items() if key != "inputs"},
-            "cells": cells,
-            "versions": {**computing_versions(), "python": platform.python_version()},
-        }
+            cells.append(_reported(cell, stored))
+        return ComparisonResult(
+            model=ComparedModel(**vars(self.base_model), source=self.source),
+            options=SharedOptions(**{name: getattr(self.cells[0].config, name) for name in SAME_FOR_ALL}),
+            corpora=self.described,
+            dense=dense,
+            cells=tuple(cells),
+            versions=installed_versions(),
+        )
 
     def _leave_no_empty_folder(self) -> None:
         with suppress(OSError):  # it holds something
@@ -159,100 +172,82 @@ class Comparison:
     def _path_of(self, cell: Cell) -> Path:
         return self.output / CELLS_FOLDER / cell.file_name
 
-    def _inputs(self, cell: Cell | None) -> dict[str, Any]:
-        """All that a result depends on; the dense model's without a cell."""
-        inputs: dict[str, Any] = {
-            "base_model": self.base_model,
-            "evaluation": self.described,
-            "versions": computing_versions(),
-        }
-        if cell is not None:
-            inputs["recipe"] = cell.config.to_dict()
-            inputs["calibration"] = self._calibration(cell).corpus.sha256 if cell.calibrated else None
-        return inputs
+    def _inputs(self) -> Inputs:
+        return Inputs(base_model=self.base_model, evaluation=self.described, versions=installed_versions(python=False))
+
+    def _inputs_of(self, cell: Cell) -> CellInputs:
+        calibration = self._calibration(cell).corpus.sha256 if cell.calibrated else None
+        return CellInputs(**vars(self._inputs()), recipe=recipe_of(cell.config), calibration=calibration)
 
     def _calibration(self, cell: Cell) -> TokenizedCorpus:
         return self._calibrations[_corpus_key(cell.config)]
 
-    def _finished(self, path: Path, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The stored result if it is of these inputs, and no error."""
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
-        same = isinstance(stored, dict) and stored.get("inputs") == inputs
-        return stored if same and "perplexity" in stored else None
-
-    def _dense(self, announce: Callable[[str], None]) -> dict[str, Any]:
-        path, inputs = self.output / DENSE_NAME, self._inputs(None)
-        if (stored := self._finished(path, inputs)) is not None:
+    def _dense(self, announce: Callable[[str], None]) -> DenseResult:
+        path, inputs = self.output / DENSE_NAME, self._inputs()
+        if (stored := _finished(DenseFile, path, inputs)) is not None:
             announce("dense: finished before")
-            return stored
+            return stored.result
         announce("dense: measuring")
         model = load_model(self.source, dtype="float32", device=self.device, **self.read_as)
         check_model(model)  # before the first forward pass: every cell would find the same
-        result = {"inputs": inputs, "parameters": count_parameters(model), **self._measure(model)}
-        write_json(path, result)
-        announce(f"dense: {_outcome_line(result)}")
+        perplexities, losses = self._measure(model)
+        result = DenseResult(parameters=count_parameters(model), perplexity=perplexities, loss=losses)
+        write_json(path, DenseFile(inputs=inputs, result=result).to_dict())
+        announce(f"dense: {_line_of(result)}")
         return result
 
-    def _run_cell(self, cell: Cell, base: _Base, earlier: _Reusable) -> dict[str, Any]:
-        result: dict[str, Any] = {"inputs": self._inputs(cell)}
+    def _run_cell(self, cell: Cell, inputs: CellInputs, base: _Base, earlier: SelectionCache) -> CellFile:
+        result: PrunedResult | FailedCell
         try:
-            result.update(self._pruned(cell, base, earlier))
+            result = self._pruned(cell, base, earlier)
         except GraspruneError as error:
-            result["error"] = str(error)
-        write_json(self._path_of(cell), result)
-        return result
+            result = FailedCell(error=str(error))
+        stored = CellFile(inputs=inputs, result=result)
+        write_json(self._path_of(cell), stored.to_dict())
+        return stored
 
-    def _pruned(self, cell: Cell, base: _Base, earlier: _Reusable) -> dict[str, Any]:
+    def _pruned(self, cell: Cell, base: _Base, earlier: SelectionCache) -> PrunedResult:
         model = base.model_for(cell.config)
-        # What makes up for the cut does not matter to the choice of units, nor the keep ratio to its scores.
-        after_the_choice = options_of_stages()
-        scores_key = _key_without(after_the_choice | {"keep_ratio"}, cell.config)
-        choice_key = _key_without(after_the_choice, cell.config)
-        scores, candidates = earlier.scores.get(scores_key), earlier.candidates.get(choice_key)
-        pruner = GRASPPruner(cell.config)
+        known = earlier.for_recipe(cell.config)
         start = time.perf_counter()
         texts = self._calibration(cell) if cell.calibrated else None
-        pruned = pruner.prune_model(model, self.tokenizer, texts, scores=scores, candidates=candidates)
+        pruned = GRASPPruner(cell.config).prune(model, self.tokenizer, texts, earlier=known)
         seconds = time.perf_counter() - start
-        earlier.scores[scores_key], earlier.candidates[choice_key] = pruner.scores, pruner.candidates
-        return {
-            "kept": pruner.record.get("budget", {}).get("kept", {}),
-            "compensation": pruner.record.get("compensation", []),
-            "choice": pruner.record.get("choice", []),
-            "seconds": round(seconds, 2),
-            "scores_reused": scores is not None,
-            "choice_reused": candidates is not None,
-            **self._measure(in_fp32(pruned)),
-        }
+        earlier.keep(cell.config, pruned.selection)
+        perplexities, losses = self._measure(in_fp32(pruned.model))
+        return PrunedResult(
+            kept=pruned.record.budget.kept,
+            compensation=pruned.record.compensation,
+            choice=pruned.record.choice,
+            seconds=round(seconds, 2),
+            scores_reused=known is not None,
+            choice_reused=known is not None and bool(known.candidates),
+            perplexity=perplexities,
+            loss=losses,
+        )
 
-    def _measure(self, model: PreTrainedModel) -> dict[str, dict[str, float | None]]:
-        """`perplexity` and `loss`, in nats, by corpus; a perplexity that no float holds is None."""
-        measured = {item.name: perplexity(model, item.windows_WS).to_dict() for item in self.evaluations}
-        return {
-            quantity: {name: result[quantity] for name, result in measured.items()}
-            for quantity in ("perplexity", "loss")
-        }
-
-
-@dataclass
-class _Reusable:
-    """What earlier cells computed, by the options that it depends on."""
-
-    scores: dict[str, Tensor | None] = field(default_factory=dict)
-    candidates: dict[str, Mapping[str, UnitMask] | None] = field(default_factory=dict)
+    def _measure(self, model: PreTrainedModel) -> tuple[dict[str, float | None], dict[str, float]]:
+        """Perplexities, None where no float holds one, and losses in nats, by corpus."""
+        measured = {item.name: perplexity(model, item.windows_WS) for item in self.evaluations}
+        losses = {name: result.loss for name, result in measured.items()}
+        return {name: result.finite for name, result in measured.items()}, losses
 
 
-def _key_without(names: set[str], config: GRASPConfig) -> str:
-    return json.dumps({name: value for name, value in config.to_dict().items() if name not in names})
+def _finished(kind: type[File], path: Path, inputs: Inputs) -> File | None:
+    """The stored result if it is of these inputs, and no error; a file that is damaged is none."""
+    try:
+        values = read_json(path)
+        same = isinstance(values, dict) and values.get("inputs") == inputs.to_dict()
+        stored = kind.from_dict(values, path) if same else None
+    except (OSError, CheckpointError):
+        return None
+    return None if stored is None or isinstance(stored.result, FailedCell) else stored
 
 
 class _Base:
     """The base model, loaded when it is first needed, and again only for another precision or device."""
 
-    def __init__(self, source: str, read_as: Mapping[str, Any]) -> None:
+    def __init__(self, source: str, read_as: ReadAs) -> None:
         self.source, self.read_as = source, read_as
         self._key: tuple[str, str] | None = None
         self._model: PreTrainedModel | None = None
@@ -267,11 +262,6 @@ class _Base:
         return self._model
 
 
-def computing_versions() -> dict[str, str]:
-    """The packages whose version a result depends on; a result of others is not taken for finished."""
-    return {name: version(name) for name in ("optimum-grasprune", "torch", "transformers")}
-
-
 def in_fp32(model: PreTrainedModel) -> PreTrainedModel:
     """The model in fp32 for measuring; the given one, and what it shares with others, stays as it is."""
     if all(parameter.dtype == torch.float32 for parameter in model.parameters()):
@@ -279,11 +269,10 @@ def in_fp32(model: PreTrainedModel) -> PreTrainedModel:
     return copy.deepcopy(model).float()
 
 
-def identity(source: str, config: Any, revision: str | None = None) -> dict[str, Any]:
+def identity(source: str, config: PreTrainedConfig, revision: str | None = None) -> BaseModel:
     """What makes a base model another one: its shapes and its weights, wherever they lie."""
-    described = describe_model(empty_model(config))
-    shapes = {name: value for name, value in described.items() if name not in ("name", "dtype")}
-    return {**shapes, "weights": _weights_hash(source) or f"{source}@{commit_of(source, revision)}"}
+    weights = _weights_hash(source) or f"{source}@{commit_of(source, revision)}"
+    return BaseModel.of(describe_model(empty_model(config)), weights)
 
 
 def _weights_hash(source: str) -> str | None:
@@ -298,19 +287,22 @@ def _weights_hash(source: str) -> str | None:
     return digest.hexdigest()
 
 
-def _reported(cell: Cell, stored: Mapping[str, Any]) -> dict[str, Any]:
-    # The model and the corpora are those of the whole comparison; its table needs no copy of them in every cell.
-    outcome = {key: value for key, value in stored.items() if key != "inputs"}
-    own = {key: stored["inputs"][key] for key in ("recipe", "calibration")}
-    return {"entry": cell.entry, "keep_ratio": cell.config.keep_ratio, **outcome, **own}
+def _reported(cell: Cell, stored: CellFile) -> CellResult:
+    return CellResult(
+        entry=cell.entry,
+        keep_ratio=cell.config.keep_ratio,
+        result=stored.result,
+        recipe=stored.inputs.recipe,
+        calibration=stored.inputs.calibration,
+    )
 
 
 def _corpus_key(config: GRASPConfig) -> tuple[str, str | None, str]:
     return config.dataset, config.dataset_split, config.text_column
 
 
-def _outcome_line(result: Mapping[str, Any]) -> str:
-    if "error" in result:
-        return f"failed: {result['error']}"
-    measured = ", ".join(f"{name} {shown(value)}" for name, value in result["perplexity"].items())
-    return f"perplexity {measured}" + (f"; {result['seconds']:.0f} s" if "seconds" in result else "")
+def _line_of(result: DenseResult | PrunedResult | FailedCell) -> str:
+    if isinstance(result, FailedCell):
+        return f"failed: {result.error}"
+    measured = ", ".join(f"{name} {shown(value)}" for name, value in result.perplexity.items())
+    return f"perplexity {measured}" + (f"; {result.seconds:.0f} s" if isinstance(result, PrunedResult) else "")

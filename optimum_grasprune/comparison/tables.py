@@ -1,4 +1,4 @@
-"""A comparison as tables. Pure functions of what `Comparison.run` returns and comparison.json holds."""
+"""A comparison as tables. Pure functions of what `Comparison.run` returns."""
 
 from __future__ import annotations
 
@@ -6,44 +6,26 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
-from ..files import write_file, write_json
+from ..record import SharesKept
+from ..writing import write_file, write_json
+from .results import CellResult, ComparisonResult, Losses
 
 RESULT_NAME = "comparison.json"
 _MISSING = "–"
 
 
-def failed(result: Mapping[str, Any]) -> list[str]:
-    """Names of the cells that ended in an error."""
-    return [f"{cell['entry']} at {cell['keep_ratio']:g}" for cell in result["cells"] if "error" in cell]
-
-
-def by_ratio(result: Mapping[str, Any]) -> dict[float, list[dict[str, Any]]]:
-    """The cells grouped by keep ratio, highest first."""
-    ratios = sorted({cell["keep_ratio"] for cell in result["cells"]}, reverse=True)
-    return {ratio: [cell for cell in result["cells"] if cell["keep_ratio"] == ratio] for ratio in ratios}
-
-
-def excess_loss(result: Mapping[str, Any], cell: Mapping[str, Any], corpus: str) -> float:
-    """ln(perplexity / dense perplexity): by how many nats a token the mean loss rose."""
-    return _loss(cell, corpus) - _loss(result["dense"], corpus)
-
-
-def _loss(measured: Mapping[str, Any], corpus: str) -> float:
-    # Results of version 0.1 hold no losses.
-    return measured["loss"][corpus] if "loss" in measured else math.log(measured["perplexity"][corpus])
-
-
-def points_of(result: Mapping[str, Any], corpus: str) -> dict[str, list[tuple[float, float]]]:
+def points_of(result: ComparisonResult, corpus: str) -> dict[str, list[tuple[float, float]]]:
     """For every method, its points (share of all parameters kept, perplexity), in the order of the shares."""
     points: dict[str, list[tuple[float, float]]] = {}
-    for cell in result["cells"]:
-        share = cell.get("kept", {}).get("parameters")
-        value = cell.get("perplexity", {}).get(corpus)  # None is beyond what a float holds, and what an axis shows
-        if "error" not in cell and share is not None and value is not None:
-            points.setdefault(cell["entry"], []).append((share, value))
+    for cell in result.cells:
+        if cell.pruned is None or cell.pruned.kept is None:
+            continue
+        value = cell.pruned.perplexity.get(corpus)  # None is beyond what a float holds, and what an axis shows
+        if value is not None:
+            points.setdefault(cell.entry, []).append((cell.pruned.kept.parameters, value))
     return {entry: sorted(found) for entry, found in points.items()}
 
 
@@ -56,71 +38,72 @@ def shown(value: float | None) -> str:
     return f"{value:.3f}" if value < 10 else f"{value:.2f}" if value < 1000 else f"{value:,.0f}"
 
 
-def short_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def short_table(result: ComparisonResult) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) of text for a terminal: shares kept and perplexities, the dense model first."""
-    corpora = list(result["corpora"])
-    rows = [["dense", "", *["100.0%"] * 2, *_perplexities(result["dense"], corpora)]]
-    for ratio, cells in by_ratio(result).items():
+    corpora = list(result.corpora)
+    rows = [["dense", "", *["100.0%"] * 2, *_perplexities(result.dense, corpora)]]
+    for ratio, cells in result.by_ratio().items():
         for cell in cells:
-            values = ["failed"] * len(corpora) if "error" in cell else _perplexities(cell, corpora)
-            rows.append([cell["entry"], f"{ratio:g}", *_shares(cell), *values])
+            values = ["failed"] * len(corpora) if cell.pruned is None else _perplexities(cell.pruned, corpora)
+            rows.append([cell.entry, f"{ratio:g}", *_shares(cell), *values])
     return ["method", "ratio", "kept", "KV", *corpora], rows
 
 
-def full_table(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+def full_table(result: ComparisonResult) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) of Markdown: the dense model, then ratio by ratio, the best value of each corpus in bold."""
-    corpora = list(result["corpora"])
+    corpora = list(result.corpora)
     columns = ["method", "keep ratio", "kept of all", "KV cache"]
     columns += [title for name in corpora for title in (name, "Δ nats")] + ["compensation", "seconds"]
-    dense = [text for value in _perplexities(result["dense"], corpora) for text in (value, "0")]
+    dense = [text for value in _perplexities(result.dense, corpora) for text in (value, "0")]
     rows = [["dense", "", *["100.0%"] * 2, *dense, "", ""]]
-    for cells in by_ratio(result).values():
-        whole = [cell for cell in cells if "error" not in cell]
-        best = {name: min(_loss(cell, name) for cell in whole) for name in corpora if len(whole) > 1}
+    for cells in result.by_ratio().values():
+        whole = [cell.pruned for cell in cells if cell.pruned is not None]
+        best = {name: min(pruned.loss_on(name) for pruned in whole) for name in corpora if len(whole) > 1}
         rows += [_full_row(result, cell, best) for cell in cells]
     return columns, rows
 
 
-def _full_row(result: Mapping[str, Any], cell: Mapping[str, Any], best: Mapping[str, float]) -> list[str]:
-    corpora = list(result["corpora"])
-    front = [cell["entry"], f"{cell['keep_ratio']:g}", *_shares(cell)]
-    if "error" in cell:
-        return [*front, *[_MISSING] * (2 * len(corpora)), f"failed: {cell['error']}", _MISSING]
+def _full_row(result: ComparisonResult, cell: CellResult, best: Mapping[str, float]) -> list[str]:
+    corpora, pruned = list(result.corpora), cell.pruned
+    front = [cell.entry, f"{cell.keep_ratio:g}", *_shares(cell)]
+    if pruned is None:
+        return [*front, *[_MISSING] * (2 * len(corpora)), f"failed: {cell.error}", _MISSING]
     values = []
     for name in corpora:
-        mark = "**" if best.get(name) == _loss(cell, name) else ""
-        texts = (shown(cell["perplexity"][name]), f"{excess_loss(result, cell, name):+.3f}")
+        mark = "**" if best.get(name) == pruned.loss_on(name) else ""
+        texts = (shown(pruned.perplexity[name]), f"{result.excess_loss(pruned, name):+.3f}")
         values += [f"{mark}{text}{mark}" for text in texts]
-    compensation = " + ".join(cell["compensation"]).replace("_", " ") or "none"
-    return [*front, *values, compensation, f"{cell['seconds']:,.0f}"]
+    compensation = " + ".join(pruned.compensation).replace("_", " ") or "none"
+    return [*front, *values, compensation, f"{pruned.seconds:,.0f}"]
 
 
-def _perplexities(measured: Mapping[str, Any], corpora: Sequence[str]) -> list[str]:
-    return [shown(measured["perplexity"][name]) for name in corpora]
+def _perplexities(measured: Losses, corpora: Sequence[str]) -> list[str]:
+    return [shown(measured.perplexity[name]) for name in corpora]
 
 
-def _shares(cell: Mapping[str, Any]) -> list[str]:
-    kept = cell.get("kept", {})
-    return [_MISSING if kept.get(name) is None else f"{kept[name]:.1%}" for name in ("parameters", "kv_cache")]
+def _shares(cell: CellResult) -> list[str]:
+    if cell.pruned is None or cell.pruned.kept is None:
+        return [_MISSING] * 2
+    return [f"{share:.1%}" for share in (cell.pruned.kept.parameters, cell.pruned.kept.kv_cache)]
 
 
-def markdown(result: Mapping[str, Any]) -> str:
+def markdown(result: ComparisonResult) -> str:
     """The comparison as a Markdown page: what was done, and the table, the best of each ratio in bold."""
     columns, rows = full_table(result)
     left = {"method", "compensation"}
     lines = [columns, [":---" if column in left else "---:" for column in columns], *rows]
-    options = result["options"]
+    options = result.options
     corpora = "\n".join(
-        f"- {name}: {_text_of(corpus['source'], corpus['split'])}, {corpus['windows']:,} windows of {corpus['window']} "
-        f"tokens, sha256 `{corpus['sha256'][:16]}…`"
-        for name, corpus in result["corpora"].items()
+        f"- {name}: {_text_of(corpus.source, corpus.split)}, {corpus.windows:,} windows of {corpus.window} "
+        f"tokens, sha256 `{corpus.sha256[:16]}…`"
+        for name, corpus in result.corpora.items()
     )
-    patterns = sorted({cell["recipe"]["pattern"] for cell in result["cells"]} - {"units"})
+    patterns = sorted({str(cell.recipe["pattern"]) for cell in result.cells} - {"units"})
     sparse = f" Of {', '.join(patterns)}, what is not zero counts as kept: the file is no smaller." if patterns else ""
     body = "\n".join("| " + " | ".join(_escaped(text) for text in line) + " |" for line in lines)
     return (
-        f"# Comparison of pruning methods on {result['model']['source']}\n\n"
-        f"Calibrated on {_text_of(options['dataset'], options['dataset_split'])} with seed {options['seed']}. "
+        f"# Comparison of pruning methods on {result.model.source}\n\n"
+        f"Calibrated on {_text_of(options.dataset, options.dataset_split)} with seed {options.seed}. "
         f"Perplexity in fp32 on non-overlapping windows of:\n\n{corpora}\n\n"
         f"{body}\n\n"
         "*Kept of all*: share of all parameters, embeddings and head included. *KV cache*: share of its elements per "
@@ -138,10 +121,9 @@ def _escaped(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-def csv_text(result: Mapping[str, Any]) -> str:
+def csv_text(result: ComparisonResult) -> str:
     """The comparison as CSV, one line a cell, the dense model first; shares between 0 and 1, losses in nats."""
-    corpora = list(result["corpora"])
-    shares = ("prunable", "parameters", "kv_cache")
+    corpora, shares = list(result.corpora), [entry.name for entry in fields(SharesKept)]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
@@ -149,31 +131,29 @@ def csv_text(result: Mapping[str, Any]) -> str:
         + [f"{quantity}[{name}]" for name in corpora for quantity in ("perplexity", "excess_loss")]
         + ["error"]
     )
-    dense = [value for name in corpora for value in (_number(result["dense"], name), 0.0)]
+    dense = [value for name in corpora for value in (_number(result.dense, name), 0.0)]
     writer.writerow(["dense", 1.0, *[1.0] * len(shares), "", "", *dense, ""])
-    for cells in by_ratio(result).values():
-        for cell in cells:
-            writer.writerow(_csv_row(result, cell, corpora, shares))
+    for cells in result.by_ratio().values():
+        writer.writerows(_csv_row(result, cell, shares) for cell in cells)
     return file.getvalue()
 
 
-def _csv_row(
-    result: Mapping[str, Any], cell: Mapping[str, Any], corpora: Sequence[str], shares: Sequence[str]
-) -> list[Any]:
-    if "error" in cell:
-        return [cell["entry"], cell["keep_ratio"], *[""] * (len(shares) + 2 + 2 * len(corpora)), cell["error"]]
-    kept = [cell["kept"].get(name, "") for name in shares]
-    values = [value for name in corpora for value in (_number(cell, name), excess_loss(result, cell, name))]
-    return [cell["entry"], cell["keep_ratio"], *kept, "+".join(cell["compensation"]), cell["seconds"], *values, ""]
+def _csv_row(result: ComparisonResult, cell: CellResult, shares: Sequence[str]) -> list[str | float]:
+    corpora, pruned = list(result.corpora), cell.pruned
+    if pruned is None:
+        return [cell.entry, cell.keep_ratio, *[""] * (len(shares) + 2 + 2 * len(corpora)), cell.error or ""]
+    kept = [getattr(pruned.kept, name, "") for name in shares]
+    values = [value for name in corpora for value in (_number(pruned, name), result.excess_loss(pruned, name))]
+    return [cell.entry, cell.keep_ratio, *kept, "+".join(pruned.compensation), pruned.seconds, *values, ""]
 
 
-def _number(measured: Mapping[str, Any], corpus: str) -> float:
-    value = measured["perplexity"][corpus]
+def _number(measured: Losses, corpus: str) -> float:
+    value = measured.perplexity[corpus]
     return math.inf if value is None else value
 
 
-def write_tables(result: dict[str, Any], output: Path) -> None:
+def write_tables(result: ComparisonResult, output: Path) -> None:
     """Write comparison.json, comparison.md and comparison.csv."""
-    write_json(output / RESULT_NAME, result)
+    write_json(output / RESULT_NAME, result.to_dict())
     write_file(output / "comparison.md", markdown(result).encode())
     write_file(output / "comparison.csv", csv_text(result).encode())

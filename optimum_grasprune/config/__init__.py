@@ -18,7 +18,7 @@ from .evaluation import EvaluationOptions
 from .gates import GateOptions
 from .grasp import GRASPConfig
 from .least_squares import LeastSquaresOptions
-from .own import MethodOptions, OwnOptions, StageOptions
+from .method_options import MethodOptions, OwnOptions, StageOptions
 from .pruning import PruningOptions
 from .run import RunOptions
 from .scales import ScaleOptions

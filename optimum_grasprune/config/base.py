@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from typing_extensions import Self
 
 from ..errors import OptionError
@@ -36,11 +37,11 @@ class Options(BaseModel):
             option = ".".join(str(part) for part in first["loc"][:1]) or type(self).__name__
             raise OptionError(option, first["input"], first["msg"][:1].lower() + first["msg"][1:]) from None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, JsonValue]:
         """The options as JSON types; `from_dict` restores them."""
         return self.model_dump(mode="json")
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, object]) -> Self:
         """The inverse of `to_dict`; OptionError on an unknown or invalid field."""
         return cls(**values)

@@ -6,6 +6,7 @@ Values stay strings: the option class converts and checks them, so a bad one giv
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Collection, Iterable, Sequence
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
@@ -35,7 +36,7 @@ GROUPS: dict[str, type[Options]] = {
 }
 """The groups of `GRASPConfig` in the order of `--help`."""
 
-_CHOSEN_BY: dict[Registry[Any], str] = {METHODS: "method", STAGES: "compensation"}
+_KINDS: tuple[Registry[Any], ...] = (METHODS, STAGES)
 _EVERYDAY = (BudgetOptions, PruningOptions, CalibrationOptions, RunOptions)
 
 
@@ -54,29 +55,37 @@ def add_advanced_options(parser: argparse.ArgumentParser, leave_out: Collection[
             add_options(parser.add_argument_group(f"Advanced: {title}"), options, names)
 
 
-def add_own_options(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> list[str]:
-    """The options that the chosen method and stages bring along, and those of all that are loaded.
+def add_own_options(
+    parser: argparse.ArgumentParser,
+    arguments: Sequence[str],
+    *,
+    method: str = "method",
+    stage: str = "compensation",
+) -> list[str]:
+    """The options that the chosen methods and stages bring along, and those of all that are loaded.
 
-    arguments: the command line, which chooses them. Of the others, it says how to see them. Returns the fields.
+    arguments: the command line, which chooses them. Of the others, it says how to see them.
+    method, stage: the options that choose them; each may name several, as in `toy+bias@alpha=1`. Returns the fields.
     """
     fields: list[str] = []
-    for registry, chosen in _chosen_in(arguments).items():
+    chosen = _chosen_in(arguments, (method, stage))
+    for registry, option in zip(_KINDS, (method, stage), strict=True):
         for name in registry.with_options():
             group = f"Options of the {registry.kind} {name}"
             if name not in (*chosen, *registry.loaded_with_options()):
-                parser.add_argument_group(group, f"shown by --{_CHOSEN_BY[registry]} {name} --help")
+                parser.add_argument_group(group, f"shown by --{option} {name} --help")
             elif (options := registry.options_of(name)) is not None:
                 add_options(parser.add_argument_group(group), options)
                 fields += options.model_fields
     return fields
 
 
-def _chosen_in(arguments: Sequence[str]) -> dict[Registry[Any], list[str]]:
+def _chosen_in(arguments: Sequence[str], options: Iterable[str]) -> set[str]:
     early = argparse.ArgumentParser(add_help=False)
-    for option in _CHOSEN_BY.values():
-        early.add_argument(f"--{option}", nargs="?")
-    values = vars(early.parse_known_args(arguments)[0])
-    return {registry: (values[option] or "").split("+") for registry, option in _CHOSEN_BY.items()}
+    for option in options:
+        early.add_argument(f"--{option}", dest="entries", nargs="*", action="extend", default=[])
+    entries = early.parse_known_args(arguments)[0].entries
+    return {name for entry in entries for name in re.split("[+:@]", entry)}
 
 
 def add_options(group: argparse._ArgumentGroup, options: type[Options], names: Collection[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from .budget import BudgetOptions
 from .calibration import CalibrationOptions
 from .gates import GateOptions
 from .least_squares import LeastSquaresOptions
-from .own import OwnOptions, own_names, validated
+from .method_options import OwnOptions, own_names, validated
 from .pruning import PruningOptions
 from .recipes import PAPER, QUICK, THOROUGH
 from .run import RunOptions

@@ -9,7 +9,7 @@ from ..errors import OptionError
 _SLICE = re.compile(r"(?P<name>\w*)(\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\])?")
 
 
-def parsed(split: str | None, length: int) -> tuple[str, range]:
+def parse_split(split: str | None, length: int) -> tuple[str, range]:
     """(name of the split, positions that its slice takes of `length`); an empty name where only a slice is given.
 
     Percentages are rounded down. Raises OptionError when the split does not look like one.
@@ -23,7 +23,7 @@ def parsed(split: str | None, length: int) -> tuple[str, range]:
 
 def sliced_text(text: str, split: str | None) -> str:
     """The part of a text that a slice like 'train[10%:90%]' names; the name before the brackets is of no account."""
-    _, taken = parsed(split, len(text))
+    _, taken = parse_split(split, len(text))
     return text[taken.start : taken.stop]
 
 

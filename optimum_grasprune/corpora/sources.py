@@ -13,7 +13,7 @@ from .standard_library import standard_library_text
 from .tables import READERS, is_saved_dataset, read_file_table, read_folder_table, read_hub, read_saved
 
 BUILTIN = "builtin"
-SHIPPED = "sampled"
+SAMPLED = "sampled"
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
 """Endings of the text files that are read from a folder; a file that is named is text whatever its ending."""
 
@@ -43,8 +43,8 @@ def _read(source: str, split: str | None, text_column: str) -> Part:
     if source == BUILTIN:
         name = (split or "").partition("[")[0] or "train"
         return text_of(sliced_text(standard_library_text(name), split))
-    if source == SHIPPED:
-        return text_of(sliced_text(_shipped_text(), split))
+    if source == SAMPLED:
+        return text_of(sliced_text(_sampled_text(), split))
     if path.is_dir():
         return _read_folder(path, split, text_column)
     if path.is_file():
@@ -93,6 +93,6 @@ def _text_in(path: Path) -> str:
         raise DataError(f"the corpus {path} cannot be read: {error}") from None
 
 
-def _shipped_text() -> str:
-    packed = resources.files("optimum_grasprune").joinpath("data", "corpus.txt.gz").read_bytes()
+def _sampled_text() -> str:
+    packed = resources.files("optimum_grasprune").joinpath("corpora", "sampled", "corpus.txt.gz").read_bytes()
     return gzip.decompress(packed).decode()

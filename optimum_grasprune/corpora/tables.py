@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import DataError, OptionError
 from .corpus import Part, part_of
-from .slices import parsed
+from .slices import parse_split
 
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 """Endings of tables -> the reader of `datasets`."""
@@ -40,7 +40,7 @@ _SAVED = ("dataset_info.json", "dataset_dict.json")
 
 def read_file_table(path: Path, ending: str, split: str | None, column: str) -> Part:
     """A column of a table in a file. The file is one split: the name of another is of no account, a slice counts."""
-    parsed(split, 0)
+    parse_split(split, 0)
     _check_file(path, ending)
     rows = _loaded(f"the corpus {path}", path=READERS[ending], data_files=str(path), split="train")
     return _column(_taken(rows, split), column, str(path))
@@ -65,7 +65,7 @@ def read_saved(path: Path, split: str | None, column: str) -> Part:
     except Exception as error:  # pyarrow, JSON and the file system each have their own
         raise DataError(f"the folder {path} cannot be loaded: {_innermost(error)}") from None
     if isinstance(saved, datasets.DatasetDict):
-        name = parsed(split, 0)[0] or ("train" if "train" in saved else next(iter(saved), ""))
+        name = parse_split(split, 0)[0] or ("train" if "train" in saved else next(iter(saved), ""))
         if name not in saved:
             raise OptionError("dataset_split", split, f"{path} has the splits {', '.join(saved)}")
         saved = saved[name]
@@ -90,7 +90,7 @@ def _named(split: str | None) -> str:
 
 
 def _taken(rows: Any, split: str | None) -> Any:
-    _, taken = parsed(split, len(rows))
+    _, taken = parse_split(split, len(rows))
     return rows.select(taken)
 
 

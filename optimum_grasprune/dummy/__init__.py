@@ -1,7 +1,7 @@
 """Checkpoints of real sizes with random weights: right for speed and memory, meaningless for quality."""
 
+from .profiles import Shares, chosen_mask, profile, shares_of, uniform_mask
 from .shapes import SHAPES, dummy_tokenizer, shape_config
-from .widths import Shares, chosen_mask, profile, shares_of, uniform_mask
 from .write import Dummy, is_replaceable, write_dummy
 
 __all__ = [

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import platform
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, split_torch_state_dict_into_shards
@@ -15,17 +12,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, PreTrainedConfig
 
-from ..checkpoint import check_shard_size
+from ..export.card import GITHUB_NAME
+from ..export.checkpoint import check_shard_size
+from ..export.staging import RECORD_NAME, is_pruned_checkpoint, staged_folder
 from ..families import family_of
-from ..files import write_json
 from ..loading import empty_model
 from ..progress import track
-from ..pruner import budget_record, describe_model
-from ..record import RECORD_FORMAT
-from ..report import GITHUB_NAME
-from ..staging import RECORD_NAME, is_pruned_checkpoint, staged_folder
+from ..record import Record, installed_versions
+from ..record.describe import describe_model, units_budget
 from ..surgery import pruned_config
 from ..units import Budget, PruningPlan
+from ..writing import write_json
 from .shapes import dummy_tokenizer
 
 MEANINGLESS = "The weights are random: right for speed and memory, meaningless for quality."
@@ -75,7 +72,7 @@ def write_dummy(
         if not config_only:
             write_random_weights(config, folder, seed, max_shard_size)
         if dummy.plan is not None:
-            write_json(folder / RECORD_NAME, _record(dummy, config, seed))
+            write_json(folder / RECORD_NAME, _record(dummy, config, seed).to_dict())
         (folder / "README.md").write_text(_card(dummy, seed, config_only), encoding="utf-8")
 
 
@@ -106,24 +103,19 @@ def _drawn(like: Tensor, deviation: float, generator: torch.Generator) -> Tensor
     return tensor.fill_(1) if like.dim() == 1 else tensor.normal_(std=deviation, generator=generator)
 
 
-def _record(dummy: Dummy, config: PreTrainedConfig, seed: int) -> dict[str, Any]:
-    """The content of `grasp_config.json`, in the form that every pruned checkpoint has, and what it is."""
+def _record(dummy: Dummy, config: PreTrainedConfig, seed: int) -> Record:
+    """How it was made, in the form that every pruned checkpoint has, and what it is."""
     dense, pruned = empty_model(dummy.config), empty_model(config)
     options = {} if dummy.budget is None else dummy.budget.options.to_dict()
-    return {
-        "format": RECORD_FORMAT,
-        "dummy": MEANINGLESS,
-        "recipe": {**options, "seed": seed},
-        "base_model": {**describe_model(dense), "name": f"{dummy.shape} (random weights)"},
-        "calibration": None,
-        "versions": {name: version(name) for name in (GITHUB_NAME, "torch", "transformers")}
-        | {"python": platform.python_version()},
-        "budget": budget_record(family_of(config), dense, pruned, dummy.budget),
-        "compensation": [],
-        "damping": None,
-        "choice": [],
-        "plan": None if dummy.plan is None else dummy.plan.to_dict(),
-    }
+    return Record(
+        dummy=MEANINGLESS,
+        recipe={**options, "seed": seed},
+        base_model=replace(describe_model(dense), name=f"{dummy.shape} (random weights)"),
+        calibration=None,
+        versions=installed_versions(),
+        budget=units_budget(family_of(config), dense, pruned, dummy.budget),
+        plan=dummy.plan,
+    )
 
 
 def _card(dummy: Dummy, seed: int, config_only: bool) -> str:

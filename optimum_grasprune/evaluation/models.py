@@ -6,45 +6,61 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import JsonValue
+
 from ..config import EvaluationOptions
 from ..corpora import Corpus, load_corpus, tokenize
 from ..families import family_of
 from ..loading import common_window, count_parameters, load_config, load_model, load_tokenizer
+from ..model_files import ReadAs
+from ..record import CorpusRecord, Stored, check_format
 from .perplexity import EVALUATION_WINDOW, Perplexity, perplexity, perplexity_of
+
+EVALUATION_FORMAT = 1
+"""Format of the JSON of an evaluation; what version 0.1 wrote is the same, without the number."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One model's perplexity. source: its folder or hub name.  first_tokens: what each window starts with."""
+class MeasuredModel(Stored):
+    """One model's perplexity. model: its folder or hub name.  first_tokens: what each window starts with."""
 
-    source: str
+    model: str
     parameters: int
     first_tokens: tuple[int, ...]
     perplexity: Perplexity
 
-    def to_dict(self) -> dict[str, Any]:
-        """The result as JSON types."""
-        return {
-            "model": self.source,
-            "parameters": self.parameters,
-            "first_tokens": list(self.first_tokens),
-            **self.perplexity.to_dict(),
-        }
+    def to_dict(self) -> dict[str, JsonValue]:
+        """The result as JSON types: the fields of the perplexity stand beside the others."""
+        values = super().to_dict()
+        return {**values, **values["perplexity"]}
+
+    @classmethod
+    def arranged(cls, values: Any) -> Any:
+        """The values as the fields have them."""
+        return {"first_tokens": (), **values, "perplexity": values} if isinstance(values, Mapping) else values
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult(Stored):
     """Models measured on one corpus."""
 
-    corpus: Corpus
-    models: tuple[Measured, ...]
+    format: int = EVALUATION_FORMAT
+    corpus: CorpusRecord
+    models: tuple[MeasuredModel, ...]
+
+    @classmethod
+    def arranged(cls, values: Any) -> Any:
+        """The values, of a format that this version knows."""
+        if isinstance(values, Mapping):
+            check_format(values.get("format"), EVALUATION_FORMAT)
+        return values
 
     def rows(self, *, beside_first: bool) -> list[tuple[str, str, str, str]]:
         """Rows (model, parameters, perplexity, the same ÷ that of the first model, if asked for)."""
         first = self.models[0].perplexity.loss
         return [
             (
-                model.source,
+                model.model,
                 f"{model.parameters:,}",
                 _shown(perplexity_of(model.perplexity.loss)),
                 _shown(perplexity_of(model.perplexity.loss - first)) if beside_first else "",
@@ -58,12 +74,8 @@ class Evaluation:
         windows = f"{first.windows} windows of {first.window} tokens"
         return f"{self.corpus.source} {self.corpus.split or ''}: {windows}, {first.tokens:,} predictions, fp32"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The result as JSON types."""
-        return {"corpus": self.corpus.describe(), "models": [model.to_dict() for model in self.models]}
 
-
-def evaluate(sources: Sequence[str], options: EvaluationOptions, read_as: Mapping[str, Any]) -> Evaluation:
+def evaluate(sources: Sequence[str], options: EvaluationOptions, read_as: ReadAs) -> EvaluationResult:
     """Measure each model on the same text.
 
     sources: folders or hub names.  read_as: options of `load_config`, `load_model` and `load_tokenizer`.
@@ -71,7 +83,8 @@ def evaluate(sources: Sequence[str], options: EvaluationOptions, read_as: Mappin
     """
     corpus = load_corpus(*_corpus_of(options), options.text_column)
     window = _window(sources, options.seq_len, read_as)
-    return Evaluation(corpus, tuple(_measure(source, corpus, options, window, read_as) for source in sources))
+    measured = (_measure(source, corpus, options, window, read_as) for source in sources)
+    return EvaluationResult(corpus=CorpusRecord(**corpus.describe()), models=tuple(measured))
 
 
 def _corpus_of(options: EvaluationOptions) -> tuple[str, str | None]:
@@ -79,7 +92,7 @@ def _corpus_of(options: EvaluationOptions) -> tuple[str, str | None]:
     return options.dataset or "builtin", "test" if held_out else options.dataset_split
 
 
-def _window(sources: Sequence[str], asked: int | None, read_as: Mapping[str, Any]) -> int:
+def _window(sources: Sequence[str], asked: int | None, read_as: ReadAs) -> int:
     """Tokens in a window, the same for all models."""
     configs = {f"the model {source}": load_config(source, **read_as) for source in sources}
     for config in configs.values():
@@ -87,14 +100,12 @@ def _window(sources: Sequence[str], asked: int | None, read_as: Mapping[str, Any
     return common_window(configs, asked, EVALUATION_WINDOW, "seq_len")
 
 
-def _measure(
-    source: str, corpus: Corpus, options: EvaluationOptions, window: int, read_as: Mapping[str, Any]
-) -> Measured:
+def _measure(source: str, corpus: Corpus, options: EvaluationOptions, window: int, read_as: ReadAs) -> MeasuredModel:
     model = load_model(source, dtype="float32", device=options.device, **read_as)
     tokenizer = load_tokenizer(source, **read_as)
     tokenized = tokenize(corpus, tokenizer, model.config.vocab_size, bos=options.bos)
     result = perplexity(model, tokenized.windows(window, options.num_samples), options.batch_size)
-    return Measured(source, count_parameters(model), tuple(tokenized.first), result)
+    return MeasuredModel(source, count_parameters(model), tuple(tokenized.first), result)
 
 
 def _shown(value: float) -> str:

@@ -6,20 +6,22 @@ Shape suffixes: W windows, S sequence.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..execution import WholeModel
+from ..record import Stored
 
 EVALUATION_WINDOW = 512
 """Tokens in a window of the commands that measure perplexity, unless they are told another number."""
 
 
 @dataclass(frozen=True)
-class Perplexity:
+class Perplexity(Stored):
     """A measurement.
 
     perplexity: exp of the mean loss, infinite above 709.78 nats.  tokens: predicted tokens.  windows, window: their
@@ -34,7 +36,19 @@ class Perplexity:
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON types; a perplexity that no float holds is None, and the loss tells it."""
-        return {**asdict(self), "perplexity": self.perplexity if math.isfinite(self.perplexity) else None}
+        return {**super().to_dict(), "perplexity": self.finite}
+
+    @classmethod
+    def arranged(cls, values: Any) -> Any:
+        """The inverse: None is one that no float holds."""
+        if isinstance(values, Mapping) and values.get("perplexity", 0) is None:
+            return {**values, "perplexity": math.inf}
+        return values
+
+    @property
+    def finite(self) -> float | None:
+        """The perplexity; None where no float holds it."""
+        return self.perplexity if math.isfinite(self.perplexity) else None
 
 
 def perplexity_of(loss: float) -> float:

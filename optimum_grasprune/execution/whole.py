@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..errors import GraspruneError
 from ..families import linear_at
-from ..numerics import precision_advice
+from ..numerics import precision_advice, tell_when_slow
 from ..progress import bar, track
 from ..statistics import Statistic
 from .distillation import Teacher, distillation_loss
@@ -29,6 +30,10 @@ from .training import BETAS, Schedule, batches, training_steps
 
 class WholeModel(Runner):
     """Runs a model as it stands, all of it on one device."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self._parameters, self._tokens = sum(each.numel() for each in model.parameters()), 0
 
     @torch.no_grad()
     def mean_loss(self, windows_NS: Tensor, batch_size: int = 1) -> float:
@@ -97,7 +102,7 @@ class WholeModel(Runner):
             else:
                 for tokens_S in track(tokens_NS, "statistics", "sequence"):
                     self._hidden(tokens_S[None])
-        return {statistic: self._result(collector, tokens_NS) for statistic, collector in collectors.items()}
+        return {statistic: collector.result(tokens_NS.numel()) for statistic, collector in collectors.items()}
 
     def learn(
         self,
@@ -168,15 +173,14 @@ class WholeModel(Runner):
 
     def _logits(self, tokens_BS: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens where the model is, and its logits, shape (B, S, V)."""
-        tokens_BS = tokens_BS.to(self.model.device)
+        tokens_BS = self._placed(tokens_BS)
         return tokens_BS, self.model(tokens_BS, use_cache=False).logits
 
     def _hidden(self, tokens_BS: Tensor) -> None:
         """Run the layers alone: logits of a large vocabulary are dear."""
-        self.model.base_model(tokens_BS.to(self.model.device), use_cache=False)
+        self.model.base_model(self._placed(tokens_BS), use_cache=False)
 
-    def _result(self, collector: Any, tokens_NS: Tensor) -> Any:
-        try:
-            return collector.result(tokens_NS.numel())
-        except GraspruneError as error:
-            raise GraspruneError(f"{error}; {precision_advice(self.model.dtype)}") from None
+    def _placed(self, tokens_BS: Tensor) -> Tensor:
+        self._tokens += tokens_BS.numel()
+        tell_when_slow(self.model.dtype, self.model.device, self._tokens * self._parameters)
+        return tokens_BS.to(self.model.device)

@@ -61,7 +61,11 @@ class ModelShape:
     @property
     def kv_width(self) -> int:
         """Key and value elements of one token, summed over the layers."""
-        return KV.cached_vectors * self.head_dim * sum(layer.kv_heads for layer in self.layers)
+        return sum(map(self.kv_elements, self.layers))
+
+    def kv_elements(self, layer: LayerShape) -> int:
+        """Elements that one token takes in the KV cache of a layer."""
+        return KV.cached_vectors * self.head_dim * layer.kv_heads
 
     def layer_parameters(self, layer: LayerShape) -> int:
         """Prunable parameters of a layer."""

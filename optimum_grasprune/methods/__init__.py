@@ -9,12 +9,13 @@ from .registry import get_method, method_names, register
 if TYPE_CHECKING:
     from ..problem import Problem
     from .base import Method
+    from .selection import Selection
 
-__all__ = ["Method", "Problem", "get_method", "method_names", "register"]
+__all__ = ["Method", "Problem", "Selection", "get_method", "method_names", "register"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("Method", "Problem"):
+    if name not in ("Method", "Problem", "Selection"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import base
 

@@ -16,6 +16,9 @@ from ..recovery import stages_in
 from ..recovery.chain import Chain
 from ..statistics import Statistic
 from ..units import Budget, ElementMask, UnitInventory, UnitMask, project
+from .selection import Selection
+
+__all__ = ["Method", "Problem", "Selection", "shares_within_groups"]
 
 
 class Method(ABC):
@@ -31,7 +34,7 @@ class Method(ABC):
     """Whether the method looks at the calibration sequences."""
 
     statistics: ClassVar[tuple[Statistic[Any], ...]] = ()
-    """The statistics that it looks at, in `task.statistics`."""
+    """The statistics that it looks at, in `problem.statistics`."""
 
     allocation: Literal["uniform", "global"] = "global"
     """What `allocation="auto"` is: every layer keeps the same share, or units compete over the whole model."""
@@ -55,23 +58,23 @@ class Method(ABC):
     """What the method can cut."""
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
-    """Options that no other method has: `task.config.own(self.Options)` are their values."""
+    """Options that no other method has: `problem.config.own(self.Options)` are their values."""
 
     @abstractmethod
-    def score(self, task: Problem) -> Tensor:
+    def score(self, problem: Problem) -> Tensor:
         """One score per unit, shape (units,); higher is kept first. The same for every budget of a model and corpus."""
 
-    def select(self, task: Problem, scores_U: Tensor) -> UnitMask:
+    def select(self, problem: Problem, scores_U: Tensor) -> UnitMask:
         """The units to keep. scores_U: what `score` returned, maybe for another budget of the same model."""
-        if self.allocation_for(task.config) == "uniform":
-            scores_U = shares_within_groups(scores_U, task.inventory)
-        return project(scores_U, task.inventory, task.budget)
+        if self.allocation_for(problem.config) == "uniform":
+            scores_U = shares_within_groups(scores_U, problem.inventory)
+        return project(scores_U, problem.inventory, problem.budget)
 
-    def candidates(self, task: Problem, scores_U: Tensor) -> dict[str, UnitMask]:
+    def candidates(self, problem: Problem, scores_U: Tensor) -> dict[str, UnitMask]:
         """Choices of units by name, the method's own last; the best on held-out data wins, if there are any."""
-        return {task.config.method: self.select(task, scores_U)}
+        return {problem.config.method: self.select(problem, scores_U)}
 
-    def select_elements(self, task: Problem) -> ElementMask:
+    def select_elements(self, problem: Problem) -> ElementMask:
         """The single weights to keep, for a method that lists a pattern other than "units"."""
         raise NotImplementedError
 
@@ -85,6 +88,14 @@ class Method(ABC):
         """What the method is to solve, in which the statistics of all that looks at any are gathered together."""
         declared = (*self.statistics_for(config), *self.chain_for(config).statistics)
         return Problem(runner, budget, tokens_NS, held_out_NS, config, declared)
+
+    def selection(self, problem: Problem, earlier: Selection | None = None) -> Selection:
+        """The cuts to choose from, whole units or single weights. earlier: what of them is known already."""
+        if problem.config.pattern != "units":
+            return Selection(None, {problem.config.method: self.select_elements(problem)})
+        scores_U = None if earlier is None else earlier.scores_U
+        scores_U = self.score(problem) if scores_U is None else scores_U
+        return Selection(scores_U, (earlier and earlier.candidates) or self.candidates(problem, scores_U))
 
     def resolved(self, config: GRASPConfig) -> GRASPConfig:
         """The configuration with the method's own values for whatever is left to it by "auto"."""

@@ -15,12 +15,12 @@ Metric = Callable[[Tensor, Moments, int], Tensor]
 """From a weight (O, I), the moments of its input and the number of units, to one score per unit, shape (units,)."""
 
 
-def column_scores(task: Problem, metric: Metric) -> Tensor:
+def column_scores(problem: Problem, metric: Metric) -> Tensor:
     """The metric of every block of units, shape (units,); the method declares `MOMENTS`."""
-    moments = task.statistics[MOMENTS]
+    moments = problem.statistics[MOMENTS]
     return torch.cat(
         [
-            metric(linear_at(task.model, block.output).weight.detach(), moments[block.output], block.units.count)
-            for block in task.runner.blocks
+            metric(linear_at(problem.model, block.output).weight.detach(), moments[block.output], block.units.count)
+            for block in problem.runner.blocks
         ]
     )

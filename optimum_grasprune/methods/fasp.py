@@ -25,6 +25,6 @@ class FASP(Method):
     restoration = "sequential"
     least_squares = "plain"
 
-    def score(self, task: Problem) -> Tensor:
+    def score(self, problem: Problem) -> Tensor:
         """Σ over the unit's columns j of ‖X_j‖₂ · Σ_i |W_ij|, shape (units,).  (Section 3.1)"""
-        return column_scores(task, lambda weight_OI, moments, count: unit_metric(weight_OI, moments.norm_I, count))
+        return column_scores(problem, lambda weight_OI, moments, count: unit_metric(weight_OI, moments.norm_I, count))

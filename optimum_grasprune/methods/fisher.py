@@ -16,6 +16,6 @@ class Fisher(Method):
     source = "LLM-Pruner, arXiv 2305.11627"
     statistics = (PER_TOKEN,)
 
-    def score(self, task: Problem) -> Tensor:
+    def score(self, problem: Problem) -> Tensor:
         """Mean over tokens of (∂S/∂z)² / cost, shape (units,)."""
-        return sensitivity_per_parameter(task, PER_TOKEN)
+        return sensitivity_per_parameter(problem, PER_TOKEN)

@@ -18,10 +18,10 @@ class FLAP(Method):
     statistics = (MOMENTS,)
     compensation = "bias"
 
-    def score(self, task: Problem) -> Tensor:
+    def score(self, problem: Problem) -> Tensor:
         """Standardised fluctuation of every unit, shape (units,).  (Section 3.3)"""
         return column_scores(
-            task, lambda weight_OI, moments, count: unit_fluctuation(weight_OI, moments.variance_I, count)
+            problem, lambda weight_OI, moments, count: unit_fluctuation(weight_OI, moments.variance_I, count)
         )
 
 

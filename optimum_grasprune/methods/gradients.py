@@ -14,20 +14,20 @@ _LARGEST_SPREAD = 80.0
 """Nats from 1 down to a number that fp32 still holds in full precision."""
 
 
-def sensitivity_per_parameter(task: Problem, statistic: Sensitivity) -> Tensor:
+def sensitivity_per_parameter(problem: Problem, statistic: Sensitivity) -> Tensor:
     """The sensitivity of every unit divided by its cost, shape (units,); the method declares the statistic."""
-    return task.statistics[statistic] / task.inventory.cost_U
+    return problem.statistics[statistic] / problem.inventory.cost_U
 
 
-def _per_parameter(task: Problem, statistic: Sensitivity, tokens_NS: Tensor, kept_U: Tensor) -> Tensor:
+def _per_parameter(problem: Problem, statistic: Sensitivity, tokens_NS: Tensor, kept_U: Tensor) -> Tensor:
     """The same of the units that stay, in the model that they are."""
-    checkpointing = task.config.gradient_checkpointing
-    gathered = task.runner.gather([statistic], tokens_NS, kept_U=kept_U, gradient_checkpointing=checkpointing)
-    return gathered[statistic] / task.inventory.cost_U
+    checkpointing = problem.config.gradient_checkpointing
+    gathered = problem.runner.gather([statistic], tokens_NS, kept_U=kept_U, gradient_checkpointing=checkpointing)
+    return gathered[statistic] / problem.inventory.cost_U
 
 
-def annealed_sensitivity(task: Problem, statistic: Sensitivity, first_U: Tensor, rounds: int) -> Tensor:
-    """Sensitivity per parameter measured again and again while the budget shrinks to the task's; shape (units,).
+def annealed_sensitivity(problem: Problem, statistic: Sensitivity, first_U: Tensor, rounds: int) -> Tensor:
+    """Sensitivity per parameter measured again and again while the budget shrinks to the problem's; shape (units,).
 
     Every round cuts what scores lowest and measures the units that stay in the model so left, on its share of the
     statistic sequences; a unit's score is the running mean of its measurements. What is cut does not come back, and
@@ -36,12 +36,12 @@ def annealed_sensitivity(task: Problem, statistic: Sensitivity, first_U: Tensor,
     first_U: `sensitivity_per_parameter` of the whole model.  rounds: measurements in all, the first included.
     """
     score_U, kept_U = first_U.clone(), torch.ones(len(first_U), dtype=torch.bool, device="cpu")
-    shares = task.statistic_tokens_NS.tensor_split(rounds)
+    shares = problem.statistic_tokens_NS.tensor_split(rounds)
     for done in track(range(1, rounds), "start", "round"):
-        budget = budget_at(task.budget, task.inventory.total_cost, 1.0, done / (rounds - 1))
-        kept_U = project(_below(score_U, kept_U), task.inventory, budget).kept_U
+        budget = budget_at(problem.budget, problem.inventory.total_cost, 1.0, done / (rounds - 1))
+        kept_U = project(_below(score_U, kept_U), problem.inventory, budget).kept_U
         if len(shares[done]):
-            again_U = _per_parameter(task, statistic, shares[done], kept_U)
+            again_U = _per_parameter(problem, statistic, shares[done], kept_U)
             score_U = torch.where(kept_U, (score_U + again_U) / 2, score_U)
     return _below(score_U, kept_U)
 

@@ -28,41 +28,41 @@ class GRASPrune(Method):
         """Fisher information, unless the start is blind."""
         return () if config.start == "zero" else (PER_TOKEN,)
 
-    def score(self, task: Problem) -> Tensor:
+    def score(self, problem: Problem) -> Tensor:
         """What the gates start from, shape (units,): zeros, or Fisher information per parameter."""
-        if task.config.start == "zero":
-            return torch.zeros(task.inventory.num_units, dtype=torch.float32, device="cpu")
-        return sensitivity_per_parameter(task, PER_TOKEN)
+        if problem.config.start == "zero":
+            return torch.zeros(problem.inventory.num_units, dtype=torch.float32, device="cpu")
+        return sensitivity_per_parameter(problem, PER_TOKEN)
 
-    def candidates(self, task: Problem, scores_U: Tensor) -> dict[str, UnitMask]:
+    def candidates(self, problem: Problem, scores_U: Tensor) -> dict[str, UnitMask]:
         """The masks of the start, unless it is blind, of each snapshot of the gate training, and of searched widths."""
-        start_U = self._start(task, scores_U)
-        scores = {} if task.config.start == "zero" else {"start": start_U}
-        trained = train_gates(task.runner, task.budget, task.tokens_NS, task.config, start_U)
+        start_U = self._start(problem, scores_U)
+        scores = {} if problem.config.start == "zero" else {"start": start_U}
+        trained = train_gates(problem.runner, problem.budget, problem.tokens_NS, problem.config, start_U)
         for number, snapshot_U in enumerate(trained, start=1):
             scores[f"gates {number}/{len(trained)}"] = snapshot_U
-        masks = {name: project(score_U, task.inventory, task.budget) for name, score_U in scores.items()}
-        if task.config.search_trials:
-            masks["searched"] = self._with_best_widths(task, masks, scores)
+        masks = {name: project(score_U, problem.inventory, problem.budget) for name, score_U in scores.items()}
+        if problem.config.search_trials:
+            masks["searched"] = self._with_best_widths(problem, masks, scores)
         return masks
 
-    def _start(self, task: Problem, scores_U: Tensor) -> Tensor:
+    def _start(self, problem: Problem, scores_U: Tensor) -> Tensor:
         """Gate scores at the start.
 
         Fisher information spans ten orders of magnitude, but only its order counts for a mask; its logarithm puts the
         start on the scale on which training moves scores.
         """
-        if task.config.start == "zero":
+        if problem.config.start == "zero":
             return scores_U
-        annealed_U = annealed_sensitivity(task, PER_TOKEN, scores_U, task.config.start_rounds)
+        annealed_U = annealed_sensitivity(problem, PER_TOKEN, scores_U, problem.config.start_rounds)
         return standardised_log(annealed_U)
 
-    def _with_best_widths(self, task: Problem, masks: dict[str, UnitMask], scores: dict[str, Tensor]) -> UnitMask:
-        config = task.config
-        loss = WidthLoss(task.runner, task.tokens_NS[: config.search_samples])
+    def _with_best_widths(self, problem: Problem, masks: dict[str, UnitMask], scores: dict[str, Tensor]) -> UnitMask:
+        config = problem.config
+        loss = WidthLoss(problem.runner, problem.tokens_NS[: config.search_samples])
         best = min(track(masks, "candidates", "mask"), key=lambda name: loss(masks[name]))
         limits = SearchLimits(config.search_trials, config.search_seconds)
-        return mask_of_best_widths(widths_of(masks[best]), scores[best], loss, task.budget, limits, config.seed)
+        return mask_of_best_widths(widths_of(masks[best]), scores[best], loss, problem.budget, limits, config.seed)
 
 
 def standardised_log(values_U: Tensor) -> Tensor:

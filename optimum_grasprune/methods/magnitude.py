@@ -22,10 +22,10 @@ class Magnitude(Method):
     needs_calibration = False
     allocation = "uniform"
 
-    def score(self, task: Problem) -> Tensor:
+    def score(self, problem: Problem) -> Tensor:
         """‖w‖₂ of every unit, shape (units,)."""
-        parameters = dict(task.model.named_parameters(remove_duplicate=False))
-        return torch.cat([unit_norms(parameters, block.slots, block.units.count) for block in task.runner.blocks])
+        parameters = dict(problem.model.named_parameters(remove_duplicate=False))
+        return torch.cat([unit_norms(parameters, block.slots, block.units.count) for block in problem.runner.blocks])
 
 
 def unit_norms(parameters: Mapping[str, Tensor], slots: Sequence[Slot], count: int) -> Tensor:

@@ -15,6 +15,6 @@ class Random(Method):
     needs_calibration = False
     allocation = "uniform"
 
-    def score(self, task: Problem) -> Tensor:
+    def score(self, problem: Problem) -> Tensor:
         """A random number per unit."""
-        return torch.rand(task.inventory.num_units, generator=torch.Generator().manual_seed(task.config.seed))
+        return torch.rand(problem.inventory.num_units, generator=torch.Generator().manual_seed(problem.config.seed))

@@ -47,19 +47,23 @@ class Statistical(Method):
         if config.pattern != "units":
             _check_elements(config, self.allocation_for(config))
 
-    def score(self, task: Problem) -> Tensor:
+    def score(self, problem: Problem) -> Tensor:
         """Σ of the scores of the unit's columns in its output projection, shape (units,)."""
-        return column_scores(task, lambda weight_OI, moments, count: unit_scores(weight_OI, moments.variance_I, count))
+        return column_scores(
+            problem, lambda weight_OI, moments, count: unit_scores(weight_OI, moments.variance_I, count)
+        )
 
-    def select_elements(self, task: Problem) -> ElementMask:
+    def select_elements(self, problem: Problem) -> ElementMask:
         """The best weights of every output row, or of every few neighbours in it."""
-        maps = linears(task.model, task.runner.blocks)
+        maps = linears(problem.model, problem.runner.blocks)
         for path, linear in maps.items():
-            _check_width(task.config, path, linear.in_features)
-        moments = task.statistics[MOMENTS]
+            _check_width(problem.config, path, linear.in_features)
+        moments = problem.statistics[MOMENTS]
         return ElementMask(
             {
-                path: kept_elements(element_scores(linear.weight.detach(), moments[path].variance_I), task.config).cpu()
+                path: kept_elements(
+                    element_scores(linear.weight.detach(), moments[path].variance_I), problem.config
+                ).cpu()
                 for path, linear in maps.items()
             }
         )

@@ -19,6 +19,6 @@ class Taylor(Method):
     source = "LLM-Pruner, arXiv 2305.11627"
     statistics = (PER_SEQUENCE,)
 
-    def score(self, task: Problem) -> Tensor:
+    def score(self, problem: Problem) -> Tensor:
         """Σ over sequences of (∂L/∂z)² / cost, shape (units,)."""
-        return sensitivity_per_parameter(task, PER_SEQUENCE)
+        return sensitivity_per_parameter(problem, PER_SEQUENCE)

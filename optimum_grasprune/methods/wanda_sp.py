@@ -20,9 +20,9 @@ class WandaSP(Method):
     statistics = (MOMENTS,)
     allocation = "uniform"
 
-    def score(self, task: Problem) -> Tensor:
+    def score(self, problem: Problem) -> Tensor:
         """Σ over the unit's columns j of ‖X_j‖₂ · Σ_i |W_ij|, shape (units,)."""
-        return column_scores(task, lambda weight_OI, moments, count: unit_metric(weight_OI, moments.norm_I, count))
+        return column_scores(problem, lambda weight_OI, moments, count: unit_metric(weight_OI, moments.norm_I, count))
 
 
 def unit_metric(weight_OI: Tensor, norm_I: Tensor, count: int) -> Tensor:

@@ -92,11 +92,12 @@ class Chain:
                 edit(pruned)
             yield pruned
 
-    def recorded_settings(self, record: Mapping[str, Any] | None) -> Settings:
+    def recorded_settings(self, record: Mapping[str, float | None] | None) -> Settings:
         """What a record says was in force; what is not in it is as where nothing can choose."""
         settings: dict[str, float] = {}
         for stage in self.weight_stages:
-            recorded = {name: record[name] for name in stage.settings if record and record.get(name) is not None}
+            found = {name: (record or {}).get(name) for name in stage.settings}
+            recorded = {name: value for name, value in found.items() if value is not None}
             settings |= {**stage.variants()[0], **recorded}
         return settings
 
@@ -117,18 +118,6 @@ class Chain:
 
 def _merged(settings: Iterable[Settings]) -> Settings:
     return {name: value for part in settings for name, value in part.items()}
-
-
-def as_recorded(settings: Settings) -> dict[str, float | None]:
-    """The settings in force as a record holds them: those of stages that are not in force are None."""
-    classes = (get_stage(name) for name in stage_names())
-    names = [name for stage in classes if issubclass(stage, WeightStage) for name in stage.settings]
-    return {name: settings.get(name) for name in names}
-
-
-def options_of_stages() -> set[str]:
-    """The fields of `GRASPConfig` that no choice of units depends on."""
-    return {"compensation", *(option for name in stage_names() for option in get_stage(name).options)}
 
 
 def chains_without_data() -> list[str]:

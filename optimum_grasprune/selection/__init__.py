@@ -1,5 +1,6 @@
 """Deciding between choices of units by the true loss: candidates against each other, widths against widths."""
 
-from .choose import Judgement, Selected, choose
+from ..record import Judgement
+from .choose import Selected, choose
 
 __all__ = ["Judgement", "Selected", "choose"]

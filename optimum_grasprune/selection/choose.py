@@ -5,132 +5,132 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from transformers import PreTrainedModel
 
 from ..problem import Problem
 from ..progress import track
+from ..record import Judgement
 from ..recovery.base import TrainedStage
-from ..recovery.chain import Chain, as_recorded
-from ..recovery.reference import Reference, Settings, Trial
-from ..units import PruningPlan, UnitMask
+from ..recovery.chain import Chain
+from ..recovery.reference import Cut, Reference, Settings, Trial
+from ..units import ElementMask, PruningPlan, UnitMask
 
 FINALISTS = 2
 """Candidates whose weights are refitted, which costs more than measuring a loss."""
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """One measurement.
-
-    compensation: names of the stages in force, or "none".  settings: of those that refit weights.
-    loss: mean next-token loss on the held-out sequences, in nats.
-    """
-
-    candidate: str
-    compensation: str
-    settings: Settings
-    loss: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The measurement as JSON types."""
-        parts = {"candidate": self.candidate, "compensation": self.compensation}
-        return {**parts, **as_recorded(self.settings), "loss": self.loss}
-
-
-@dataclass(frozen=True)
 class Selected:
     """A candidate with what makes up for its cut.
 
-    stages: names of those in force.  settings: of those that refit weights.  judgements: all that was measured to
-    decide.
+    candidate: its name.  stages: names of those in force.  settings: of those that refit weights.
+    judgements: all that was measured to decide.
     """
 
-    plan: PruningPlan
+    cut: Cut
     model: PreTrainedModel
     stages: tuple[str, ...] = ()
     settings: Settings = field(default_factory=dict)
     judgements: tuple[Judgement, ...] = ()
+    candidate: str = ""
+
+    @property
+    def plan(self) -> PruningPlan | None:
+        """The units that stay; None where single weights were cut."""
+        return None if isinstance(self.cut, ElementMask) else self.cut
 
 
-def choose(candidates: Mapping[str, UnitMask], chain: Chain, task: Problem) -> Selected:
+def choose(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem) -> Selected:
     """The best candidate with the best of the chain; with nothing held out, the last one with all of it.
 
     Each candidate is measured as it is, the best few with refitted weights too, and the winner alone is trained on.
     """
-    plans = {name: PruningPlan.from_mask(mask) for name, mask in candidates.items()}
-    reference = Reference.of(task)
-    if len(task.held_out_NS):
-        judge = _Judge(task)
-        for name, plan in track(plans.items(), "candidates", "mask"):
-            (bare,) = Chain().refitted(reference, [Trial(plan)])
-            judge.consider(Selected(plan, bare), name)
+    cuts = {name: _cut(mask) for name, mask in candidates.items()}
+    reference = Reference.of(problem)
+    if len(problem.held_out_NS):
+        judge = _Judge(problem)
+        for name, cut in track(cuts.items(), "candidates", "mask"):
+            (bare,) = Chain().refitted(reference, [Trial(cut)])
+            judge.consider(Selected(cut, bare, candidate=name))
         if chain.weight_stages:
-            finalists = {name: chain.trials(plans[name]) for name in judge.ranking()[:FINALISTS]}
+            finalists = {name: chain.trials(cuts[name]) for name in judge.ranking()[:FINALISTS]}
             total = sum(map(len, finalists.values()))
-            for name, selected in track(_refitted(finalists, chain, reference), "refitted", "model", total):
-                judge.consider(selected, name)
-        selected = judge.selected(refitted=any(stage.starts_refitted for stage in chain.trained_stages))
+            for selected in track(_refitted(finalists, chain, reference), "refitted", "model", total):
+                judge.consider(selected)
+        best = judge.selected()
+        selected = judge.to_train_on() if any(stage.starts_refitted for stage in chain.trained_stages) else best
     else:
-        *_, plan = plans.values()
-        selected = next(_refitted({"": chain.trials(plan)[:1]}, chain, reference))[1]
+        *_, cut = cuts.values()
+        best = selected = next(_refitted({"": chain.trials(cut)[:1]}, chain, reference))
     for stage in chain.trained_stages:
-        selected = _trained(selected, stage, reference, task)
-    return selected
+        best = selected = _trained(selected, stage, reference, problem, best)
+    return best
 
 
-def _refitted(
-    trials: Mapping[str, Sequence[Trial]], chain: Chain, reference: Reference
-) -> Iterator[tuple[str, Selected]]:
-    """The model of every trial, with the name of the candidate that it is of."""
+def _cut(mask: UnitMask | ElementMask) -> Cut:
+    return PruningPlan.from_mask(mask) if isinstance(mask, UnitMask) else mask
+
+
+def _refitted(trials: Mapping[str, Sequence[Trial]], chain: Chain, reference: Reference) -> Iterator[Selected]:
+    """The model of every trial; trials: by the name of the candidate that they are of."""
     stages = tuple(stage.name for stage in chain.weight_stages)
     named = [(name, trial) for name, of_candidate in trials.items() for trial in of_candidate]
     models = chain.refitted(reference, [trial for _, trial in named])
     for (name, trial), model in zip(named, models, strict=True):
-        yield name, Selected(trial.plan, model, stages, trial.settings)
+        yield Selected(trial.cut, model, stages, trial.settings, candidate=name)
 
 
 class _Judge:
     """Measures models one after another and holds on to the best only."""
 
-    def __init__(self, task: Problem) -> None:
-        self.task = task
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
         self.judgements: list[Judgement] = []
         self.best: Selected | None = None
         self.best_refitted: Selected | None = None
 
-    def consider(self, selected: Selected, name: str) -> None:
+    def consider(self, selected: Selected) -> None:
         """Measure a model."""
-        loss = self.task.runner.beside(selected.model).mean_loss(self.task.held_out_NS)
+        loss = self.problem.runner.beside(selected.model).mean_loss(self.problem.held_out_NS)
         if not self.judgements or loss < min(judgement.loss for judgement in self.judgements):
             self.best = selected
         of_refitted = [judgement.loss for judgement in self.judgements if judgement.compensation != "none"]
         if selected.stages and loss < min(of_refitted, default=math.inf):
             self.best_refitted = selected
-        self.judgements.append(Judgement(name, " ".join(selected.stages) or "none", selected.settings, loss))
+        self.judgements.append(_judgement(selected.candidate, selected.stages, selected.settings, loss))
 
     def ranking(self) -> list[str]:
         """Names of the candidates, best first."""
         return [judgement.candidate for judgement in sorted(self.judgements, key=lambda judgement: judgement.loss)]
 
-    def selected(self, *, refitted: bool) -> Selected:
-        """The best model measured, or the best with refitted weights; with everything that was measured."""
-        best = (self.best_refitted if refitted else None) or self.best
-        if best is None:
+    def selected(self) -> Selected:
+        """The best model measured, with everything that was measured."""
+        if self.best is None:
             raise ValueError("nothing was measured")
-        return replace(best, judgements=tuple(self.judgements))
+        return replace(self.best, judgements=tuple(self.judgements))
+
+    def to_train_on(self) -> Selected:
+        """The best model with refitted weights, if there is one: they may come to their own only with training."""
+        best = self.selected()
+        return best if self.best_refitted is None else replace(self.best_refitted, judgements=best.judgements)
 
 
-def _trained(selected: Selected, stage: TrainedStage, reference: Reference, task: Problem) -> Selected:
-    """The selected model with what the stage learns folded in, unless the held-out loss is lower without it."""
-    learnt = stage.train(reference, selected.model, selected.plan)
+def _trained(
+    selected: Selected, stage: TrainedStage, reference: Reference, problem: Problem, best: Selected
+) -> Selected:
+    """The selected model with what the stage learns folded in, or the best if its held-out loss is lower."""
+    learnt = stage.train(reference, selected.model, Trial(selected.cut).plan)
     stages, judgements = (*selected.stages, stage.name), selected.judgements
-    if len(task.held_out_NS):
-        best = min(judgements, key=lambda judgement: judgement.loss)
+    if len(problem.held_out_NS):
+        lowest = min(judgement.loss for judgement in judgements)
         with learnt.in_force():
-            loss = task.runner.beside(selected.model).mean_loss(task.held_out_NS)
-        judgements = (*judgements, Judgement(best.candidate, " ".join(stages), selected.settings, loss))
-        if loss >= best.loss:
-            return replace(selected, judgements=judgements)
-    return replace(selected, plan=learnt.fold(), stages=stages, judgements=judgements)
+            loss = problem.runner.beside(selected.model).mean_loss(problem.held_out_NS)
+        judgements = (*judgements, _judgement(selected.candidate, stages, selected.settings, loss))
+        if loss >= lowest:
+            return replace(best, judgements=judgements)
+    return replace(selected, cut=learnt.fold(), stages=stages, judgements=judgements)
+
+
+def _judgement(candidate: str, stages: Sequence[str], settings: Settings, loss: float) -> Judgement:
+    return Judgement(candidate=candidate, compensation=" ".join(stages) or "none", settings=settings, loss=loss)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import GraspruneError
 from ..families import Block
+from ..numerics import precision_advice
 from ..units import UnitInventory
 from .base import Collector, Statistic
 
@@ -59,10 +60,11 @@ class _Collector(Collector[Tensor]):
         self._reduce = reduce
         self._inventory = UnitInventory(tuple(block.units for block in blocks))
         self._spans = {block.output: self._inventory.slice_of(block.address) for block in blocks}
+        self._dtype = torch.float32
         self._total_U = torch.zeros(self._inventory.num_units, dtype=torch.float32, device="cpu")
 
     def see_gradient(self, path: str, x_TI: Tensor, gradient_TI: Tensor) -> None:
-        span = self._spans[path]
+        span, self._dtype = self._spans[path], gradient_TI.dtype
         product_TI = x_TI.float() * gradient_TI.float()
         self._total_U[span] += self._reduce(product_TI.unflatten(1, (span.stop - span.start, -1)).sum(2)).cpu()
 
@@ -70,5 +72,5 @@ class _Collector(Collector[Tensor]):
         infinite_U = ~torch.isfinite(self._total_U)
         if infinite_U.any():
             address, _ = self._inventory.locate(int(infinite_U.nonzero()[0]))
-            raise GraspruneError(f"the gradient in {address} is not finite")
+            raise GraspruneError(f"the gradient in {address} is not finite; {precision_advice(self._dtype)}")
         return self._total_U / tokens

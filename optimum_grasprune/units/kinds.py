@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class UnitKind:
     """A kind of unit.
 
-    name: in plans and records.  label: in messages and tables, singular.
+    name: in plans and records.  label: in messages, singular.  heading: in tables.
     cached_vectors: vectors of a unit's width that it adds to the KV cache per token.
     minimum_option, multiple_option: fields of `BudgetOptions` that hold how many units every block keeps at least, and
     what the number of them is a multiple of; None where a block may shrink to one unit, to any number.
@@ -17,6 +17,7 @@ class UnitKind:
 
     name: str
     label: str
+    heading: str
     cached_vectors: int = 0
     minimum_option: str | None = None
     multiple_option: str | None = None
@@ -35,9 +36,18 @@ def declare(kind: UnitKind) -> UnitKind:
 
 
 FFN = declare(
-    UnitKind("ffn", "FFN channel", minimum_option="min_ffn_channels", multiple_option="ffn_multiple_of"),
+    UnitKind(
+        "ffn", "FFN channel", "FFN channels", minimum_option="min_ffn_channels", multiple_option="ffn_multiple_of"
+    ),
 )
 KV = declare(
-    UnitKind("kv", "KV head group", cached_vectors=2, minimum_option="min_kv_groups", multiple_option="kv_multiple_of")
+    UnitKind(
+        "kv",
+        "KV head group",
+        "KV heads",
+        cached_vectors=2,
+        minimum_option="min_kv_groups",
+        multiple_option="kv_multiple_of",
+    )
 )
 """One key/value head with the query heads that read it; a key and a value are cached."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import JsonValue
 from torch import Tensor
 
 from ..errors import PlanError
@@ -98,7 +99,7 @@ class PruningPlan:
             layers = 1 + inventory.layers[-1]
             raise PlanError(f"the plan is for {self.num_layers} layers; this model has {layers}")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, JsonValue]:
         """The plan as JSON types."""
         return {
             "groups": [
@@ -115,7 +116,7 @@ class PruningPlan:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> PruningPlan:
+    def from_dict(cls, values: Any) -> PruningPlan:
         """The inverse of `to_dict`; PlanError when the values are no plan."""
         try:
             plan = cls(tuple(_group_from_dict(entry) for entry in values["groups"]))
@@ -126,7 +127,7 @@ class PruningPlan:
         return plan
 
 
-def _group_from_dict(entry: dict[str, Any]) -> GroupPlan:
+def _group_from_dict(entry: Any) -> GroupPlan:
     kept = tuple(int(unit) for unit in entry["kept"])
     scales = None if entry["scales"] is None else tuple(float(scale) for scale in entry["scales"])
     where = f"layer {entry['layer']}, {entry['kind']}"

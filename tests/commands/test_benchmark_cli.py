@@ -52,6 +52,13 @@ def test_generate(cli: Cli, model_folder: Path, pruned_folder: Path, tmp_path: P
     assert files == {"benchmark.json", "benchmark.md", "benchmark-logs", "throughput-8-4.png", "throughput-8-4.svg"}
 
 
+def test_models_that_read_less_than_the_usual_lengths(benchmark: Benchmark, tmp_path: Path) -> None:
+    outcome = benchmark("--mode", "generate", "--repetitions", 1, "--concurrency", 1, "--no-plot", "--seed", 0)
+    assert outcome.code == 0, outcome.error_lines
+    result = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    assert [point["name"] for point in result["points"]] == ["64:64 × 1"] and len(result["runs"]) == 2
+
+
 def test_help(cli: Cli) -> None:
     outcome = cli("benchmark", "--help")
     assert outcome.code == 0

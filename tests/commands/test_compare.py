@@ -40,13 +40,13 @@ def compare(cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path) -> 
 def pruned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, bool]]:
     """Fills with (method, ratio, whether scores were given) of every cell that is run."""
     runs: list[tuple[str, float, bool]] = []
-    prune_model = GRASPPruner.prune_model
+    prune = GRASPPruner.prune
 
     def counted(self: GRASPPruner, *arguments: Any, **options: Any) -> Any:
-        runs.append((self.config.method, self.config.keep_ratio, options.get("scores") is not None))
-        return prune_model(self, *arguments, **options)
+        runs.append((self.config.method, self.config.keep_ratio, options.get("earlier") is not None))
+        return prune(self, *arguments, **options)
 
-    monkeypatch.setattr(GRASPPruner, "prune_model", counted)
+    monkeypatch.setattr(GRASPPruner, "prune", counted)
     return runs
 
 
@@ -82,13 +82,13 @@ def test_three_methods_at_two_ratios(compare: Cli, pruned: list[tuple[str, float
 
 def test_the_dense_model_stays_as_it_was(compare: Cli, monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> None:
     models: list[Any] = []
-    prune_model = GRASPPruner.prune_model
+    prune = GRASPPruner.prune
 
     def watched(self: GRASPPruner, model: Any, *arguments: Any, **options: Any) -> Any:
         models.append(model)
-        return prune_model(self, model, *arguments, **options)
+        return prune(self, model, *arguments, **options)
 
-    monkeypatch.setattr(GRASPPruner, "prune_model", watched)
+    monkeypatch.setattr(GRASPPruner, "prune", watched)
     methods = ("flap", "random+scales", "statistical:unstructured")
     assert compare("--dtype", "bfloat16", methods=methods, ratios=("0.5",)).code == 0
     assert len(models) == 3 and len(set(map(id, models))) == 1  # loaded once
@@ -114,9 +114,9 @@ def test_gates_are_trained_once_for_all_compensations(
     trained: list[float] = []
     candidates = GRASPrune.candidates
 
-    def counted(self: GRASPrune, task: Problem, *arguments: Any) -> Any:
-        trained.append(task.config.keep_ratio)
-        return candidates(self, task, *arguments)
+    def counted(self: GRASPrune, problem: Problem, *arguments: Any) -> Any:
+        trained.append(problem.config.keep_ratio)
+        return candidates(self, problem, *arguments)
 
     monkeypatch.setattr(GRASPrune, "candidates", counted)
     assert compare(methods=("default", "default+none", "default+least_squares")).code == 0
@@ -172,7 +172,7 @@ def test_results_of_other_versions_are_not_taken_for_finished(
     dense = (tmp_path / "out" / "dense.json").stat().st_mtime_ns
     installed = importlib.metadata.version
     other = lambda name: "0.0.1" if name == package else installed(name)  # noqa: E731
-    monkeypatch.setattr("optimum_grasprune.comparison.run.version", other)
+    monkeypatch.setattr("optimum_grasprune.record.environment.version", other)
     outcome = compare(**options)
     assert outcome.code == 0 and len(pruned) == 2 and "finished before" not in outcome.out
     assert (tmp_path / "out" / "dense.json").stat().st_mtime_ns > dense
@@ -217,15 +217,15 @@ def test_recipes_patterns_and_compensations(compare: Cli, tmp_path: Path) -> Non
 
 
 def test_a_failed_cell_stops_no_other(compare: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    prune_model = GRASPPruner.prune_model
+    prune = GRASPPruner.prune
 
     def fails(self: GRASPPruner, *arguments: Any, **options: Any) -> Any:
         if self.config.method == "random" and self.config.keep_ratio == 0.8:
             raise GraspruneError("the loss is not finite")
-        return prune_model(self, *arguments, **options)
+        return prune(self, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(GRASPPruner, "prune_model", fails)
+        patch.setattr(GRASPPruner, "prune", fails)
         outcome = compare(methods=("random", "magnitude"))
     assert outcome.code == 2 and len(outcome.error_lines) == 1
     assert "1 of 4 cells failed: random at 0.8 (the loss is not finite)" in outcome.error_lines[0]
@@ -264,8 +264,9 @@ def test_output_after_each_list(cli: Cli, model_folder: Path, corpus_file: Path,
 def test_missing_matplotlib_is_told_before_any_work(
     cli: Cli, monkeypatch: pytest.MonkeyPatch, model_folder: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.delitem(sys.modules, "optimum_grasprune.plots", raising=False)
-    monkeypatch.delattr("optimum_grasprune.plots", raising=False)
+    for module in ("optimum_grasprune.comparison.plots", "optimum_grasprune.report.style"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        monkeypatch.delattr(module, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     outcome = cli("compare", "-m", model_folder, "--keep-ratios", "0.8", "--methods", "random", tmp_path / "out")
     assert outcome.code == 2 and len(outcome.error_lines) == 1

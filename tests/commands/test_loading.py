@@ -11,13 +11,13 @@ import torch
 
 import optimum_grasprune.loading
 from optimum_grasprune import GRASPConfig, GRASPPruner, load_pruned_model
-from optimum_grasprune.benchmark.checkpoints import read_checkpoints
-from optimum_grasprune.benchmark.engine import engine_of
-from optimum_grasprune.benchmark.serving import _tokenizer_flags
 from optimum_grasprune.comparison.run import identity
 from optimum_grasprune.errors import CheckpointError, ModelError, OptionError
 from optimum_grasprune.loading import calibration_length, common_window, load_config, load_model, load_tokenizer
-from optimum_grasprune.sources import check_revision
+from optimum_grasprune.model_files import check_revision
+from optimum_grasprune.serving.checkpoints import read_checkpoints
+from optimum_grasprune.serving.engines.vllm.client import tokenizer_flags
+from optimum_grasprune.serving.engines.vllm.launch import launch_with
 from tests.commands.test_refusals import UP, Cli, described, one_line, with_tensor
 from tests.conftest import make_model, make_tokenizer
 
@@ -63,8 +63,8 @@ def test_revision_reaches_configuration_weights_and_tokenizer(hub: str) -> None:
     assert load_tokenizer(hub, revision="pruned").model_max_length == 77
     with pytest.raises(ModelError, match="the configuration of tiny/llama cannot be read"):
         load_config(hub, revision="none")
-    assert identity(hub, load_config(hub))["weights"] == f"{hub}@{'1' * 40}"
-    assert identity(hub, load_config(hub), "pruned")["weights"] == f"{hub}@{'2' * 40}"
+    assert identity(hub, load_config(hub)).weights == f"{hub}@{'1' * 40}"
+    assert identity(hub, load_config(hub), "pruned").weights == f"{hub}@{'2' * 40}"
 
 
 def test_revision_on_the_command_line(cli: Cli, hub: str, corpus_file: Path, tmp_path: Path) -> None:
@@ -92,12 +92,12 @@ def test_revision_on_the_command_line(cli: Cli, hub: str, corpus_file: Path, tmp
 def test_benchmark_reads_and_serves_the_revision(hub: str) -> None:
     dense, pruned = read_checkpoints(hub, [f"again={hub}"], revision="pruned")
     assert len(dense.ffn_widths) == len(pruned.ffn_widths) == 3 and pruned.kept["prunable"] <= 0.8
-    assert engine_of([], kv_bytes=None, revision="pruned").flags[-4:] == (
+    assert launch_with([], kv_bytes=None, revision="pruned").flags[-4:] == (
         *("--revision", "pruned", "--tokenizer-revision", "pruned"),
     )
-    ((flag, folder),) = [_tokenizer_flags(dense, "pruned")]
+    ((flag, folder),) = [tokenizer_flags(dense, "pruned")]
     assert flag == "--tokenizer" and folder.endswith("2" * 40)
-    assert _tokenizer_flags(dense, None) == []
+    assert tokenizer_flags(dense, None) == []
 
 
 @pytest.mark.parametrize("command", ["export", "evaluate", "inspect", "compare", "benchmark"])

@@ -13,9 +13,9 @@ import pytest
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, load_pruned_model
-from optimum_grasprune.checkpoint import read_plan
 from optimum_grasprune.errors import CheckpointError, OptionError
-from optimum_grasprune.report import public_name
+from optimum_grasprune.export.checkpoint import read_plan
+from optimum_grasprune.record.describe import public_name
 from tests.commands.conftest import Outcome
 from tests.conftest import make_model
 
@@ -271,7 +271,7 @@ def test_cards_and_records_name_no_place_of_this_machine(
     )
     twice = GRASPPruner(GRASPConfig(method="magnitude"))
     twice.prune_model(once, tokenizer)
-    assert twice.record["base_model"]["name"] == "dense"
+    assert twice.record.base_model.name == "dense"
 
 
 @pytest.mark.parametrize(

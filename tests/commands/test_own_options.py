@@ -10,12 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from optimum_grasprune import GRASPConfig
+from optimum_grasprune import GRASPConfig, GRASPPruner
 from optimum_grasprune.config import MethodOptions, StageOptions
 from optimum_grasprune.errors import OptionError
+from optimum_grasprune.methods import Method, Problem
+from optimum_grasprune.methods.selection import SelectionCache
+from optimum_grasprune.recovery.base import WeightStage
+from optimum_grasprune.recovery.reference import Reference, Trial
 from optimum_grasprune.registry import METHODS, STAGES, Registry
 from tests.commands.conftest import Outcome
+from tests.conftest import make_model, make_tokenizer
 
 Cli = Callable[..., Outcome]
 
@@ -34,9 +40,9 @@ class Toy(Method):
     class Options(MethodOptions):
         toy_option: int = Field(default=1, ge=1, description="what unit numbers are multiplied by")
 
-    def score(self, task):
-        factor = task.config.own(self.Options).toy_option
-        return torch.arange(task.inventory.num_units).mul(factor).remainder(17).float()
+    def score(self, problem):
+        factor = problem.config.own(self.Options).toy_option
+        return torch.arange(problem.inventory.num_units).mul(factor).remainder(17).float()
 '''
 LINE = 'METHODS.declare("toy", "toy_method", own_options=True)'
 
@@ -144,6 +150,38 @@ def test_compare(toy: Path, cli: Cli, model_folder: Path, corpus_file: Path, tmp
         assert f"--methods {entry}: " in outcome.error_lines[0]
 
 
+def test_an_option_in_compare_is_of_the_cells_that_have_it(
+    toy: Path, cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path
+) -> None:
+    data = ("--dataset", corpus_file, "--num-samples", 4, "--seq-len", 24, "--no-plot")
+    evaluation = ("--evaluate", f"corpus={corpus_file}", "--eval-seq-len", 24, "--eval-samples", 2)
+    common = ("compare", "-m", model_folder, "--keep-ratios", 0.5, *data, *evaluation)
+    methods = ("toy", "toy@toy_option=5", "random")
+    outcome = cli(*common, "--methods", *methods, "--toy-option", 3, tmp_path / "out")
+    assert outcome.code == 0, outcome.error_lines
+    cells = json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]
+    assert [cell["recipe"].get("toy_option") for cell in cells] == [3, 5, None]
+
+    for option, line in (
+        (3, "--toy-option 3: is an option of the method toy alone, which is not compared"),
+        (0, "--toy-option 0: is an option of the method toy alone, which is not compared"),
+    ):
+        outcome = cli(*common, "--methods", "random", "--toy-option", option, tmp_path / "refused")
+        assert outcome.code == 2 and outcome.error_lines == [f"optimum-cli grasprune compare: error: {line}"]
+    outcome = cli(*common, "--methods", "random", "toy", "--toy-option", 0, tmp_path / "refused")
+    assert outcome.code == 2
+    (line,) = outcome.error_lines
+    assert line.endswith("--toy-option 0: input should be greater than or equal to 1")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_help_of_compare_says_how_to_see_an_option(toy: Path, cli: Cli) -> None:
+    page = " ".join(cli("compare", "--help").out.split())
+    assert "Options of the method toy: shown by --methods toy --help" in page
+    page = " ".join(cli("compare", "--methods", "flap", "toy+none@toy_option=2", "--help").out.split())
+    assert "--toy-option N what unit numbers are multiplied by (default: 1)" in page
+
+
 def test_help_names_the_options_of_methods_and_shows_those_of_the_chosen_one(toy: Path) -> None:
     code = (
         "import sys; sys.argv = ['optimum-cli', 'grasprune', 'export', *{arguments!r}]\n"
@@ -173,6 +211,11 @@ def test_names_are_taken_once(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
         class Plan(MethodOptions):
             plan: int = 1
+
+    with pytest.raises(ValueError, match="an option named 'evaluate' exists already"):
+
+        class Evaluate(MethodOptions):
+            evaluate: int = 1
 
     class Same(MethodOptions):
         toy_option: int = 1
@@ -205,3 +248,96 @@ def test_a_recovery_stage_brings_options_along_too(cli: Cli, stages: None) -> No
     assert "strength" not in GRASPConfig(compensation="bias").to_dict()
     assert GRASPConfig().own(ToyStage.Options).strength == 0.5
     assert "--strength X" in cli("export", "--help").out
+
+
+class Fade(WeightStage):
+    """Multiplies the output projections by a strength."""
+
+    name = "fade"
+    sentence = "The output projections were faded"
+
+    class Options(StageOptions):
+        strength: float = 0.5
+
+    def __init__(self, strength: float) -> None:
+        self.strength = strength
+
+    @classmethod
+    def from_config(cls, config: GRASPConfig) -> Fade:
+        return cls(config.own(cls.Options).strength)
+
+    def refit(self, reference: Reference, trial: Trial, pruned: Any) -> None:
+        for linear in reference.family.output_projections(pruned).values():
+            linear.weight.data.mul_(self.strength)
+
+
+class Faded(Method):
+    """Whose own compensation is the stage above."""
+
+    needs_calibration = False
+    compensation = "fade"
+
+    def score(self, problem: Problem) -> torch.Tensor:
+        return torch.arange(problem.inventory.num_units).float()
+
+
+@pytest.fixture
+def faded() -> Iterator[None]:
+    STAGES.register("fade")(Fade)
+    METHODS.register("faded")(Faded)
+    yield
+    forget(STAGES, "fade")
+    forget(METHODS, "faded")
+
+
+@pytest.mark.parametrize(
+    ("options", "recorded"),
+    [
+        ({"method": "faded"}, 0.5),  # it is the method that chooses the stage
+        ({"method": "faded", "strength": 0.25}, 0.25),
+        ({"method": "random", "compensation": "fade"}, 0.5),
+        ({"method": "faded", "compensation": "none"}, None),
+    ],
+)
+def test_a_stages_options_are_recorded_where_it_is_in_the_recipe(
+    faded: None, options: dict[str, Any], recorded: float | None
+) -> None:
+    pruned = GRASPPruner(GRASPConfig(**options)).prune(make_model(), make_tokenizer())
+    assert pruned.record.recipe.get("strength") == recorded
+    again = GRASPPruner(GRASPConfig()).replay(make_model(), make_tokenizer(), pruned.record.plan, pruned.record)
+    assert again.record == pruned.record
+    state = pruned.model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.model.state_dict().items())
+
+
+def test_options_of_a_stage_choose_no_other_units(faded: None, toy: Path) -> None:
+    cache, model = SelectionCache(), make_model()
+    config = GRASPConfig(method="faded")
+    pruned = GRASPPruner(config).prune(model, make_tokenizer())
+    cache.keep(config, pruned.selection)
+    for same in ({"strength": 0.25}, {"compensation": "scales"}, {"compensation": "fade"}, {"damping": 2.0}):
+        assert cache.for_recipe(config.model_copy(update=same)) == pruned.selection
+    scores = cache.for_recipe(config.model_copy(update={"keep_ratio": 0.7, "strength": 0.25}))
+    assert scores is not None and scores.scores_U is not None and not scores.candidates
+    for other in ({"seed": 1}, {"method": "toy"}, {"statistic_samples": 3}):
+        assert cache.for_recipe(config.model_copy(update=other)) is None
+
+
+def test_compare_selects_once_for_all_options_of_a_stage(
+    faded: None, cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path
+) -> None:
+    methods = ("faded", "faded@strength=0.25", "faded+none")
+    data = ("--dataset", corpus_file, "--no-plot", "--evaluate", f"corpus={corpus_file}", "--eval-seq-len", 24)
+    common = ("-m", model_folder, "--keep-ratios", 0.5, *data, "--eval-samples", 2)
+    outcome = cli("compare", "--methods", *methods, *common, tmp_path / "out")
+    assert outcome.code == 0, outcome.error_lines
+    cells = json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]
+    assert [cell["recipe"].get("strength") for cell in cells] == [0.5, 0.25, None]
+    assert [cell["choice_reused"] for cell in cells] == [False, True, True]
+    assert len({cell["loss"]["corpus"] for cell in cells}) == 3
+
+    outcome = cli("compare", "--methods", "faded+none", "random", *common, "--strength", 0.75, tmp_path / "refused")
+    assert outcome.code == 2 and not (tmp_path / "refused").exists()
+    assert outcome.error_lines[0].endswith(
+        "--strength 0.75: is an option of the stage fade alone, which is not compared"
+    )

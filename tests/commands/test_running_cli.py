@@ -8,16 +8,17 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers import LlamaForCausalLM
 
-from optimum_grasprune import progress
+from optimum_grasprune import numerics, progress
 from optimum_grasprune.errors import GraspruneError
-from optimum_grasprune.evaluation import mean_loss
-from optimum_grasprune.execution import instrument
+from optimum_grasprune.execution import instrument, whole
+from optimum_grasprune.execution.loss import next_token_loss
 from tests.commands.conftest import Outcome
 from tests.conftest import make_model, make_tokenizer
 
@@ -109,11 +110,13 @@ def test_whatever_stops_a_run_is_told_on_a_line_of_its_own(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def stop(*_: object, **__: object) -> None:
+    def stop(*given: Any, **options: Any) -> Any:
+        if torch.is_grad_enabled():  # of the sensitivities and of training, which come before
+            return next_token_loss(*given, **options)
         raise error
 
     terminal = on_a_terminal(monkeypatch)
-    monkeypatch.setattr(sys.modules[mean_loss.__module__], "next_token_loss", stop)
+    monkeypatch.setattr(whole, "next_token_loss", stop)
     assert export(cli, model_folder, corpus_file, tmp_path / "out", "--held-out", 4).code == code
     *bars, line, end = terminal.getvalue().split("\n")
     assert (line, end) == (last, "")
@@ -245,3 +248,23 @@ def test_compare_where_no_float_holds_the_perplexity(cli: Cli, corpus_file: Path
         assert all(cell["loss"]["end"] > 709 for cell in cells)
     assert "finished before" in outcome.out
     assert "inf" in (out / "comparison.md").read_text() and ",inf," in (out / "comparison.csv").read_text()
+
+
+@pytest.mark.filterwarnings("always::optimum_grasprune.errors.GraspruneWarning")
+@pytest.mark.parametrize("terminal", [False, True])
+def test_half_precision_in_software_is_one_line(
+    terminal: bool, cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(numerics, "_LITTLE", 1e6)
+    numerics._tell_once.cache_clear()
+    screen = on_a_terminal(monkeypatch) if terminal else None
+    done = export(cli, model_folder, corpus_file, tmp_path / "half", "--method", "wanda_sp", "--dtype", "bfloat16")
+    assert done.code == 0
+    lines = re.split(r"[\r\n]+", screen.getvalue()) if screen else done.error_lines
+    (line,) = (line for line in lines if "this CPU" in line)
+    assert line.startswith("optimum-cli grasprune export: warning: this CPU computes bfloat16 in software")
+    assert line.endswith("give --dtype float32, or model.float()")
+    numerics._tell_once.cache_clear()
+    done = export(cli, model_folder, corpus_file, tmp_path / "full", "--method", "wanda_sp", "--dtype", "float32")
+    assert done.code == 0 and not any("this CPU" in line for line in done.error_lines)

@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
 from optimum_grasprune.comparison import Comparison, cells_of, read_corpora
+from optimum_grasprune.comparison.results import BaseModel
 from optimum_grasprune.comparison.run import check_folder, identity, in_fp32
 from optimum_grasprune.errors import CheckpointError, DataError, OptionError
 from tests.conftest import logits_of
@@ -37,7 +38,7 @@ def test_output_folder(tmp_path: Path) -> None:
 def test_identity_is_shapes_and_weights(
     build_model: Callable[..., LlamaForCausalLM], model_folder: Path, tmp_path: Path
 ) -> None:
-    def saved(seed: int) -> dict[str, Any]:
+    def saved(seed: int) -> BaseModel:
         model = build_model(seed=seed)
         model.save_pretrained(tmp_path / str(seed))
         return identity(str(tmp_path / str(seed)), model.config)
@@ -85,7 +86,7 @@ def test_damaged_or_foreign_cells_are_run_again(model_folder: Path, corpus_file:
     for content in ("{", "[]", "{}", json.dumps({**good, "inputs": {}})):
         file.write_text(content)
         again = comparison(model_folder, corpus_file, tmp_path).run()
-        assert again["cells"][0]["perplexity"] == first["cells"][0]["perplexity"]
+        assert again.cells[0].pruned.perplexity == first.cells[0].pruned.perplexity
         assert json.loads(file.read_text())["inputs"] == good["inputs"]
 
 

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from optimum_grasprune import GRASPConfig
+from optimum_grasprune.comparison import ComparisonResult
 from optimum_grasprune.comparison.tables import (
     csv_text,
-    excess_loss,
-    failed,
     full_table,
     markdown,
     points_of,
@@ -40,27 +39,50 @@ def cell(entry: str, ratio: float, perplexities: tuple[float, float], kv: float 
     }
 
 
-CORPUS = {"source": "corpus.txt", "split": "[90%:]", "sha256": "cd" * 32, "windows": 9, "window": 32}
-RESULT: dict[str, Any] = {
+CORPUS = {
+    "source": "corpus.txt",
+    "split": "[90%:]",
+    "characters": 999,
+    "sha256": "cd" * 32,
+    "windows": 9,
+    "window": 32,
+    "tokens_sha256": "ef" * 32,
+}
+SHAPES = {"model_type": "llama", "hidden_size": 32, "num_hidden_layers": 2, "head_dim": 8, "vocab_size": 258}
+STORED: dict[str, Any] = {
     "format": 1,
-    "model": {"source": "models/tiny"},
-    "options": {"dataset": "corpus.txt", "dataset_split": None, "text_column": "text", "seed": 7},
+    "model": {"source": "models/tiny", **SHAPES, "weights": "ab" * 32},
+    "options": {"dataset": "corpus.txt", "dataset_split": None, "text_column": "text", "bos": None, "seed": 7},
     "corpora": {"held out|text": CORPUS, "wiki": {**CORPUS, "source": "wikitext2", "split": "test"}},
     "dense": {"parameters": 1000, "perplexity": {"held out|text": 5.0, "wiki": 100.0}},
     "cells": [
         cell("default", 0.5, (20.0, 1500.25)),
         cell("default", 0.8, (6.0, 110.0)),
         cell("random", 0.8, (9.0, 105.0)),
-        {"entry": "random", "keep_ratio": 0.5, "error": "the loss is not finite", "recipe": GRASPConfig().to_dict()},
+        {
+            "entry": "random",
+            "keep_ratio": 0.5,
+            "error": "the loss is not finite",
+            "recipe": GRASPConfig().to_dict(),
+            "calibration": None,
+        },
     ],
     "versions": {},
 }
 
 
+def result_of(stored: dict[str, Any]) -> ComparisonResult:
+    return ComparisonResult.from_dict(stored, "comparison.json")
+
+
+RESULT = result_of(STORED)
+
+
 def test_excess_loss_and_points() -> None:
-    assert excess_loss(RESULT, RESULT["cells"][1], "wiki") == pytest.approx(math.log(1.1))
+    assert RESULT.cells[1].pruned is not None
+    assert RESULT.excess_loss(RESULT.cells[1].pruned, "wiki") == pytest.approx(math.log(1.1))
     assert points_of(RESULT, "held out|text") == {"default": [(0.6, 20.0), (0.9, 6.0)], "random": [(0.9, 9.0)]}
-    assert failed(RESULT) == ["random at 0.5"]
+    assert [cell.name for cell in RESULT.failed()] == ["random at 0.5"]
 
 
 def test_markdown() -> None:
@@ -84,17 +106,17 @@ def test_markdown() -> None:
 
 def test_markdown_says_what_sparse_means() -> None:
     assert "the file is no smaller" not in markdown(RESULT)
-    sparse = copy.deepcopy(RESULT)
+    sparse = copy.deepcopy(STORED)
     sparse["cells"][0]["recipe"]["pattern"] = "2:4"
-    assert "Of 2:4, what is not zero counts as kept: the file is no smaller." in markdown(sparse)
+    assert "Of 2:4, what is not zero counts as kept: the file is no smaller." in markdown(result_of(sparse))
 
 
 def test_records_without_shares_are_shown() -> None:
-    bare = copy.deepcopy(RESULT)
+    bare = copy.deepcopy(STORED)
     bare["cells"][0]["kept"] = {}
-    assert full_table(bare)[1][3][2:4] == ["–", "–"]
-    assert points_of(bare, "wiki")["default"] == [(0.9, 110.0)]
-    assert "kept_kv_cache" in csv_text(bare)
+    assert full_table(result_of(bare))[1][3][2:4] == ["–", "–"]
+    assert points_of(result_of(bare), "wiki")["default"] == [(0.9, 110.0)]
+    assert "kept_kv_cache" in csv_text(result_of(bare))
 
 
 def test_csv() -> None:
@@ -124,7 +146,7 @@ def test_short_table() -> None:
 def test_writing_tables(tmp_path: Path) -> None:
     write_tables(RESULT, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["comparison.csv", "comparison.json", "comparison.md"]
-    assert json.loads((tmp_path / "comparison.json").read_text()) == RESULT
+    assert json.loads((tmp_path / "comparison.json").read_text()) == STORED
     with pytest.raises(CheckpointError, match="cannot be written"):
         write_tables(RESULT, tmp_path / "nowhere")
 
@@ -135,11 +157,12 @@ def test_texts_of_numbers() -> None:
 
 def test_perplexities_that_no_float_holds() -> None:
     """They are null in JSON; the losses beside them still compare."""
-    result = copy.deepcopy(RESULT)
-    result["dense"]["loss"] = {"held out|text": math.log(5), "wiki": math.log(100)}
-    for entry, loss in zip(result["cells"][:3], (800.0, 710.0, 720.0), strict=True):
+    stored = copy.deepcopy(STORED)
+    stored["dense"]["loss"] = {"held out|text": math.log(5), "wiki": math.log(100)}
+    for entry, loss in zip(stored["cells"][:3], (800.0, 710.0, 720.0), strict=True):
         entry["perplexity"]["wiki"] = None
         entry["loss"] = {"held out|text": math.log(entry["perplexity"]["held out|text"]), "wiki": loss}
+    result = result_of(stored)
     _, rows = short_table(result)
     assert [row[-1] for row in rows] == ["100.00", "inf", "inf", "inf", "failed"]
     _, rows = full_table(result)
@@ -147,7 +170,7 @@ def test_perplexities_that_no_float_holds() -> None:
     assert points_of(result, "wiki") == {} and points_of(result, "held out|text") == points_of(RESULT, "held out|text")
     lines = list(csv.DictReader(io.StringIO(csv_text(result))))
     assert math.isinf(float(lines[1]["perplexity[wiki]"])) and float(lines[1]["excess_loss[wiki]"]) > 600
-    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert json.loads(json.dumps(result.to_dict(), allow_nan=False)) == stored
     assert markdown(result)
 
 

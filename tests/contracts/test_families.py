@@ -17,13 +17,13 @@ from transformers import (
 )
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask, load_pruned_model
-from optimum_grasprune.checkpoint import save_checkpoint
 from optimum_grasprune.errors import UnsupportedFamilyError
+from optimum_grasprune.export.checkpoint import save_checkpoint
 from optimum_grasprune.families import FAMILIES, family_of
 from optimum_grasprune.loading import empty_model
 from optimum_grasprune.surgery import build_pruned_model
 from optimum_grasprune.units import FFN, KV, Address
-from tests.conftest import logits_of, make_model
+from tests.conftest import logits_of, make_model, make_record
 
 ROPE_LLAMA3 = {
     "rope_type": "llama3",
@@ -84,9 +84,9 @@ class TestLlama:
             assert (difference.norm() / expected.norm()).item() <= 1e-4
 
     def test_budget_is_met(self, pruner: GRASPPruner) -> None:
-        budget = pruner.record["budget"]
-        assert budget["pruned"]["prunable"] <= budget["asked"]["cost"]
-        assert budget["kept"]["prunable"] <= 0.6
+        budget = pruner.record.budget
+        assert budget.asked is not None and budget.pruned.prunable <= budget.asked.cost
+        assert budget.kept.prunable <= 0.6
 
     def test_generation_with_and_without_cache_agree(self, pruner: GRASPPruner) -> None:
         assert pruner.model is not None
@@ -152,7 +152,7 @@ class TestOutputBias:
         model = self.build(variant, True)
         self.fill(model)
         expected = logits_of(model, TOKENS)
-        save_checkpoint(model, None, {}, tmp_path / "pruned")
+        save_checkpoint(model, None, make_record(), tmp_path / "pruned")
         loaded = load_pruned_model(tmp_path / "pruned")
         assert loaded.config.output_bias is True
         assert torch.equal(logits_of(loaded, TOKENS), expected)

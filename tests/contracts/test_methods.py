@@ -20,52 +20,54 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def task_of(model: LlamaForCausalLM, config: GRASPConfig) -> Problem:
+def problem_of(model: LlamaForCausalLM, config: GRASPConfig) -> Problem:
     runner = WholeModel(model)
     tokens = torch.randint(258, (4, 20), generator=torch.Generator().manual_seed(config.seed))
     budget = Budget.resolve(config, runner.inventory, 0)
     return get_method(config.method).problem(runner, budget, tokens[:3], tokens[3:], config)
 
 
-def choices(task: Problem) -> dict[str, UnitMask]:
-    method = get_method(task.config.method)
-    return method.candidates(task, method.score(task))
+def choices(problem: Problem) -> dict[str, UnitMask]:
+    method = get_method(problem.config.method)
+    return method.candidates(problem, method.score(problem))
 
 
 @pytest.fixture
-def make_task(model: LlamaForCausalLM, name: str) -> Callable[..., Problem]:
+def make_problem(model: LlamaForCausalLM, name: str) -> Callable[..., Problem]:
     def make(**options: object) -> Problem:
-        return task_of(model, GRASPConfig(method=name, epochs=1, learning_rate=0.3, **{"keep_ratio": 0.5, **options}))
+        return problem_of(
+            model, GRASPConfig(method=name, epochs=1, learning_rate=0.3, **{"keep_ratio": 0.5, **options})
+        )
 
     return make
 
 
-def test_every_candidate_meets_the_budget(name: str, make_task: Callable[..., Problem]) -> None:
-    task = make_task(kv_keep_ratio=0.67)
-    for mask in choices(task).values():
-        assert 0 < mask.kept_cost <= task.budget.cost
-        assert mask.kept_kv_width <= (task.budget.kv_width or 0)
+def test_every_candidate_meets_the_budget(name: str, make_problem: Callable[..., Problem]) -> None:
+    problem = make_problem(kv_keep_ratio=0.67)
+    for mask in choices(problem).values():
+        assert 0 < mask.kept_cost <= problem.budget.cost
+        assert mask.kept_kv_width <= (problem.budget.kv_width or 0)
 
 
-def test_same_seed_same_units(name: str, make_task: Callable[..., Problem]) -> None:
-    first, second, other = (choices(make_task(seed=seed)) for seed in (1, 1, 2))
+def test_same_seed_same_units(name: str, make_problem: Callable[..., Problem]) -> None:
+    first, second, other = (choices(make_problem(seed=seed)) for seed in (1, 1, 2))
     assert list(first) == list(second)
     assert all(torch.equal(first[key].kept_U, second[key].kept_U) for key in first)
     if get_method(name).needs_calibration or name == "random":
         assert any(not torch.equal(first[key].kept_U, other[key].kept_U) for key in first)
 
 
-def test_scores_do_not_depend_on_the_budget(name: str, make_task: Callable[..., Problem]) -> None:
-    first, second = (get_method(name).score(make_task(keep_ratio=ratio)) for ratio in (0.8, 0.4))
+def test_scores_do_not_depend_on_the_budget(name: str, make_problem: Callable[..., Problem]) -> None:
+    first, second = (get_method(name).score(make_problem(keep_ratio=ratio)) for ratio in (0.8, 0.4))
     assert torch.equal(first, second)
 
 
-def test_leaves_the_model_alone(name: str, make_task: Callable[..., Problem]) -> None:
-    task = make_task()
-    before = {key: tensor.clone() for key, tensor in task.model.state_dict().items()}
-    choices(task)
-    assert all(torch.equal(tensor, before[key]) for key, tensor in task.model.state_dict().items())
-    assert not any(module._forward_pre_hooks for module in task.model.modules())
+def test_leaves_the_model_alone(name: str, make_problem: Callable[..., Problem]) -> None:
+    problem = make_problem()
+    before = {key: tensor.clone() for key, tensor in problem.model.state_dict().items()}
+    choices(problem)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in problem.model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in problem.model.modules())
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
@@ -76,7 +78,7 @@ def test_allocations(name: str, allocation: str, model: LlamaForCausalLM) -> Non
         with pytest.raises(OptionError, match=f"allocation='{allocation}': {name} supports only global"):
             method.check(config)
         return
-    (mask,) = list(choices(task_of(model, config)).values())[-1:]
+    (mask,) = list(choices(problem_of(model, config)).values())[-1:]
     if allocation == "uniform":
         widths = [len(mask.kept(Address(layer, FFN))) for layer in range(3)]
         assert max(widths) - min(widths) <= 1

@@ -13,12 +13,13 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask
-from optimum_grasprune.checkpoint import read_plan
 from optimum_grasprune.errors import OptionError, PlanError
 from optimum_grasprune.execution import WholeModel
+from optimum_grasprune.export.checkpoint import read_plan
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import count_parameters
 from optimum_grasprune.methods import Problem, get_method
+from optimum_grasprune.methods.selection import options_of_recovery
 from optimum_grasprune.recovery import (
     chain_names,
     get_stage,
@@ -27,13 +28,13 @@ from optimum_grasprune.recovery import (
     stages_in,
 )
 from optimum_grasprune.recovery.base import Learnt, Stage, TrainedStage, WeightStage
-from optimum_grasprune.recovery.chain import Chain, options_of_stages, sentence
+from optimum_grasprune.recovery.chain import Chain, sentence
 from optimum_grasprune.recovery.reference import Reference, Settings, Trial
 from optimum_grasprune.registry import CHAINS, STAGES
 from optimum_grasprune.selection import choose
 from optimum_grasprune.statistics import MOMENTS
 from tests.conftest import make_model
-from tests.contracts.test_methods import choices, task_of
+from tests.contracts.test_methods import choices, problem_of
 
 
 @pytest.fixture(params=stage_names())
@@ -42,26 +43,26 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def task(model: LlamaForCausalLM) -> Problem:
+def problem(model: LlamaForCausalLM) -> Problem:
     config = GRASPConfig(method="random", scale_samples=2, scale_learning_rate=0.1)
-    return replace(task_of(model, config), declared=(MOMENTS,))
+    return replace(problem_of(model, config), declared=(MOMENTS,))
 
 
 @pytest.fixture
-def plan(task: Problem) -> PruningPlan:
-    return PruningPlan.from_mask(choices(task)["random"])
+def plan(problem: Problem) -> PruningPlan:
+    return PruningPlan.from_mask(choices(problem)["random"])
 
 
-def mask_of(task: Problem, seed: int) -> UnitMask:
-    return choices(task_of(task.model, task.config.model_copy(update={"seed": seed})))["random"]
+def mask_of(problem: Problem, seed: int) -> UnitMask:
+    return choices(problem_of(problem.model, problem.config.model_copy(update={"seed": seed})))["random"]
 
 
-def chain_of(names: tuple[str, ...], task: Problem) -> Chain:
-    return Chain.of(names, get_method("random").resolved(task.config))
+def chain_of(names: tuple[str, ...], problem: Problem) -> Chain:
+    return Chain.of(names, get_method("random").resolved(problem.config))
 
 
-def reference_of(task: Problem) -> Reference:
-    return Reference.of(task)
+def reference_of(problem: Problem) -> Reference:
+    return Reference.of(problem)
 
 
 def state_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -94,47 +95,49 @@ def test_chains_refit_first_and_train_then() -> None:
         assert trained == sorted(trained)
 
 
-def test_leaves_the_dense_model_alone_and_comes_to_the_same_again(name: str, task: Problem, plan: PruningPlan) -> None:
-    before, states = state_of(task.model), []
+def test_leaves_the_dense_model_alone_and_comes_to_the_same_again(
+    name: str, problem: Problem, plan: PruningPlan
+) -> None:
+    before, states = state_of(problem.model), []
     for _ in range(2):
-        chain = chain_of((name,), task)
-        model = next(chain.refitted(reference_of(task), chain.trials(plan)))
+        chain = chain_of((name,), problem)
+        model = next(chain.refitted(reference_of(problem), chain.trials(plan)))
         for stage in chain.trained_stages:
-            stage.train(reference_of(task), model, plan).fold()
+            stage.train(reference_of(problem), model, plan).fold()
         states.append(state_of(model))
-    assert same(*states) and same(state_of(task.model), before)
-    (bare,) = Chain().refitted(reference_of(task), [Trial(plan)])
+    assert same(*states) and same(state_of(problem.model), before)
+    (bare,) = Chain().refitted(reference_of(problem), [Trial(plan)])
     assert not same(state_of(bare), states[0])
 
 
-def test_every_variant_has_the_settings_that_the_stage_names(name: str, task: Problem) -> None:
-    for stage in chain_of((name,), task).weight_stages:
+def test_every_variant_has_the_settings_that_the_stage_names(name: str, problem: Problem) -> None:
+    for stage in chain_of((name,), problem).weight_stages:
         assert stage.variants() and all(set(variant) == set(stage.settings) for variant in stage.variants())
 
 
-def test_many_at_once_come_to_what_each_comes_to_alone(name: str, task: Problem, plan: PruningPlan) -> None:
-    chain = chain_of((name,), task)
-    trials = [*chain.trials(plan), *chain.trials(PruningPlan.from_mask(mask_of(task, 1)))]
-    together = [state_of(model) for model in chain.refitted(reference_of(task), trials)]
+def test_many_at_once_come_to_what_each_comes_to_alone(name: str, problem: Problem, plan: PruningPlan) -> None:
+    chain = chain_of((name,), problem)
+    trials = [*chain.trials(plan), *chain.trials(PruningPlan.from_mask(mask_of(problem, 1)))]
+    together = [state_of(model) for model in chain.refitted(reference_of(problem), trials)]
     for trial, state in zip(trials, together, strict=True):
-        (alone,) = chain.refitted(reference_of(task), [trial])
+        (alone,) = chain.refitted(reference_of(problem), [trial])
         assert same(state_of(alone), state)
 
 
 def test_trying_what_was_learnt_changes_nothing_and_is_what_folding_gives(
-    name: str, task: Problem, plan: PruningPlan
+    name: str, problem: Problem, plan: PruningPlan
 ) -> None:
-    chain = chain_of((name,), task)
+    chain = chain_of((name,), problem)
     for stage in chain.trained_stages:
-        (pruned,) = Chain().refitted(reference_of(task), [Trial(plan)])
+        (pruned,) = Chain().refitted(reference_of(problem), [Trial(plan)])
         before = state_of(pruned)
-        learnt = stage.train(reference_of(task), pruned, plan)
+        learnt = stage.train(reference_of(problem), pruned, plan)
         with learnt.in_force(), torch.no_grad():
-            tried = pruned(task.tokens_NS).logits
+            tried = pruned(problem.tokens_NS).logits
         assert same(state_of(pruned), before)
         learnt.fold()
         with torch.no_grad():
-            torch.testing.assert_close(pruned(task.tokens_NS).logits, tried, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(pruned(problem.tokens_NS).logits, tried, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("held_out", [0, 4])
@@ -144,18 +147,20 @@ def test_a_replay_gives_the_same_bytes(
     pruner, model = pruned_with(name, tokenizer, corpus_file, held_out=held_out)
     pruner.save(tmp_path / "out")
     again = GRASPPruner(GRASPConfig()).replay(model, tokenizer, *read_plan(tmp_path / "out"))
-    assert same(state_of(again), state_of(pruner.model))
+    assert same(state_of(again.model), state_of(pruner.model))
 
 
-def test_added_parameters_are_those_that_the_model_has_more(name: str, task: Problem, plan: PruningPlan) -> None:
-    chain = chain_of((name,), task)
-    with_stage, without = (next(chain.refitted(reference_of(task), chain.trials(plan))) for chain in (chain, Chain()))
-    added = chain.added_parameters(task.model, task.family)
+def test_added_parameters_are_those_that_the_model_has_more(name: str, problem: Problem, plan: PruningPlan) -> None:
+    chain = chain_of((name,), problem)
+    with_stage, without = (
+        next(chain.refitted(reference_of(problem), chain.trials(plan))) for chain in (chain, Chain())
+    )
+    added = chain.added_parameters(problem.model, problem.family)
     assert added == count_parameters(with_stage) - count_parameters(without)
 
 
 def test_statistics_are_collected_once_for_all_candidates(
-    name: str, task: Problem, monkeypatch: pytest.MonkeyPatch
+    name: str, problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes: list[int] = []
 
@@ -165,13 +170,14 @@ def test_statistics_are_collected_once_for_all_candidates(
 
     gather = WholeModel.gather
     monkeypatch.setattr(WholeModel, "gather", counted)
-    choose({str(seed): mask_of(task, seed) for seed in range(3)}, chain_of((name,), task), task)
-    assert len(passes) == len(get_stage(name).statistics)
+    choose({str(seed): mask_of(problem, seed) for seed in range(3)}, chain_of((name,), problem), problem)
+    assert len(passes) == len(chain_of((name,), problem).statistics)
 
 
 def test_a_choice_of_units_depends_on_no_option_of_a_stage() -> None:
     of_stages = {"restoration", "least_squares", "damping", "scale_samples", "scale_epochs", "scale_learning_rate"}
-    assert options_of_stages() == {"compensation", *of_stages}
+    of_stages |= {"diagonal_samples", "diagonal_epochs", "diagonal_learning_rate", "kl_weight"}
+    assert options_of_recovery() == {"compensation", *of_stages}
 
 
 def test_a_name_is_taken_once() -> None:
@@ -185,7 +191,7 @@ def test_an_unknown_name_is_told_those_that_exist() -> None:
     with pytest.raises(OptionError, match=r"compensation='magic': no such stage; there are scales, .*energy"):
         get_stage("magic")
     with pytest.raises(
-        OptionError, match=r"compensation='magic': input should be 'auto', 'none', 'scales', .* or 'both'"
+        OptionError, match=r"compensation='magic': input should be 'auto', 'none', 'scales', .*'both' or 'refit'"
     ):
         GRASPConfig(compensation="magic")
 
@@ -282,22 +288,23 @@ def test_a_toy_stage_is_chosen_described_and_replayed(
     registered(Tilt)
     pruner, model = pruned_with("tilt", tokenizer, corpus_file)
     record = pruner.record
-    assert record["compensation"] == ["tilt"] and record["step"] == 0.5 and record["damping"] is None
+    assert record.compensation == ("tilt",) and record.settings == {"step": 0.5}
+    assert record.to_dict()["step"] == 0.5 and record.to_dict()["damping"] is None
     pruner.save(tmp_path / "out")
     assert (
         "Every weight of the output projections was moved by a small step; no weight was fine-tuned."
         in (tmp_path / "out" / "README.md").read_text()
     )
     again = GRASPPruner(GRASPConfig()).replay(model, tokenizer, *read_plan(tmp_path / "out"))
-    assert same(state_of(again), state_of(pruner.model))
+    assert same(state_of(again.model), state_of(pruner.model))
     other = GRASPPruner(GRASPConfig(compensation="none")).replay(model, tokenizer, *read_plan(tmp_path / "out"))
-    assert not same(state_of(other), state_of(pruner.model))
+    assert not same(state_of(other.model), state_of(pruner.model))
 
 
-def test_all_variants_of_a_toy_stage_are_judged(registered: Callable[[type[Stage]], None], task: Problem) -> None:
+def test_all_variants_of_a_toy_stage_are_judged(registered: Callable[[type[Stage]], None], problem: Problem) -> None:
     registered(Tilt)
-    masks = {str(seed): mask_of(task, seed) for seed in range(3)}
-    selected = choose(masks, chain_of(("tilt",), task), task)
+    masks = {str(seed): mask_of(problem, seed) for seed in range(3)}
+    selected = choose(masks, chain_of(("tilt",), problem), problem)
     tried = [dict(judgement.settings) for judgement in selected.judgements if judgement.compensation == "tilt"]
     assert tried == [{"step": 0.5}, {"step": 1e-4}] * 2
     best = min(selected.judgements, key=lambda judgement: judgement.loss)
@@ -310,7 +317,7 @@ def test_a_toy_stage_on_single_weights(
     registered(Tilt)
     options = {"method": "statistical", "pattern": "2:4"}
     pruner, _ = pruned_with("tilt", tokenizer, corpus_file, **options)
-    assert pruner.record["compensation"] == ["tilt"] and pruner.record["step"] == 0.5
+    assert pruner.record.compensation == ("tilt",) and pruner.record.settings["step"] == 0.5
     bare, _ = pruned_with("none", tokenizer, corpus_file, **options)
     assert not same(state_of(pruner.model), state_of(bare.model))
     with pytest.raises(OptionError, match="compensation='bias': pattern 2:4 supports only none, energy and tilt"):
@@ -330,13 +337,13 @@ def test_a_toy_stage_that_trains(
     monkeypatch.setitem(CHAINS, "fit_and_stretch", ("least_squares", "stretch"))
     pruner, model = pruned_with("fit_and_stretch", tokenizer, corpus_file, held_out=held_out)
     if held_out:
-        assert [entry["compensation"] for entry in pruner.record["choice"]][-1].endswith("stretch")
+        assert [entry.compensation for entry in pruner.record.choice][-1].endswith("stretch")
     else:
-        assert pruner.record["compensation"] == ["least_squares", "stretch"]
-        assert "; the output projections were stretched." in sentence(pruner.record["compensation"])
+        assert pruner.record.compensation == ("least_squares", "stretch")
+        assert "; the output projections were stretched." in sentence(pruner.record.compensation)
     pruner.save(tmp_path / "out")
     again = GRASPPruner(GRASPConfig()).replay(model, tokenizer, *read_plan(tmp_path / "out"))
-    assert same(state_of(again), state_of(pruner.model))
+    assert same(state_of(again.model), state_of(pruner.model))
 
 
 def test_a_plan_of_a_stage_that_does_not_exist_here(
@@ -353,4 +360,4 @@ def test_a_plan_of_a_stage_that_does_not_exist_here(
     plan, record = read_plan(tmp_path / "out")
     with pytest.raises(PlanError, match="made with the stage tilt, which does not exist here; there are "):
         GRASPPruner(GRASPConfig()).replay(model, tokenizer, plan, record)
-    assert GRASPPruner(GRASPConfig(compensation="none")).replay(model, tokenizer, plan, record) is not model
+    assert GRASPPruner(GRASPConfig(compensation="none")).replay(model, tokenizer, plan, record).model is not model

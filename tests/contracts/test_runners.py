@@ -21,7 +21,7 @@ from optimum_grasprune.selection import choose
 from optimum_grasprune.statistics import MOMENTS, PER_SEQUENCE, PER_TOKEN, Moments
 from optimum_grasprune.surgery import build_pruned_model
 from tests.conftest import logits_of, make_model
-from tests.contracts.test_methods import choices, task_of
+from tests.contracts.test_methods import choices, problem_of
 
 RUNNERS: tuple[type[Runner], ...] = (WholeModel,)
 TOKENS = torch.randint(258, (3, 20), generator=torch.Generator().manual_seed(0))
@@ -112,10 +112,10 @@ def test_what_a_method_and_a_stage_look_at_is_gathered_together(
         return gather(self, statistics, *given, **options)
 
     monkeypatch.setattr(WholeModel, "gather", counted)
-    task = task_of(model, GRASPConfig(method=method, compensation=chain, keep_ratio=0.5))
-    task = replace(task, held_out_NS=TOKENS[:0])
-    choose(choices(task), get_method(method).chain_for(task.config), task)
-    assert passes == [set(task.declared)] and task.declared
+    problem = problem_of(model, GRASPConfig(method=method, compensation=chain, keep_ratio=0.5))
+    problem = replace(problem, held_out_NS=TOKENS[:0])
+    choose(choices(problem), get_method(method).chain_for(problem.config), problem)
+    assert passes == [set(problem.declared)] and problem.declared
 
 
 def test_what_was_not_declared_is_not_gathered(model: LlamaForCausalLM, run: Callable[..., Runner]) -> None:

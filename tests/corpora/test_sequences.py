@@ -10,6 +10,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig
+from optimum_grasprune.calibration_data import drawn
 from optimum_grasprune.config import CalibrationOptions
 from optimum_grasprune.corpora import (
     Corpus,
@@ -22,7 +23,6 @@ from optimum_grasprune.corpora import (
     tokenize,
 )
 from optimum_grasprune.errors import DataError, GraspruneWarning, OptionError
-from optimum_grasprune.pruner import drawn
 from tests.conftest import make_tokenizer
 
 

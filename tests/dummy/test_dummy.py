@@ -11,7 +11,6 @@ from safetensors import safe_open
 from transformers import LlamaConfig
 
 from optimum_grasprune import Budget, PruningPlan, UnitGroup, UnitInventory, UnitMask, load_pruned_model
-from optimum_grasprune.checkpoint import read_plan, read_record
 from optimum_grasprune.config import BudgetOptions
 from optimum_grasprune.dummy import (
     SHAPES,
@@ -25,6 +24,7 @@ from optimum_grasprune.dummy import (
     write_dummy,
 )
 from optimum_grasprune.errors import OptionError
+from optimum_grasprune.export.checkpoint import read_plan, read_record
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import count_parameters, empty_model, load_model, load_tokenizer
 from optimum_grasprune.selection.width_search import widths_of
@@ -145,11 +145,11 @@ def test_pruned_checkpoint_loads(tmp_path: Path) -> None:
     model = load_pruned_model(tmp_path / "out")
     assert model.dtype == torch.bfloat16
     record = read_record(tmp_path / "out")
-    assert record is not None
-    assert "meaningless for quality" in record["dummy"]
+    assert record is not None and record.dummy is not None and record.budget.asked is not None
+    assert "meaningless for quality" in record.dummy
     assert "meaningless for quality" in (tmp_path / "out" / "README.md").read_text()
-    assert record["budget"]["pruned"]["parameters"] == count_parameters(model)
-    assert record["budget"]["asked"]["cost"] >= record["budget"]["pruned"]["prunable"]
+    assert record.budget.pruned.parameters == count_parameters(model)
+    assert record.budget.asked.cost >= record.budget.pruned.prunable
     assert read_plan(tmp_path / "out")[0] == dummy.plan
     assert load_tokenizer(str(tmp_path / "out"))("w7").input_ids == [7]
     logits = model(torch.arange(3, 40)[None]).logits
@@ -159,7 +159,7 @@ def test_pruned_checkpoint_loads(tmp_path: Path) -> None:
 
 
 def test_dense_checkpoint_is_a_stock_one(tmp_path: Path) -> None:
-    config = LlamaConfig(**{**SHAPES["tiny"], "tie_word_embeddings": True}, dtype="float32")
+    config = LlamaConfig.from_dict({**shape_config("tiny", "float32").to_dict(), "tie_word_embeddings": True})
     write_dummy(Dummy("tied", config), tmp_path / "out")
     model = load_model(str(tmp_path / "out"))
     assert model.config.model_type == "llama" and model.dtype == torch.float32

@@ -12,7 +12,7 @@ from optimum_grasprune.corpora import windows_of
 from optimum_grasprune.errors import DataError, GraspruneError
 from optimum_grasprune.evaluation import mean_loss, perplexity, perplexity_of
 from optimum_grasprune.execution.loss import next_token_loss
-from optimum_grasprune.files import write_json
+from optimum_grasprune.writing import write_json
 from tests.conftest import logits_of
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from optimum_grasprune import load_pruned_model
-from optimum_grasprune.checkpoint import read_plan
+from optimum_grasprune.export.checkpoint import read_plan
 from optimum_grasprune.units import FFN
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "make_dummy.py"

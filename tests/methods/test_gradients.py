@@ -67,10 +67,10 @@ def test_rounds_with_dead_channels(dead: int) -> None:
     inventory = runner.inventory
     config = GRASPConfig(keep_ratio=0.5)
     budget = Budget.resolve(config, inventory, 0)
-    task = Problem(runner, budget, TOKENS, TOKENS[:0], config, (PER_TOKEN,))
-    first_U = sensitivity_per_parameter(task, PER_TOKEN)
+    problem = Problem(runner, budget, TOKENS, TOKENS[:0], config, (PER_TOKEN,))
+    first_U = sensitivity_per_parameter(problem, PER_TOKEN)
     assert (first_U == 0).sum() == 3 * dead
-    scores_U = annealed_sensitivity(task, PER_TOKEN, first_U, rounds=4)
+    scores_U = annealed_sensitivity(problem, PER_TOKEN, first_U, rounds=4)
     kept_U = project(scores_U, inventory, budget).kept_U
     assert torch.isfinite(scores_U).all() and scores_U[~kept_U].max() < scores_U[kept_U].min()
     least = 1 if dead == 48 else 0  # every layer keeps a channel

@@ -15,7 +15,7 @@ from optimum_grasprune.methods.grasprune import standardised_log
 from optimum_grasprune.selection.width_search import SearchLimits, WidthLoss, widths_of
 from optimum_grasprune.statistics import PER_TOKEN
 from optimum_grasprune.units import project
-from tests.contracts.test_methods import choices, task_of
+from tests.contracts.test_methods import choices, problem_of
 
 
 def test_standardised_logarithm_by_hand() -> None:
@@ -30,13 +30,13 @@ def test_standardised_logarithm_by_hand() -> None:
 
 def test_candidates_are_start_snapshots_and_searched_widths(model: LlamaForCausalLM) -> None:
     options = {"keep_ratio": 0.5, "epochs": 2, "learning_rate": 0.3, "snapshots": 2}
-    searched = task_of(model, GRASPConfig(**options, search_trials=20))
+    searched = problem_of(model, GRASPConfig(**options, search_trials=20))
     masks = choices(searched)
     assert list(masks) == ["start", "gates 1/2", "gates 2/2", "searched"]
     loss = WidthLoss(WholeModel(model), searched.tokens_NS)
     assert loss(masks["searched"]) <= min(loss(mask) for mask in masks.values())
-    assert list(choices(task_of(model, GRASPConfig(**options)))) == ["start", "gates 1/2", "gates 2/2"]
-    assert list(choices(task_of(model, GRASPConfig(**options, start="zero")))) == ["gates 1/2", "gates 2/2"]
+    assert list(choices(problem_of(model, GRASPConfig(**options)))) == ["start", "gates 1/2", "gates 2/2"]
+    assert list(choices(problem_of(model, GRASPConfig(**options, start="zero")))) == ["gates 1/2", "gates 2/2"]
 
 
 def test_the_search_is_told_where_to_start_and_when_to_stop(
@@ -51,26 +51,26 @@ def test_the_search_is_told_where_to_start_and_when_to_stop(
     search = grasprune.mask_of_best_widths
     monkeypatch.setattr(grasprune, "mask_of_best_widths", watched)
     options = {"learning_rate": 0.3, "search_trials": 3, "search_samples": 2, "search_seconds": 7200.0, "seed": 5}
-    task = task_of(model, GRASPConfig(**options))
-    masks = choices(task)
+    problem = problem_of(model, GRASPConfig(**options))
+    masks = choices(problem)
     ((start, _, loss, budget, limits, seed),) = seen
-    assert (limits, seed, budget) == (SearchLimits(trials=3, seconds=7200.0), 5, task.budget)
-    assert torch.equal(loss.tokens_NS, task.tokens_NS[:2])
+    assert (limits, seed, budget) == (SearchLimits(trials=3, seconds=7200.0), 5, problem.budget)
+    assert torch.equal(loss.tokens_NS, problem.tokens_NS[:2])
     losses = {widths_of(mask): loss(mask) for name, mask in masks.items() if name != "searched"}
     assert losses[start] == min(losses.values()) < max(losses.values())
 
 
 def test_the_fisher_start_is_better_than_none(model: LlamaForCausalLM) -> None:
-    task = task_of(model, GRASPConfig(keep_ratio=0.7, epochs=1, learning_rate=1e-9, snapshots=1))
-    loss = WidthLoss(WholeModel(model), task.held_out_NS)
-    blind = task_of(model, task.config.model_copy(update={"start": "zero"}))
-    random = get_method("random").select(task, get_method("random").score(task))
+    problem = problem_of(model, GRASPConfig(keep_ratio=0.7, epochs=1, learning_rate=1e-9, snapshots=1))
+    loss = WidthLoss(WholeModel(model), problem.held_out_NS)
+    blind = problem_of(model, problem.config.model_copy(update={"start": "zero"}))
+    random = get_method("random").select(problem, get_method("random").score(problem))
     assert get_method("grasprune").score(blind).eq(0).all()
-    assert loss(choices(task)["start"]) < loss(random)
+    assert loss(choices(problem)["start"]) < loss(random)
 
 
 def test_rounds_of_the_start_cut_a_little_at_a_time(model: LlamaForCausalLM) -> None:
-    once = task_of(model, GRASPConfig(keep_ratio=0.5))
+    once = problem_of(model, GRASPConfig(keep_ratio=0.5))
     first = get_method("grasprune").score(once)
     assert torch.equal(annealed_sensitivity(once, PER_TOKEN, first, 1), first)
     scores = annealed_sensitivity(once, PER_TOKEN, first, 3)

@@ -21,7 +21,7 @@ from optimum_grasprune.methods.wanda_sp import unit_metric
 from optimum_grasprune.statistics import squared_per_sequence, squared_per_token
 from optimum_grasprune.units import FFN, KV, Address
 from tests.conftest import sensitivity
-from tests.contracts.test_methods import task_of
+from tests.contracts.test_methods import problem_of
 
 TOKENS = torch.arange(48).view(3, 16)
 
@@ -161,7 +161,7 @@ def test_gradients_that_are_not_finite_name_their_layer(model: LlamaForCausalLM)
 
 @pytest.mark.parametrize("name", ["fasp", "flap", "wanda_sp"])
 def test_statistics_look_at_as_many_sequences_as_asked_for(name: str, model: LlamaForCausalLM) -> None:
-    task, method = task_of(model, GRASPConfig(method=name, statistic_samples=2)), get_method(name)
-    scores = method.score(task)
-    assert torch.equal(scores, method.score(replace(task, tokens_NS=task.tokens_NS[:2])))
-    assert not torch.equal(scores, method.score(replace(task, config=GRASPConfig(method=name))))
+    problem, method = problem_of(model, GRASPConfig(method=name, statistic_samples=2)), get_method(name)
+    scores = method.score(problem)
+    assert torch.equal(scores, method.score(replace(problem, tokens_NS=problem.tokens_NS[:2])))
+    assert not torch.equal(scores, method.score(replace(problem, config=GRASPConfig(method=name))))

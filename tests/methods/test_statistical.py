@@ -54,7 +54,7 @@ def test_energies_and_factors_by_hand() -> None:
     assert energy_factors(before, after).tolist() == pytest.approx([(23 / 16) ** 0.5, (5 / 4) ** 0.5])
 
 
-def make_task(model: LlamaForCausalLM, **options: object) -> Problem:
+def make_problem(model: LlamaForCausalLM, **options: object) -> Problem:
     config = GRASPConfig(method="statistical", **options)
     runner = WholeModel(model)
     tokens = torch.arange(60).view(3, 20)
@@ -65,7 +65,7 @@ def make_task(model: LlamaForCausalLM, **options: object) -> Problem:
 @pytest.mark.parametrize("pattern", ["2:4", "4:8"])
 def test_masks_are_exactly_n_of_m(model: LlamaForCausalLM, pattern: str) -> None:
     n, m = map(int, pattern.split(":"))
-    mask = get_method("statistical").select_elements(make_task(model, pattern=pattern))
+    mask = get_method("statistical").select_elements(make_problem(model, pattern=pattern))
     assert set(mask.kept) == set(linears(model, WholeModel(model).blocks))
     for path, kept in mask.kept.items():
         assert kept.shape == model.get_submodule(path).weight.shape
@@ -75,7 +75,7 @@ def test_masks_are_exactly_n_of_m(model: LlamaForCausalLM, pattern: str) -> None
 
 @pytest.mark.parametrize(("ratio", "of_32", "of_48"), [(0.29, 9, 13), (0.5, 16, 24), (0.75, 24, 36), (1.0, 32, 48)])
 def test_every_row_keeps_the_same_number(model: LlamaForCausalLM, ratio: float, of_32: int, of_48: int) -> None:
-    mask = get_method("statistical").select_elements(make_task(model, pattern="unstructured", keep_ratio=ratio))
+    mask = get_method("statistical").select_elements(make_problem(model, pattern="unstructured", keep_ratio=ratio))
     for path, kept in mask.kept.items():
         assert set(kept.sum(1).tolist()) == {of_48 if path.endswith("down_proj") else of_32}
 
@@ -90,7 +90,7 @@ def test_channels_that_vary_more_stay(model: LlamaForCausalLM) -> None:
     # The norm's weight scales the channels that q, k and v read.
     with torch.no_grad():
         model.model.layers[0].input_layernorm.weight[::2] = 100.0
-    mask = get_method("statistical").select_elements(make_task(model, pattern="unstructured"))
+    mask = get_method("statistical").select_elements(make_problem(model, pattern="unstructured"))
     kept = mask.kept["model.layers.0.self_attn.q_proj"].float().mean(0)
     assert kept[::2].mean() > 2 * kept[1::2].mean()
 
@@ -100,31 +100,31 @@ def test_dead_channels_go_first_and_nothing_breaks(build_model: Callable[..., Ll
     with torch.no_grad():
         model.model.layers[1].post_attention_layernorm.weight[:8] = 0.0
         model.model.layers[2].self_attn.v_proj.weight.zero_()  # o_proj then reads nothing but zeros
-    method, task = get_method("statistical"), make_task(model, pattern="unstructured")
-    mask = method.select_elements(task)
+    method, problem = get_method("statistical"), make_problem(model, pattern="unstructured")
+    mask = method.select_elements(problem)
     assert not mask.kept["model.layers.1.mlp.up_proj"][:, :8].any()
     assert mask.kept["model.layers.2.self_attn.o_proj"].sum(1).tolist() == [16] * 32
-    assert torch.isfinite(method.score(task)).all()
+    assert torch.isfinite(method.score(problem)).all()
 
 
 def test_activations_that_are_not_finite(model: LlamaForCausalLM) -> None:
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
     with pytest.raises(GraspruneError, match="the input of model.layers.1.mlp.down_proj is not finite"):
-        get_method("statistical").select_elements(make_task(model, pattern="2:4"))
+        get_method("statistical").select_elements(make_problem(model, pattern="2:4"))
 
 
 def test_width_that_is_no_multiple(build_model: Callable[..., LlamaForCausalLM]) -> None:
     model = build_model(intermediate_size=44)
     message = "pattern='4:8': model.layers.0.mlp.down_proj has 44 input channels, no multiple of 8"
     with pytest.raises(OptionError, match=message):
-        get_method("statistical").select_elements(make_task(model, pattern="4:8"))
-    assert get_method("statistical").select_elements(make_task(model, pattern="2:4")).kept_count
+        get_method("statistical").select_elements(make_problem(model, pattern="4:8"))
+    assert get_method("statistical").select_elements(make_problem(model, pattern="2:4")).kept_count
 
 
 def test_ratio_that_leaves_an_empty_row(model: LlamaForCausalLM) -> None:
     with pytest.raises(OptionError, match="keep_ratio=0.03: keeps none of the 32 weights in a row of model.layers.0"):
-        get_method("statistical").select_elements(make_task(model, pattern="unstructured", keep_ratio=0.03))
+        get_method("statistical").select_elements(make_problem(model, pattern="unstructured", keep_ratio=0.03))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from optimum_grasprune.recovery.reference import Reference
 from optimum_grasprune.surgery import build_pruned_model
 from tests.conftest import logits_of, make_model
 from tests.contracts.test_families import VARIANTS
-from tests.contracts.test_methods import choices, task_of
+from tests.contracts.test_methods import choices, problem_of
 
 TOKENS = torch.randint(258, (3, 20), generator=torch.Generator().manual_seed(0))
 
@@ -32,7 +32,7 @@ def test_folded_is_what_hooks_compute(options: dict[str, Any]) -> None:
     (start_D,) = trained.start()
     raw_D = torch.randn(len(start_D), generator=torch.Generator().manual_seed(0))
     inventory = family_of(model.config).inventory(model)
-    plan = PruningPlan.from_mask(choices(task_of(model, GRASPConfig(method="random", keep_ratio=1.0)))["random"])
+    plan = PruningPlan.from_mask(choices(problem_of(model, GRASPConfig(method="random", keep_ratio=1.0)))["random"])
     learnt = LearntDiagonals(raw_D, trained, WholeModel(model), plan)
     plain = logits_of(model, TOKENS)
     with learnt.in_force():
@@ -64,25 +64,25 @@ def test_training_brings_the_pruned_model_closer_and_leaves_the_dense_one(
         diagonal_learning_rate=3e-2,
         kl_weight=kl_weight,
     )
-    task = task_of(model, config)
-    plan = PruningPlan.from_mask(choices(task)["random"])
-    pruned = build_pruned_model(model, plan, task.family)
+    problem = problem_of(model, config)
+    plan = PruningPlan.from_mask(choices(problem)["random"])
+    pruned = build_pruned_model(model, plan, problem.family)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    losses = [task.runner.beside(pruned).mean_loss(task.tokens_NS)]
-    Diagonals.from_config(config).train(Reference.of(task), pruned, plan).fold()
-    losses.append(task.runner.beside(pruned).mean_loss(task.tokens_NS))
+    losses = [problem.runner.beside(pruned).mean_loss(problem.tokens_NS)]
+    Diagonals.from_config(config).train(Reference.of(problem), pruned, plan).fold()
+    losses.append(problem.runner.beside(pruned).mean_loss(problem.tokens_NS))
     assert losses[1] < losses[0] - 0.05
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_only_the_first_sequences_are_trained_on(model: LlamaForCausalLM) -> None:
     config = GRASPConfig(method="random", compensation="diagonals", keep_ratio=0.6, diagonal_samples=2)
-    task = task_of(model, config)
-    plan = PruningPlan.from_mask(choices(task)["random"])
+    problem = problem_of(model, config)
+    plan = PruningPlan.from_mask(choices(problem)["random"])
     learnt = [
         Diagonals.from_config(config)
-        .train(Reference.of(each), build_pruned_model(model, plan, task.family), plan)
+        .train(Reference.of(each), build_pruned_model(model, plan, problem.family), plan)
         .raw_D
-        for each in (task, replace(task, tokens_NS=task.tokens_NS[:2]))
+        for each in (problem, replace(problem, tokens_NS=problem.tokens_NS[:2]))
     ]
     assert torch.equal(*learnt) and learnt[0].any()

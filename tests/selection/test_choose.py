@@ -22,49 +22,49 @@ from optimum_grasprune.selection import choose
 from optimum_grasprune.statistics import MOMENTS
 from optimum_grasprune.units import FFN, Address
 from tests.conftest import TINY_LLAMA
-from tests.contracts.test_methods import choices, task_of
+from tests.contracts.test_methods import choices, problem_of
 
 
 @pytest.fixture
-def task(model: LlamaForCausalLM) -> Problem:
+def problem(model: LlamaForCausalLM) -> Problem:
     config = GRASPConfig(method="random", keep_ratio=0.5, scale_samples=2)
-    return replace(task_of(model, config), declared=(MOMENTS,))
+    return replace(problem_of(model, config), declared=(MOMENTS,))
 
 
-def chain_of(task: Problem, stages: tuple[str, ...], **options: str) -> Chain:
-    return Chain.of(stages, get_method("random").resolved(task.config.model_copy(update=options)))
+def chain_of(problem: Problem, stages: tuple[str, ...], **options: str) -> Chain:
+    return Chain.of(stages, get_method("random").resolved(problem.config.model_copy(update=options)))
 
 
-def masks(task: Problem) -> dict[str, UnitMask]:
+def masks(problem: Problem) -> dict[str, UnitMask]:
     return {
-        str(seed): choices(task_of(task.model, task.config.model_copy(update={"seed": seed})))["random"]
+        str(seed): choices(problem_of(problem.model, problem.config.model_copy(update={"seed": seed})))["random"]
         for seed in range(3)
     }
 
 
-def test_without_held_out_data_the_last_candidate_wins_with_every_compensation(task: Problem) -> None:
-    blind = replace(task, held_out_NS=torch.empty(0, 20, dtype=torch.int64))
-    candidates = masks(task)
-    outcome = choose(candidates, chain_of(task, ("least_squares", "scales")), blind)
+def test_without_held_out_data_the_last_candidate_wins_with_every_compensation(problem: Problem) -> None:
+    blind = replace(problem, held_out_NS=torch.empty(0, 20, dtype=torch.int64))
+    candidates = masks(problem)
+    outcome = choose(candidates, chain_of(problem, ("least_squares", "scales")), blind)
     assert outcome.plan.group(Address(0, FFN)).kept == tuple(candidates["2"].kept(Address(0, FFN)))
     assert outcome.stages == ("least_squares", "scales") and outcome.settings["damping"] == FITS["robust"].dampings[0]
     assert outcome.judgements == ()
 
 
-def test_the_outcome_is_the_best_of_all_that_was_measured(task: Problem) -> None:
-    outcome = choose(masks(task), chain_of(task, ("least_squares", "scales")), task)
+def test_the_outcome_is_the_best_of_all_that_was_measured(problem: Problem) -> None:
+    outcome = choose(masks(problem), chain_of(problem, ("least_squares", "scales")), problem)
     losses = [judgement.loss for judgement in outcome.judgements]
     assert len(losses) == 3 + 2 * len(FITS["robust"].dampings) + 1
-    assert mean_loss(outcome.model, task.held_out_NS) == pytest.approx(min(losses), abs=1e-5)
+    assert mean_loss(outcome.model, problem.held_out_NS) == pytest.approx(min(losses), abs=1e-5)
     winner = min(outcome.judgements, key=lambda judgement: judgement.loss)
     assert winner.compensation == (" ".join(outcome.stages) or "none")
     assert ("scales" in outcome.stages) == (outcome.plan.groups[0].scales is not None)
 
 
 @pytest.mark.parametrize("restoration", ["dense", "sequential"])
-def test_the_two_best_candidates_are_refitted(task: Problem, restoration: str) -> None:
-    chain = chain_of(task, ("least_squares",), restoration=restoration)
-    judgements = choose(masks(task), chain, task).judgements
+def test_the_two_best_candidates_are_refitted(problem: Problem, restoration: str) -> None:
+    chain = chain_of(problem, ("least_squares",), restoration=restoration)
+    judgements = choose(masks(problem), chain, problem).judgements
     plain = {judgement.candidate: judgement.loss for judgement in judgements if judgement.compensation == "none"}
     best, second, worst = sorted(plain, key=plain.__getitem__)
     assert plain[best] < plain[second] < plain[worst]
@@ -85,44 +85,44 @@ WAYS = pytest.mark.parametrize(
 )
 
 
-def refitted_loss(plan: PruningPlan, chain: Chain, task: Problem, settings: Settings) -> float:
+def refitted_loss(plan: PruningPlan, chain: Chain, problem: Problem, settings: Settings) -> float:
     """The loss of a plan's model, made without a choice."""
-    (model,) = chain.refitted(Reference.of(task), [Trial(plan, settings)])
-    return mean_loss(model, task.tokens_NS)
+    (model,) = chain.refitted(Reference.of(problem), [Trial(plan, settings)])
+    return mean_loss(model, problem.tokens_NS)
 
 
 @WAYS
 def test_what_wins_comes_with_its_plan(
-    task: Problem, stages: tuple[str, ...], options: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    problem: Problem, stages: tuple[str, ...], options: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     falling = itertools.count(0, -1)
     # What is measured last wins: of three candidates the third, of refitted models the second best.
-    for last, chain in (("2", Chain()), ("1", chain_of(task, stages, **options))):
+    for last, chain in (("2", Chain()), ("1", chain_of(problem, stages, **options))):
         with monkeypatch.context() as patched:
             patched.setattr(WholeModel, "mean_loss", lambda *_: float(next(falling)))
-            outcome = choose(masks(task), chain, task)
-        assert outcome.plan == PruningPlan.from_mask(masks(task)[last]) and outcome.stages == chain.names
-        expected = refitted_loss(outcome.plan, chain, task, outcome.settings)
-        assert mean_loss(outcome.model, task.tokens_NS) == pytest.approx(expected, rel=1e-6)
+            outcome = choose(masks(problem), chain, problem)
+        assert outcome.plan == PruningPlan.from_mask(masks(problem)[last]) and outcome.stages == chain.names
+        expected = refitted_loss(outcome.plan, chain, problem, outcome.settings)
+        assert mean_loss(outcome.model, problem.tokens_NS) == pytest.approx(expected, rel=1e-6)
 
 
 @WAYS
 def test_without_held_out_data_weights_are_refitted_with_the_damping_that_was_asked_for(
-    task: Problem, stages: tuple[str, ...], options: dict[str, str]
+    problem: Problem, stages: tuple[str, ...], options: dict[str, str]
 ) -> None:
-    config = task.config.model_copy(update={"damping": 0.03125})
-    asked = replace(task, held_out_NS=task.held_out_NS[:0], config=config)
+    config = problem.config.model_copy(update={"damping": 0.03125})
+    asked = replace(problem, held_out_NS=problem.held_out_NS[:0], config=config)
     chain = chain_of(asked, stages, **options)
-    outcome = choose({"0": masks(task)["0"]}, chain, asked)
+    outcome = choose({"0": masks(problem)["0"]}, chain, asked)
     assert dict(outcome.settings) == ({"damping": 0.03125} if "least_squares" in stages else {})
-    found = mean_loss(outcome.model, task.tokens_NS)
-    assert found == pytest.approx(refitted_loss(outcome.plan, chain, task, outcome.settings), rel=1e-6)
-    assert found != pytest.approx(refitted_loss(outcome.plan, Chain(), task, {}), rel=1e-3)
+    found = mean_loss(outcome.model, problem.tokens_NS)
+    assert found == pytest.approx(refitted_loss(outcome.plan, chain, problem, outcome.settings), rel=1e-6)
+    assert found != pytest.approx(refitted_loss(outcome.plan, Chain(), problem, {}), rel=1e-3)
 
 
 @pytest.mark.parametrize("blind", [False, True])
 def test_scales_are_trained_on_the_first_calibration_sequences_and_no_others(
-    task: Problem, blind: bool, monkeypatch: pytest.MonkeyPatch
+    problem: Problem, blind: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
     train = scales.train_scales
@@ -132,29 +132,29 @@ def test_scales_are_trained_on_the_first_calibration_sequences_and_no_others(
         return train(*given)
 
     monkeypatch.setattr(scales, "train_scales", watched)
-    held_out_NS = task.held_out_NS[:0] if blind else task.held_out_NS
-    choose({"0": masks(task)["0"]}, chain_of(task, ("scales",)), replace(task, held_out_NS=held_out_NS))
+    held_out_NS = problem.held_out_NS[:0] if blind else problem.held_out_NS
+    choose({"0": masks(problem)["0"]}, chain_of(problem, ("scales",)), replace(problem, held_out_NS=held_out_NS))
     (tokens_NS,) = seen
-    assert task.config.scale_samples == 2 < len(task.tokens_NS)
-    assert torch.equal(tokens_NS, task.tokens_NS[:2])
+    assert problem.config.scale_samples == 2 < len(problem.tokens_NS)
+    assert torch.equal(tokens_NS, problem.tokens_NS[:2])
 
 
 @pytest.mark.parametrize("step", ["least_squares", "bias", "energy"])
 @pytest.mark.parametrize("blind", [False, True])
-def test_weights_are_refitted_to_as_many_sequences_as_asked_for(task: Problem, step: str, blind: bool) -> None:
-    def losses(task: Problem) -> list[float]:
-        outcome = choose({"0": masks(task)["0"]}, chain_of(task, (step,)), task)
-        return [judgement.loss for judgement in outcome.judgements] or [mean_loss(outcome.model, task.tokens_NS[:1])]
+def test_weights_are_refitted_to_as_many_sequences_as_asked_for(problem: Problem, step: str, blind: bool) -> None:
+    def losses(problem: Problem) -> list[float]:
+        outcome = choose({"0": masks(problem)["0"]}, chain_of(problem, (step,)), problem)
+        return [judgement.loss for judgement in outcome.judgements] or [mean_loss(outcome.model, problem.tokens_NS[:1])]
 
-    everything = replace(task, held_out_NS=task.held_out_NS[:0]) if blind else task
-    first = replace(everything, config=task.config.model_copy(update={"statistic_samples": 1}))
-    assert losses(first) == losses(replace(first, tokens_NS=task.tokens_NS[:1])) != losses(everything)
+    everything = replace(problem, held_out_NS=problem.held_out_NS[:0]) if blind else problem
+    first = replace(everything, config=problem.config.model_copy(update={"statistic_samples": 1}))
+    assert losses(first) == losses(replace(first, tokens_NS=problem.tokens_NS[:1])) != losses(everything)
 
 
 @pytest.mark.parametrize("restoration", ["dense", "sequential"])
-def test_each_compensation_alone(task: Problem, restoration: str) -> None:
+def test_each_compensation_alone(problem: Problem, restoration: str) -> None:
     for stages in ((), ("scales",), ("least_squares",), ("bias",), ("energy",)):
-        outcome = choose({"0": masks(task)["0"]}, chain_of(task, stages, restoration=restoration), task)
+        outcome = choose({"0": masks(problem)["0"]}, chain_of(problem, stages, restoration=restoration), problem)
         assert set(outcome.stages) <= set(stages)
         assert outcome.judgements[0].compensation == "none"
 
@@ -175,7 +175,7 @@ def test_a_real_model_gets_better_by_each_part(tmp_path: Path) -> None:
     pruner = GRASPPruner(config)
     pruner.prune_model(model, tokenizer)
     lowest = {
-        name: min(judgement["loss"] for judgement in pruner.record["choice"] if judgement["compensation"] == name)
+        name: min(judgement.loss for judgement in pruner.record.choice if judgement.compensation == name)
         for name in ("none", "least_squares", "least_squares scales")
     }
     assert lowest["none"] > lowest["least_squares"] > lowest["least_squares scales"]
@@ -185,5 +185,5 @@ def test_a_short_corpus_holds_nothing_out(model: LlamaForCausalLM, tokenizer: Pr
     config = GRASPConfig(num_samples=4, seq_len=24, epochs=1, search_trials=0, held_out=16)
     pruner = GRASPPruner(config)
     pruner.prune_model(model, tokenizer, texts=["Too short to spare a sequence. " * 4])
-    assert pruner.record["calibration"]["held_out_sequences"] == 0
-    assert pruner.record["choice"] == []
+    assert pruner.record.calibration is not None and pruner.record.calibration.held_out_sequences == 0
+    assert pruner.record.choice == ()

@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
-from optimum_grasprune.benchmark.checkpoints import Checkpoint, read_checkpoints
-from optimum_grasprune.benchmark.engine import engine_of
-from optimum_grasprune.benchmark.offline import run_offline
-from optimum_grasprune.benchmark.server import ServerError
-from optimum_grasprune.benchmark.serving import BenchmarkError, Serving, run_serving
-from optimum_grasprune.benchmark.workload import Lengths, Point
 from optimum_grasprune.loading import load_model, load_tokenizer
+from optimum_grasprune.serving.checkpoints import Checkpoint, read_checkpoints
+from optimum_grasprune.serving.engines.base import BenchmarkError
+from optimum_grasprune.serving.engines.vllm.server import ServerError
+from optimum_grasprune.serving.measure import measurements
+from optimum_grasprune.serving.plan import Plan
+from optimum_grasprune.serving.results import RunOptions
+from optimum_grasprune.serving.workload import Lengths, Point
 from tests.conftest import TINY_LLAMA, make_model, make_tokenizer
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -107,29 +108,30 @@ def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_model(vocab_size=10_000, hidden_size=64, head_dim=32).save_pretrained(tmp_path / "wide")
     make_tokenizer().save_pretrained(tmp_path / "wide")
     checkpoints = read_checkpoints(str(tmp_path / "wide"), [])
-    engine = engine_of(["--enforce-eager", "--max-model-len", "64"], kv_bytes=16 * MIB)
-    result = run_offline(Serving(engine, tmp_path, repetitions=1), checkpoints, [Point(Lengths(16, 4), 2, 4)])
-    (run,) = result["runs"]
-    assert run["checkpoint"] == "dense" and run["metrics"]["mean_batch_ms"] > 0
+    options = RunOptions(1, kv_cache_bytes=16 * MIB, serve_flags=("--enforce-eager", "--max-model-len", "64"))
+    plan = Plan("vllm", "offline", checkpoints, [Point(Lengths(16, 4), 2, 4)], tmp_path, options)
+    result = measurements(plan)
+    (run,) = result.runs
+    assert run.checkpoint == "dense" and run.metrics["mean_batch_ms"] > 0
     # Random bytes that are no text are encoded anew, as a few more; without our flags it would be 1,024 of them.
-    assert run["metrics"]["prompt_tokens"] == pytest.approx(16, abs=8)
-    assert run["metrics"]["output_throughput"] == pytest.approx(4 * run["metrics"]["request_throughput"])
-    assert [line.split()[2] for line in result["commands"]] == ["throughput", "latency"]
+    assert run.metrics["prompt_tokens"] == pytest.approx(16, abs=8)
+    assert run.metrics["output_throughput"] == pytest.approx(4 * run.metrics["request_throughput"])
+    assert [line.split()[2] for line in result.commands] == ["throughput", "latency"]
 
 
 def test_requests_that_the_server_refuses(checkpoints: list[Checkpoint], tmp_path: Path) -> None:
-    engine = engine_of(["--enforce-eager", "--max-model-len", "64"], kv_bytes=16 * MIB)
+    options = RunOptions(1, kv_cache_bytes=16 * MIB, serve_flags=("--enforce-eager", "--max-model-len", "64"))
     point = Point(Lengths(80, 32), 2, 4)
     message = r"^dense at 80:32 × 2, repetition 1: a warm-up request failed: .*64.*; the end of its log:\n"
     with pytest.raises(BenchmarkError, match=re.compile(message, re.DOTALL)):
-        run_serving(Serving(engine, tmp_path, repetitions=1), checkpoints[:1], [point])
+        measurements(Plan("vllm", "serve", checkpoints[:1], [point], tmp_path, options))
 
 
 def test_a_cache_that_does_not_fit(checkpoints: list[Checkpoint], tmp_path: Path) -> None:
-    engine = engine_of(["--enforce-eager"], kv_bytes=2**50)
+    options = RunOptions(kv_cache_bytes=2**50, serve_flags=("--enforce-eager",))
     message = r"^dense: .*memory.*: the server ended with code \d+ before it was ready; the end of its log:\n"
     with pytest.raises(ServerError, match=message):
-        run_serving(Serving(engine, tmp_path), checkpoints, [Point(Lengths(8, 8), 1, 1)])
+        measurements(Plan("vllm", "serve", checkpoints, [Point(Lengths(8, 8), 1, 1)], tmp_path, options))
 
 
 def processes_with(marker: str) -> list[int]:

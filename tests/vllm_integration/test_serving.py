@@ -13,13 +13,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask
-from optimum_grasprune.benchmark import Server, ServerError, served
-from optimum_grasprune.checkpoint import save_checkpoint
+from optimum_grasprune.export.checkpoint import save_checkpoint
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import load_model, load_tokenizer
+from optimum_grasprune.serving.engines.vllm.server import Server, ServerError, served
 from optimum_grasprune.surgery import build_pruned_model
 from optimum_grasprune.units import FFN, KV, Address
-from tests.conftest import TINY_LLAMA
+from tests.conftest import TINY_LLAMA, make_record
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 vllm = pytest.importorskip("vllm")
@@ -72,7 +72,7 @@ def biased_checkpoint(checkpoint: Path) -> Path:
         for linear in family.output_projections(pruned).values():
             linear.bias.copy_(0.1 * torch.randn(linear.bias.shape, generator=generator))
     folder = checkpoint.with_name("biased-llama")
-    save_checkpoint(pruned, load_tokenizer(str(TINY_LLAMA)), {}, folder)
+    save_checkpoint(pruned, load_tokenizer(str(TINY_LLAMA)), make_record(), folder)
     return folder
 
 

@@ -5,7 +5,7 @@ from transformers import LlamaConfig
 
 pytest.importorskip("vllm")
 
-from vllm_integration.llama import check_tensor_parallel
+from vllm_integration.layers import check_tensor_parallel
 
 
 def layer(queries: int, heads: int, channels: int) -> LlamaConfig:

@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from optimum.commands.base import BaseOptimumCLICommand
 
 if TYPE_CHECKING:
-    from optimum_grasprune.outputs import Source
+    from optimum_grasprune.export.outputs import Source
+    from optimum_grasprune.model_files import ReadAs
 
 Declare = Callable[[argparse.ArgumentParser, Sequence[str]], None]
 """Declares the options of a command. The second argument is the command line after the name of the command."""
@@ -70,9 +71,9 @@ class Subcommand(BaseOptimumCLICommand):
             print("interrupted", file=sys.stderr)
             sys.exit(130)
 
-    def source_options(self, *sources: str) -> dict[str, Any]:
+    def source_options(self, *sources: str) -> ReadAs:
         """How the named models are to be read, by the options of `load_config`, `load_model` and `load_tokenizer`."""
-        from optimum_grasprune.sources import check_revision
+        from optimum_grasprune.model_files import check_revision
 
         check_revision(self.args.revision, sources)
         return {"trust_remote_code": self.args.trust_remote_code, "revision": self.args.revision}
@@ -90,7 +91,7 @@ class Subcommand(BaseOptimumCLICommand):
 
         Raises GraspruneError.
         """
-        from optimum_grasprune.outputs import check_apart, check_result_file
+        from optimum_grasprune.export.outputs import check_apart, check_result_file
 
         if output is not None:
             check_apart(output, self.sources())
@@ -99,13 +100,15 @@ class Subcommand(BaseOptimumCLICommand):
 
     @contextmanager
     def _warnings_as_lines(self) -> Iterator[None]:
+        from tqdm import tqdm
+
         from optimum_grasprune.errors import GraspruneWarning
 
         shown = warnings.showwarning
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **others: Any) -> None:
-            if issubclass(category, GraspruneWarning):
-                print(f"{self.parser.prog}: warning: {message}", file=sys.stderr)
+            if issubclass(category, GraspruneWarning):  # maybe in the midst of a bar
+                tqdm.write(f"{self.parser.prog}: warning: {message}", file=sys.stderr)
             else:
                 shown(message, category, *where, **others)
 
@@ -118,12 +121,12 @@ class Subcommand(BaseOptimumCLICommand):
         print(f"{self.parser.prog}: error: {line}", file=sys.stderr)
         sys.exit(2)
 
-    def write_result(self, result: dict[str, Any]) -> None:
+    def write_result(self, result: Mapping[str, object]) -> None:
         """Write the result to the file that `--json` names, if it does."""
         if self.args.json:
             from pathlib import Path
 
-            from optimum_grasprune.files import write_json
+            from optimum_grasprune.writing import write_json
 
             write_json(Path(self.args.json), result)
 

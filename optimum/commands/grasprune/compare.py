@@ -21,7 +21,7 @@ from .base import (
 
 if TYPE_CHECKING:
     from optimum_grasprune.comparison import Comparison
-    from optimum_grasprune.outputs import Source
+    from optimum_grasprune.export.outputs import Source
 
 OF_A_CELL = ("method", "keep_ratio")
 """Fields that `--methods` and `--keep-ratios` set, cell by cell."""
@@ -44,26 +44,26 @@ class CompareCommand(Subcommand):
 
     def execute(self) -> None:
         """Check everything, run what is not finished, write tables and plots."""
-        from optimum_grasprune.comparison import failed, short_table, write_tables
+        from optimum_grasprune.comparison import short_table, write_tables
         from optimum_grasprune.errors import GraspruneError
         from optimum_grasprune.report import print_table
 
         output = Path(self._output())
         self.check_outputs(str(output))
-        plots = None if self.args.no_plot else module_for_plots("optimum_grasprune.plots")
+        plots = None if self.args.no_plot else module_for_plots("optimum_grasprune.comparison.plots")
         result = self._comparison(output).run(announce=lambda line: print(line, flush=True))
         write_tables(result, output)
         if plots is not None:
             plots.write_plots(result, output)
         print_table("Comparison", *short_table(result), f"perplexity in fp32; tables and cells are in {output}")
-        self.write_result(result)
-        if names := failed(result):
-            reason = next(cell["error"] for cell in result["cells"] if "error" in cell)
-            raise GraspruneError(f"{len(names)} of {len(result['cells'])} cells failed: {', '.join(names)} ({reason})")
+        self.write_result(result.to_dict())
+        if failed := result.failed():
+            names = ", ".join(cell.name for cell in failed)
+            raise GraspruneError(f"{len(failed)} of {len(result.cells)} cells failed: {names} ({failed[0].error})")
 
     def sources(self) -> list[Source]:
         """The model and the corpora that it is calibrated and measured on."""
-        from optimum_grasprune.outputs import corpora, models
+        from optimum_grasprune.export.outputs import corpora, models
 
         args = self.args
         return [
@@ -73,12 +73,10 @@ class CompareCommand(Subcommand):
 
     def _comparison(self, output: Path) -> Comparison:
         from optimum_grasprune.comparison import Comparison, cells_of, evaluation_windows, read_corpora
-        from optimum_grasprune.config import GRASPConfig
         from optimum_grasprune.config.flags import given
 
         args = self.args
-        fields = [name for name in GRASPConfig.model_fields if name not in OF_A_CELL]
-        cells = cells_of(args.methods, args.keep_ratios, given(args, fields))
+        cells = cells_of(args.methods, args.keep_ratios, given(args, args.config_fields))
         config = cells[0].config
         corpora = read_corpora(args.evaluate or ["builtin=builtin[test]"], config.text_column)
         window, limits = evaluation_windows(args.eval_seq_len, args.eval_samples, len(corpora))
@@ -105,7 +103,8 @@ class CompareCommand(Subcommand):
 
 
 def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    from optimum_grasprune.config.flags import add_advanced_options, add_everyday_options
+    from optimum_grasprune.config import GRASPConfig
+    from optimum_grasprune.config.flags import add_advanced_options, add_everyday_options, add_own_options
 
     required = parser.add_argument_group("Required arguments")
     required.add_argument("-m", "--model", required=True, help="model folder or Hugging Face name")
@@ -145,7 +144,10 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     add_everyday_options(optional, leave_out=OF_A_CELL)
     optional.add_argument("--no-plot", action="store_true", help="write tables only; needs no matplotlib")
     add_model_options(optional)
+    own = add_own_options(parser, arguments, method="methods")
     add_advanced_options(parser, leave_out=OF_A_CELL)
+    common = [name for name in GRASPConfig.model_fields if name not in OF_A_CELL]
+    parser.set_defaults(config_fields=(*common, *own))
 
 
 class _Extend(argparse.Action):

@@ -11,7 +11,7 @@ from optimum.commands.base import CommandInfo
 from .base import Subcommand, add_example, add_model_options, declare_late
 
 if TYPE_CHECKING:
-    from optimum_grasprune.outputs import Source
+    from optimum_grasprune.export.outputs import Source
 
 
 class EvaluateCommand(Subcommand):
@@ -30,7 +30,7 @@ class EvaluateCommand(Subcommand):
 
     def sources(self) -> list[Source]:
         """The models and the corpus."""
-        from optimum_grasprune.outputs import corpora, models
+        from optimum_grasprune.export.outputs import corpora, models
 
         args = self.args
         return [*models("a model that is measured", *args.model, args.dense), *corpora("the corpus", args.dataset)]

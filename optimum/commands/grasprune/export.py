@@ -11,7 +11,8 @@ from optimum.commands.base import CommandInfo
 from .base import Subcommand, add_example, add_model_options, declare_late
 
 if TYPE_CHECKING:
-    from optimum_grasprune.outputs import Source
+    from optimum_grasprune.export.outputs import Source
+    from optimum_grasprune.pruned import PrunedModel
     from optimum_grasprune.pruner import GRASPPruner
 
 
@@ -30,25 +31,24 @@ class ExportCommand(Subcommand):
 
     def execute(self) -> None:
         """Prune, save, summarise."""
-        from optimum_grasprune.checkpoint import check_shard_size
         from optimum_grasprune.config import by_recipe
         from optimum_grasprune.config.flags import given
+        from optimum_grasprune.export.checkpoint import check_shard_size
+        from optimum_grasprune.export.staging import check_output
         from optimum_grasprune.pruner import GRASPPruner
         from optimum_grasprune.report import print_summary
-        from optimum_grasprune.staging import check_output
 
         config = by_recipe(self.args.recipe, **given(self.args, self.args.config_fields))
         check_shard_size(self.args.max_shard_size)
         self.check_outputs(self.args.output)
         check_output(self.args.output, overwrite=self.args.overwrite)
-        pruner = GRASPPruner(config)
-        self._prune(pruner)
-        pruner.save(self.args.output, overwrite=self.args.overwrite, max_shard_size=self.args.max_shard_size)
-        print_summary(pruner.record, f"{self.args.model} -> {self.args.output}")
-        self.write_result({name: value for name, value in pruner.record.items() if name != "plan"})
+        pruned = self._prune(GRASPPruner(config))
+        pruned.save(self.args.output, overwrite=self.args.overwrite, max_shard_size=self.args.max_shard_size)
+        print_summary(pruned.record, f"{self.args.model} -> {self.args.output}")
+        self.write_result({name: value for name, value in pruned.record.to_dict().items() if name != "plan"})
 
-    def _prune(self, pruner: GRASPPruner) -> None:
-        from optimum_grasprune.checkpoint import read_plan
+    def _prune(self, pruner: GRASPPruner) -> PrunedModel:
+        from optimum_grasprune.export.checkpoint import read_plan
         from optimum_grasprune.loading import load_config, load_model, load_tokenizer, require_unquantised
 
         config, source, options = pruner.config, self.args.model, self.source_options(self.args.model)
@@ -56,14 +56,11 @@ class ExportCommand(Subcommand):
         require_unquantised(source, load_config(source, **options))
         model = load_model(source, dtype=config.dtype, device=config.device, **options)
         tokenizer = load_tokenizer(source, **options)
-        if saved is None:
-            pruner.prune_model(model, tokenizer)
-        else:
-            pruner.replay(model, tokenizer, *saved)
+        return pruner.prune(model, tokenizer) if saved is None else pruner.replay(model, tokenizer, *saved)
 
     def sources(self) -> list[Source]:
         """The model, the corpora and the plan."""
-        from optimum_grasprune.outputs import corpora, local, models
+        from optimum_grasprune.export.outputs import corpora, local, models
 
         args = self.args
         return [

@@ -1,0 +1,250 @@
+"""What the files of a comparison hold: dense.json, one file a cell, and comparison.json with all of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from pydantic import JsonValue
+
+from ..record import OPTIONAL, CorpusRecord, Judgement, ModelIdentity, SharesKept, Stored, check_format
+
+RESULT_FORMAT = 1
+"""Format of comparison.json. Version 0.1 wrote the same one, without losses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel(Stored):
+    """What makes a base model another one: its shapes and its weights, wherever they lie.
+
+    weights: SHA-256 of the files of a folder, else the repository and its commit.
+    """
+
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    head_dim: int
+    vocab_size: int
+    weights: str
+
+    @classmethod
+    def of(cls, model: ModelIdentity, weights: str) -> BaseModel:
+        """The shapes of a model, and its weights."""
+        return cls(**{name: getattr(model, name) for name in _names(cls) if name != "weights"}, weights=weights)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedModel(BaseModel):
+    """The model of the whole comparison. source: its folder or Hub name."""
+
+    source: str
+
+    def to_dict(self) -> dict[str, JsonValue]:
+        """The content as JSON types, where it is from first."""
+        return {"source": self.source, **super().to_dict()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedText(CorpusRecord):
+    """The tokens that perplexity is measured on: where they are from, and the number and length of their windows."""
+
+    windows: int
+    window: int
+    tokens_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs(Stored):
+    """All that the dense model's result depends on. evaluation: texts by name."""
+
+    base_model: BaseModel
+    evaluation: Mapping[str, EvaluatedText]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellInputs(Inputs):
+    """All that a cell's result depends on. calibration: hash of the corpus; None where none is looked at."""
+
+    recipe: Mapping[str, JsonValue]
+    calibration: str | None
+
+
+class Losses:
+    """What was measured of a model, by corpus; a base of what holds it.
+
+    perplexity: None where no float holds it.  loss: the mean, in nats; version 0.1 did not write it.
+    """
+
+    perplexity: Mapping[str, float | None]
+    loss: Mapping[str, float] | None
+
+    def loss_on(self, corpus: str) -> float:
+        """The mean loss on a corpus, in nats."""
+        if self.loss is not None:
+            return self.loss[corpus]
+        return math.log(self.perplexity[corpus] or math.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseResult(Losses, Stored):
+    """The dense model, measured."""
+
+    parameters: int
+    perplexity: Mapping[str, float | None]
+    loss: Mapping[str, float] | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedResult(Losses, Stored):
+    """A cell that was run to its end.
+
+    kept: shares of the dense model; None where they are not known.  compensation: names of the stages in force.
+    choice: all that was measured to choose.  seconds: of pruning.
+    scores_reused, choice_reused: whether an earlier cell's scores, or its candidates, served this one.
+    """
+
+    kept: SharesKept | None = field(default=None, metadata=OPTIONAL)
+    compensation: tuple[str, ...]
+    choice: tuple[Judgement, ...]
+    seconds: float
+    scores_reused: bool
+    choice_reused: bool | None = field(default=None, metadata=OPTIONAL)
+    perplexity: Mapping[str, float | None]
+    loss: Mapping[str, float] | None = field(default=None, metadata=OPTIONAL)
+
+    @classmethod
+    def arranged(cls, values: Any) -> Any:
+        """The values as the fields have them."""
+        if isinstance(values, Mapping) and not values.get("kept"):
+            values = {name: value for name, value in values.items() if name != "kept"}
+        return super().arranged(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedCell(Stored):
+    """A cell that an error ended."""
+
+    error: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _WithInputs(Stored):
+    """A result in a file of its own, beside what it depends on: its fields stand in the file's object."""
+
+    def to_dict(self) -> dict[str, JsonValue]:
+        """The content as JSON types."""
+        values = super().to_dict()
+        return {"inputs": values.pop("inputs"), **values.pop("result"), **values}
+
+    @classmethod
+    def arranged(cls, values: Any) -> Any:
+        """The values as the fields have them."""
+        if not isinstance(values, Mapping) or "result" in values:
+            return values
+        return {**values, "result": values}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenseFile(_WithInputs):
+    """What dense.json holds."""
+
+    inputs: Inputs
+    result: DenseResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellFile(_WithInputs):
+    """What the file of a cell holds."""
+
+    inputs: CellInputs
+    result: PrunedResult | FailedCell
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResult(Stored):
+    """A cell of the whole comparison, whose model and corpora need no copy in every cell."""
+
+    entry: str
+    keep_ratio: float
+    result: PrunedResult | FailedCell
+    recipe: Mapping[str, JsonValue]
+    calibration: str | None = None
+
+    def to_dict(self) -> dict[str, JsonValue]:
+        """The content as JSON types: the fields of the result stand between those of the cell."""
+        values = super().to_dict()
+        front = {name: values.pop(name) for name in ("entry", "keep_ratio")}
+        return {**front, **values.pop("result"), **values}
+
+    @classmethod
+    def arranged(cls, values: Any) -> Any:
+        """The values as the fields have them."""
+        if not isinstance(values, Mapping) or "result" in values:
+            return values
+        return {**values, "result": values}
+
+    @property
+    def name(self) -> str:
+        """Names the cell in messages."""
+        return f"{self.entry} at {self.keep_ratio:g}"
+
+    @property
+    def pruned(self) -> PrunedResult | None:
+        """What was measured; None for a cell that failed."""
+        return self.result if isinstance(self.result, PrunedResult) else None
+
+    @property
+    def error(self) -> str | None:
+        """Why it failed; None for a cell that did not."""
+        return self.result.error if isinstance(self.result, FailedCell) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedOptions(Stored):
+    """The options that are the same for all cells."""
+
+    dataset: str
+    dataset_split: str | None
+    text_column: str
+    bos: bool | None = None
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonResult(Stored):
+    """What comparison.json holds. corpora: that perplexity was measured on, by name."""
+
+    format: int = RESULT_FORMAT
+    model: ComparedModel
+    options: SharedOptions
+    corpora: Mapping[str, EvaluatedText]
+    dense: DenseResult
+    cells: tuple[CellResult, ...]
+    versions: Mapping[str, str]
+
+    @classmethod
+    def arranged(cls, values: Any) -> Any:
+        """The values as the fields have them."""
+        if isinstance(values, Mapping):
+            check_format(values.get("format"), RESULT_FORMAT)
+        return super().arranged(values)
+
+    def failed(self) -> list[CellResult]:
+        """The cells that ended in an error."""
+        return [cell for cell in self.cells if cell.error is not None]
+
+    def by_ratio(self) -> dict[float, list[CellResult]]:
+        """The cells grouped by keep ratio, highest first."""
+        ratios = sorted({cell.keep_ratio for cell in self.cells}, reverse=True)
+        return {ratio: [cell for cell in self.cells if cell.keep_ratio == ratio] for ratio in ratios}
+
+    def excess_loss(self, measured: Losses, corpus: str) -> float:
+        """ln(perplexity / dense perplexity): by how many nats a token the mean loss rose."""
+        return measured.loss_on(corpus) - self.dense.loss_on(corpus)
+
+
+def _names(cls: type[Any]) -> list[str]:
+    return [entry.name for entry in fields(cls)]

@@ -1,0 +1,54 @@
+"""A pruned model with all that is known of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .export.card import model_card
+from .export.checkpoint import save_checkpoint
+from .export.outputs import Source
+from .methods.selection import Selection
+from .record import Record
+from .units import PruningPlan
+
+
+@dataclass(frozen=True, eq=False)
+class PrunedModel:
+    """What pruning came to.
+
+    model: the smaller model, or the one with zeros in it.  plan: what was kept; None where single weights were cut.
+    record: what `grasp_config.json` will hold.  tokenizer: saved beside the model, if there is one.
+    selection: what the method came to, for `GRASPPruner.prune` with another budget or compensation; None after a
+    replay, and where single weights were cut, whose masks are as large as the model.
+    sources: what lies on this machine of what it was made from, which no checkpoint may replace.
+    """
+
+    model: PreTrainedModel
+    plan: PruningPlan | None
+    record: Record
+    tokenizer: PreTrainedTokenizerBase | None = None
+    selection: Selection | None = None
+    sources: Sequence[Source] = ()
+
+    def save(
+        self, output: str | os.PathLike[str], *, overwrite: bool = False, max_shard_size: int | str = "5GB"
+    ) -> None:
+        """Write a checkpoint folder.
+
+        overwrite: replace the files of an older checkpoint in it; all others stay.
+        Raises CheckpointError when it cannot be written, or is, contains or lies in what the model was made from.
+        """
+        save_checkpoint(
+            self.model,
+            self.tokenizer,
+            self.record,
+            output,
+            card=model_card(self.record),
+            overwrite=overwrite,
+            max_shard_size=max_shard_size,
+            sources=self.sources,
+        )

@@ -1,0 +1,36 @@
+"""What result files hold, `grasp_config.json` first: frozen dataclasses, each with one writer and one reader."""
+
+from .environment import COMPUTING_PACKAGES, installed_versions
+from .record import (
+    RECORD_FORMAT,
+    AskedBudget,
+    BudgetRecord,
+    CalibrationRecord,
+    CorpusRecord,
+    Judgement,
+    ModelIdentity,
+    ModelSize,
+    Record,
+    SharesKept,
+)
+from .stored import INLINE, OPTIONAL, Stored, check_format, read_json
+
+__all__ = [
+    "COMPUTING_PACKAGES",
+    "INLINE",
+    "OPTIONAL",
+    "RECORD_FORMAT",
+    "AskedBudget",
+    "BudgetRecord",
+    "CalibrationRecord",
+    "CorpusRecord",
+    "Judgement",
+    "ModelIdentity",
+    "ModelSize",
+    "Record",
+    "SharesKept",
+    "Stored",
+    "check_format",
+    "installed_versions",
+    "read_json",
+]

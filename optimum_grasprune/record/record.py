@@ -1,0 +1,187 @@
+"""What `grasp_config.json` holds: how a checkpoint was made, and the plan that makes it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
+
+from pydantic import JsonValue, PlainValidator
+
+from ..config import GRASPConfig
+from ..errors import PlanError
+from ..registry import STAGES
+from ..units import PruningPlan
+from .stored import INLINE, OPTIONAL, Stored, check_format
+
+RECORD_FORMAT = 2
+"""Format of the records that this version writes.
+
+1: version 0.1. Sequences never started with a BOS token, least squares were always the robust ones, and several corpora
+were mixed as one text before anything was held out.
+"""
+
+_OPTIONS_OF_FORMAT_1: dict[str, JsonValue] = {"bos": False, "least_squares": "robust"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelIdentity(Stored):
+    """What identifies a base model: its name elsewhere than on this machine, and its shapes."""
+
+    name: str
+    model_type: str
+    hidden_size: int
+    num_hidden_layers: int
+    head_dim: int
+    vocab_size: int
+    dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusRecord(Stored):
+    """A text: where it is from, and the hash that tells whether it is the same."""
+
+    source: str
+    split: str | None
+    characters: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationRecord(CorpusRecord):
+    """The text that was calibrated on, and what was drawn from it.
+
+    first_tokens: what each sequence starts with.  sequences: their number and length.
+    """
+
+    first_tokens: tuple[int, ...] = ()
+    sequences: tuple[int, int]
+    held_out_sequences: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AskedBudget(Stored):
+    """What may stay. cost: prunable parameters.  kv_width: KV-cache elements per token; None for no cap."""
+
+    cost: int
+    kv_width: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSize(Stored):
+    """Totals of a model. prunable: those of all parameters that units hold, or that single weights are cut from."""
+
+    parameters: int
+    prunable: int
+    kv_elements_per_token: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharesKept(Stored):
+    """Shares of the dense model's totals, between 0 and 1; more where biases were added."""
+
+    prunable: float
+    parameters: float
+    kv_cache: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetRecord(Stored):
+    """The budget, asked and met. asked: None where a plan was replayed of which nothing more is known."""
+
+    asked: AskedBudget | None
+    dense: ModelSize
+    pruned: ModelSize
+    kept: SharesKept
+
+
+class _WithSettings(Stored):
+    """What holds settings of stages beside its fields: all names are written, null where the stage is not in force."""
+
+    @classmethod
+    def written_inline(cls, values: Mapping[str, float]) -> Mapping[str, float | None]:
+        """The settings of all stages there are, and any that a stage has which does not exist here."""
+        stages = (STAGES.get(name) for name in STAGES.names())
+        known = dict.fromkeys(name for stage in stages for name in getattr(stage, "settings", ()))
+        return {**known, **values}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement(_WithSettings):
+    """One measurement that a choice was made by.
+
+    compensation: names of the stages in force, or "none".  settings: of those that refit weights.
+    loss: mean next-token loss on the held-out sequences, in nats.
+    """
+
+    candidate: str
+    compensation: str
+    settings: Mapping[str, float] = field(default_factory=dict, metadata=INLINE)
+    loss: float
+
+
+def _plan(value: Any) -> PruningPlan | None:
+    if value is None or isinstance(value, PruningPlan):
+        return value
+    try:
+        return PruningPlan.from_dict(value)
+    except PlanError as error:
+        raise ValueError(str(error)) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record(_WithSettings):
+    """How a checkpoint was made.
+
+    dummy: of a checkpoint with random weights, what it is good for.
+    recipe: options of `GRASPConfig` and of the method and stages, by name; `config` is the configuration that they are.
+    calibration: None where nothing was calibrated.  compensation: names of the stages in force, in order.
+    settings: what was chosen for them.  choice: all that was measured to choose.
+    plan: the units that were kept; None where single weights were cut.
+    """
+
+    format: int = RECORD_FORMAT
+    dummy: str | None = field(default=None, metadata=OPTIONAL)
+    recipe: Mapping[str, JsonValue]
+    base_model: ModelIdentity
+    calibration: CalibrationRecord | None
+    versions: Mapping[str, str]
+    budget: BudgetRecord
+    compensation: tuple[str, ...] = ()
+    settings: Mapping[str, float] = field(default_factory=dict, metadata=INLINE)
+    choice: tuple[Judgement, ...] = ()
+    plan: Annotated[PruningPlan | None, PlainValidator(_plan)] = None
+
+    @classmethod
+    def arranged(cls, values: Any) -> Any:
+        """The values as the fields have them, in the words of today: what format 1 left unsaid is filled in."""
+        if not isinstance(values, Mapping):
+            return values
+        check_format(values.get("format"), RECORD_FORMAT)
+        if values.get("format") == 1 and isinstance(recipe := values.get("recipe"), Mapping):
+            values = {**values, "recipe": {**_OPTIONS_OF_FORMAT_1, **recipe}}
+        return super().arranged(values)
+
+    @property
+    def config(self) -> GRASPConfig:
+        """The recipe as a configuration; OptionError where it holds an option that does not exist here."""
+        return GRASPConfig.from_dict(dict(self.recipe))
+
+    @property
+    def mixed_as_one_text(self) -> bool:
+        """Whether the calibration sequences were drawn from several corpora in the way of format 1."""
+        return self.format == 1 and self.calibration is not None and "," in self.calibration.source
+
+    def continued(self, origin: Record, compensation: str | None) -> Record:
+        """This record, of a replay, with what the record of the plan says of recipe, data and budget.
+
+        compensation: what was applied in place of the recorded one; None if nothing was.
+        """
+        applied = {} if compensation is None else {"compensation": compensation}
+        return replace(
+            self,
+            recipe={**origin.recipe, **applied},
+            calibration=origin.calibration,
+            budget=replace(self.budget, asked=origin.budget.asked),
+            choice=origin.choice,
+        )

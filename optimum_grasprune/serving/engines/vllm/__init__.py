@@ -1,0 +1,1 @@
+"""vLLM: real servers and their clients, or its offline benchmarks. Nothing of vLLM is imported."""

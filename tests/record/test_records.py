@@ -1,0 +1,105 @@
+"""Records of other versions: what they say is replayed as it was meant."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from optimum_grasprune import GRASPConfig, GRASPPruner
+from optimum_grasprune.errors import CheckpointError, PlanError
+from optimum_grasprune.export.checkpoint import read_plan, read_record
+from optimum_grasprune.loading import load_model, load_tokenizer
+from optimum_grasprune.record import RECORD_FORMAT, Record
+from tests.conftest import TINY_LLAMA
+
+OLD = Path(__file__).parents[1] / "data" / "version-0.1"
+
+
+def stored(name: str = "fasp", **values: Any) -> dict[str, Any]:
+    return {**json.loads((OLD / f"{name}.json").read_text()), **values}
+
+
+def read(values: object) -> Record:
+    return Record.from_dict(values, "grasp_config.json")
+
+
+def test_version_0_1_had_no_bos_and_one_kind_of_least_squares() -> None:
+    config = read(stored(recipe={"method": "fasp"})).config
+    assert (config.bos, config.least_squares, config.method) == (False, "robust", "fasp")
+
+
+def test_records_of_today_stay_as_they_are() -> None:
+    calibration = {**stored()["calibration"], "first_tokens": [1]}
+    choice = [{"candidate": "fasp", "compensation": "least_squares", "damping": 1.0, "loss": 2.5}]
+    today = stored(format=RECORD_FORMAT, recipe={"method": "fasp"}, calibration=calibration, choice=choice)
+    again = read(today).to_dict()
+    assert again == today and set(again) == set(today)
+    assert read(again) == read(today)
+    assert read(stored(format=RECORD_FORMAT, calibration=None, plan=None)).to_dict()["calibration"] is None
+
+
+def test_a_mixture_of_version_0_1_is_known() -> None:
+    mixed = {**stored()["calibration"], "source": "a.txt,b.txt"}
+    assert read(stored(calibration=mixed)).mixed_as_one_text
+    assert not read(stored(calibration=mixed, format=RECORD_FORMAT)).mixed_as_one_text
+    assert not read(stored()).mixed_as_one_text and not read(stored(calibration=None)).mixed_as_one_text
+
+
+def test_what_a_later_version_adds_stops_no_reading() -> None:
+    base = {**stored()["base_model"], "experts": 8}
+    later = read(stored(base_model=base, signed_by={"name": "somebody"}, reviewed=True, sharpness=0.5))
+    assert later.base_model == read(stored()).base_model
+    # A number may be the setting of a stage that does not exist here: it stays with the record.
+    assert later.settings == {"damping": 4.0, "sharpness": 0.5} and later.to_dict()["sharpness"] == 0.5
+
+
+def without(values: dict[str, Any], *names: str) -> dict[str, Any]:
+    *path, last = names
+    inner = values
+    for name in path:
+        inner = inner[name]
+    del inner[last]
+    return values
+
+
+DAMAGED: list[tuple[object, str]] = [
+    ([], "should be an object"),
+    (stored(format=3), "the format is 3, which a later version wrote; this one reads formats up to 2"),
+    (without(stored(), "recipe"), "recipe: field required"),
+    (without(stored(), "budget", "dense", "parameters"), "budget.dense.parameters: field required"),
+    (stored(budget="half"), "budget: should be an object"),
+    (stored(compensation="scales"), "compensation: input should be a valid tuple"),
+    (stored(calibration={**stored()["calibration"], "sequences": [24]}), "calibration.sequences.1: field required"),
+    (stored(choice=[{"candidate": "fasp", "loss": 1.0}]), "choice.0.compensation: field required"),
+    (stored(plan={"groups": []}), "plan: not a pruning plan: it has no groups"),
+]
+
+
+@pytest.mark.parametrize(("values", "line"), DAMAGED, ids=[line for _, line in DAMAGED])
+def test_a_damaged_record_names_the_file_and_the_field(values: object, line: str, tmp_path: Path) -> None:
+    file = tmp_path / "grasp_config.json"
+    file.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError) as caught:
+        read_record(tmp_path)
+    assert str(caught.value) == f"{file}: {line}"
+    with pytest.raises(PlanError) as refused:
+        read_plan(tmp_path)
+    assert str(refused.value) == f"{file} holds no pruning plan: {line}"
+
+
+@pytest.mark.parametrize("name", ["gates", "flap", "fasp"])
+def test_checkpoints_of_version_0_1_are_made_again(name: str, tmp_path: Path) -> None:
+    pruner = GRASPPruner(GRASPConfig())
+    model, tokenizer = load_model(str(TINY_LLAMA)), load_tokenizer(str(TINY_LLAMA))
+    pruner.replay(model, tokenizer, *read_plan(OLD / f"{name}.json"))
+    pruner.save(tmp_path / name)
+    file, expected = tmp_path / name / "model.safetensors", json.loads((OLD / "weights.json").read_text())[name]
+    norms = {key: float(tensor.double().norm()) for key, tensor in load_file(file).items()}
+    assert norms == pytest.approx(expected["norms"], rel=1e-4, abs=1e-6)
+    if name == "gates":  # nothing is added up, so that no processor and no number of threads makes a difference
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == expected["sha256"]
