@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from ..config import GRASPConfig
 
 
+KL_WEIGHT = 0.5
+"""What `kl_weight=None` is here."""
+
+
 @register("diagonals")
 @dataclass(frozen=True)
 class Diagonals(TrainedStage):
@@ -47,9 +51,6 @@ class Diagonals(TrainedStage):
         diagonal_epochs: int = Field(default=1, ge=1, description="passes over them while diagonals are trained")
         diagonal_learning_rate: Annotated[float, Flag("RATE")] = Field(
             default=1e-2, gt=0, description="AdamW's learning rate for the diagonals"
-        )
-        kl_weight: Annotated[float, Flag("SHARE")] = Field(
-            default=0.5, ge=0, le=1, description="share of the loss that is the divergence from the dense model"
         )
 
     config: GRASPConfig
@@ -76,9 +77,9 @@ class Diagonals(TrainedStage):
             schedule=self.config.schedule,
             gradient_checkpointing=self.config.gradient_checkpointing,
             label="diagonals",
-            kl_weight=own.kl_weight,
+            kl_weight=KL_WEIGHT if self.config.kl_weight is None else self.config.kl_weight,
         )
-        teacher = reference.runner.teacher(tokens_NS) if own.kl_weight else None
+        teacher = reference.runner.teacher(tokens_NS) if training.kl_weight else None
         trained = DiagonalMultipliers(linears(pruned, runner.blocks))
         (raw_D,) = runner.learn(trained, tokens_NS, training, teacher)
         return LearntDiagonals(raw_D, trained, runner, plan)

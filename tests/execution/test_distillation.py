@@ -7,8 +7,11 @@ import torch
 from torch.nn import functional
 from transformers import GraniteConfig, GraniteForCausalLM, LlamaForCausalLM
 
+from optimum_grasprune import Budget, GRASPConfig
 from optimum_grasprune.execution import Training, UnitMultipliers, WholeModel, distillation_loss
 from optimum_grasprune.execution.loss import next_token_loss
+from optimum_grasprune.gates import train_gates
+from optimum_grasprune.recovery.scales import train_scales
 from tests.conftest import logits_of
 
 TOKENS = torch.randint(258, (3, 20), generator=torch.Generator().manual_seed(0))
@@ -74,3 +77,22 @@ def test_training_with_a_teacher_comes_closer_to_it(model: LlamaForCausalLM) -> 
             return distillation_loss(logits_of(model, TOKENS), TOKENS, teacher.logits(torch.arange(3)), 1.0).item()
 
     assert divergence(learnt_U) < 0.7 * divergence(start_U)
+
+
+def test_gates_and_scales_listen_to_the_dense_model_where_they_are_told_to(model: LlamaForCausalLM) -> None:
+    runner = WholeModel(model)
+    budget = Budget(runner.inventory.total_cost // 2)
+    scores = {
+        weight: train_gates(runner, budget, TOKENS, GRASPConfig(kl_weight=weight, epochs=2))[-1]
+        for weight in (None, 0.0, 0.5)
+    }
+    assert torch.equal(scores[None], scores[0.0]) and not torch.equal(scores[0.0], scores[0.5])
+    scales = {weight: train_scales(runner, TOKENS, GRASPConfig(kl_weight=weight), runner) for weight in (None, 0.5)}
+    assert not torch.equal(scales[None], scales[0.5])
+
+
+def test_what_equals_its_teacher_has_nothing_to_learn(model: LlamaForCausalLM) -> None:
+    runner = WholeModel(model)
+    scales = train_scales(runner, TOKENS, GRASPConfig(kl_weight=1.0, scale_learning_rate=1e-2), runner)
+    plain = train_scales(runner, TOKENS, GRASPConfig(scale_learning_rate=1e-2), runner)
+    assert (scales - 1).abs().mean() < 0.3 * (plain - 1).abs().mean()
