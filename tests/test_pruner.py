@@ -250,7 +250,7 @@ def test_training_and_choosing_have_sequences_of_their_own(
         return choose(candidates, chain, problem)
 
     monkeypatch.setattr(pruner_module, "choose", watched)
-    config = GRASPConfig(method="random", dataset=str(corpus_file), num_samples=4, seq_len=24, held_out=3)
+    config = GRASPConfig(method="wanda_sp", dataset=str(corpus_file), num_samples=4, seq_len=24, held_out=3)
     GRASPPruner(config).prune(model, tokenizer)
     calibration = calibration_for(model, tokenizer, None, config)
     assert calibration is not None and len(problems) == 1
