@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +14,16 @@ from tokenizers.processors import TemplateProcessing
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
+from optimum_grasprune import pruner as pruner_module
+from optimum_grasprune.calibration_data import calibration_for
 from optimum_grasprune.errors import GraspruneError, OptionError, PlanError
 from optimum_grasprune.export.checkpoint import read_plan
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import calibration_length, count_parameters
-from optimum_grasprune.methods import get_method
+from optimum_grasprune.methods import Problem, get_method
 from optimum_grasprune.recovery.least_squares import LeastSquares
 from optimum_grasprune.recovery.reference import Settings
+from optimum_grasprune.selection import choose
 from tests.conftest import make_model
 
 
@@ -234,3 +238,22 @@ def test_a_plan_on_a_mixture_of_version_0_1_is_refused_where_weights_were_refitt
     GRASPPruner(GRASPConfig()).replay(make_model(), tokenizer, plan, record)
     with pytest.raises(PlanError, match="mixed as version 0.1 did it, which cannot be drawn again"):
         GRASPPruner(GRASPConfig()).replay(make_model(), tokenizer, plan, replace(record, format=1))
+
+
+def test_training_and_choosing_have_sequences_of_their_own(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems: list[Problem] = []
+
+    def watched(candidates: Any, chain: Any, problem: Problem) -> Any:
+        problems.append(problem)
+        return choose(candidates, chain, problem)
+
+    monkeypatch.setattr(pruner_module, "choose", watched)
+    config = GRASPConfig(method="wanda_sp", dataset=str(corpus_file), num_samples=4, seq_len=24, held_out=3)
+    GRASPPruner(config).prune(model, tokenizer)
+    calibration = calibration_for(model, tokenizer, None, config)
+    assert calibration is not None and len(problems) == 1
+    assert torch.equal(problems[0].tokens_NS, calibration.tokens_NS) and len(calibration.tokens_NS) == 4
+    assert torch.equal(problems[0].held_out_NS, calibration.held_out_NS) and len(calibration.held_out_NS) == 3
+    assert not any(torch.equal(kept, out) for kept in calibration.tokens_NS for out in calibration.held_out_NS)
