@@ -102,7 +102,11 @@ def _options_in(cls: Any) -> tuple[str, ...]:
     return tuple(getattr(getattr(cls, "Options", None), "model_fields", ()))
 
 
-CHAINS: dict[str, tuple[str, ...]] = {"none": (), "both": ("least_squares", "scales")}
+CHAINS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "both": ("least_squares", "scales"),
+    "refit": ("least_squares", "diagonals"),
+}
 """The values of `compensation` that are no single stage: stages that refit weights first, then those that train."""
 
 METHODS: Registry[type[Any]] = Registry("method", "method")
@@ -125,6 +129,7 @@ STAGES.declare("scales", "optimum_grasprune.recovery.scales")
 STAGES.declare("least_squares", "optimum_grasprune.recovery.least_squares")
 STAGES.declare("bias", "optimum_grasprune.recovery.bias")
 STAGES.declare("energy", "optimum_grasprune.recovery.energy")
+STAGES.declare("diagonals", "optimum_grasprune.recovery.diagonals", own_options=True)
 
 
 def chain_names() -> tuple[str, ...]:

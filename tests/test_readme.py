@@ -12,6 +12,7 @@ from optimum.commands.grasprune import GraspruneCommand
 
 from optimum_grasprune.families import FAMILIES
 from optimum_grasprune.methods import method_names
+from optimum_grasprune.registry import METHODS, STAGES
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -56,6 +57,10 @@ def options_of_all_commands() -> set[str]:
         parser = argparse.ArgumentParser()
         command.subcommand_class.parse_args(parser)
         found |= {option for action in parser._actions for option in action.option_strings}
+    for registry in (METHODS, STAGES):  # options of their own are shown where they are chosen
+        for name in registry.with_options():
+            names = registry.options_of(name).model_fields
+            found |= {"--" + field.replace("_", "-") for field in names}
     return found
 
 

@@ -20,6 +20,13 @@ class GateOptions(Options):
     schedule: Literal["cosine", "constant"] = Field(
         default="cosine", description="course of the learning rates of gates and scales; cosine falls to zero"
     )
+    kl_weight: Annotated[float | None, Flag("SHARE")] = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of the loss, wherever something is trained, that is the divergence from what the dense "
+        "model predicts; by default 0 for gates and scales, 0.5 for diagonals",
+    )
     temperature: Annotated[float, Flag("TAU")] = Field(default=1.5, gt=0, description="τ in p = sigmoid(s / τ)")
     start: Literal["zero", "fisher"] = Field(
         default="fisher", description="gate scores at the start: all equal, or by Fisher information per parameter"

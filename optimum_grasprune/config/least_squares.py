@@ -15,11 +15,11 @@ class LeastSquaresOptions(Options):
         description="inputs that the least squares fit: what stays of the dense model's, or those that the layers "
         "already restored give; auto is the method's own",
     )
-    least_squares: Literal["auto", "robust", "plain"] = Field(
+    least_squares: Literal["auto", "robust", "plain", "weighted"] = Field(
         default="auto",
         description="how least squares take massive activations: robust leaves outlying tokens out and measures the "
-        "ridge in median diagonals of the Gram matrix, plain takes all tokens and mean diagonals, as FASP does; auto "
-        "is the method's own",
+        "ridge in median diagonals of the Gram matrix, plain takes all tokens and mean diagonals, as FASP does, "
+        "weighted takes all tokens by what an error at their output would do to the loss; auto is the method's own",
     )
     damping: Annotated[float | None, Flag("FACTOR")] = Field(
         default=None,

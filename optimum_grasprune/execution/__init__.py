@@ -1,9 +1,22 @@
 """How a model is run: the runner, and what it puts on a model for a while."""
 
+from .distillation import Teacher, distillation_loss
 from .gathered import Gathered
 from .instrument import Gates
 from .runner import Runner, Training
 from .stream import LayerStream
+from .trainable import Trainable, UnitMultipliers
 from .whole import WholeModel
 
-__all__ = ["Gates", "Gathered", "LayerStream", "Runner", "Training", "WholeModel"]
+__all__ = [
+    "Gates",
+    "Gathered",
+    "LayerStream",
+    "Runner",
+    "Teacher",
+    "Trainable",
+    "Training",
+    "UnitMultipliers",
+    "WholeModel",
+    "distillation_loss",
+]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ..families import Block, linear_at
 from ..units import UnitInventory
@@ -65,6 +66,21 @@ def _multiply_input(gates: Gates, span: slice) -> Any:
 
 
 @contextmanager
+def hidden_given(model: PreTrainedModel, hidden_BSD: Tensor) -> Iterator[None]:
+    """While the block runs, the decoder stack returns these hidden states, so that calling the model runs its head.
+
+    What a causal language model makes of them (a scale, a cap on logits) is in its own forward.
+    """
+    stack = model.base_model
+    output: Any = BaseModelOutputWithPast(last_hidden_state=hidden_BSD)  # type: ignore[arg-type]
+    stack.forward = lambda *_, **__: output
+    try:
+        yield
+    finally:
+        del stack.forward
+
+
+@contextmanager
 def inputs_of(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], None]) -> Iterator[None]:
     """While the block runs, `see(name, x_TI)` gets the input of each module at each forward, tokens in rows."""
 
@@ -79,9 +95,14 @@ def inputs_of(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor], Non
 
 @contextmanager
 def gradients_at(
-    modules: Mapping[str, nn.Module], see: Callable[[str, Tensor, Tensor], None], device: torch.device
+    modules: Mapping[str, nn.Module],
+    see: Callable[[str, Tensor, Tensor], None],
+    see_output: Callable[[str, Tensor], None],
+    device: torch.device,
 ) -> Iterator[Tensor]:
-    """While the block runs, `see(name, x_TI, ∂S/∂x)` gets each module's input in a backward pass to what is yielded.
+    """While the block runs, a backward pass to what is yielded shows what it comes to at each module.
+
+    `see(name, x_TI, ∂S/∂x)` gets the module's input, `see_output(name, ∂S/∂y)` its output's gradient, shape (T, O).
 
     The weights are fixed, so it is the number that is yielded that makes autograd record the activations.
     """
@@ -93,9 +114,17 @@ def gradients_at(
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
         return lambda _, inputs: (_Watched.apply(inputs[0], source, partial(show, name)), *inputs[1:])
 
+    def watch_output(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+        def hook(_: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            output.register_hook(lambda gradient: see_output(name, gradient.flatten(0, -2)))
+            return output
+
+        return hook
+
     with ExitStack() as hooks:
         for name, module in modules.items():
             hooks.callback(module.register_forward_pre_hook(watch(name)).remove)
+            hooks.callback(module.register_forward_hook(watch_output(name)).remove)
         yield source
 
 

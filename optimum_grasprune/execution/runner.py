@@ -1,6 +1,6 @@
 """How a model is run. Every forward and backward pass goes through a runner, which alone knows where the weights are.
 
-Shape suffixes: N sequences, S sequence, B batch, U units.
+Shape suffixes: N sequences, S sequence, U units.
 """
 
 from __future__ import annotations
@@ -19,21 +19,20 @@ from typing_extensions import Self
 from ..families import Block, Family, family_of
 from ..statistics import Statistic
 from ..units import UnitInventory
+from .distillation import Teacher
 from .instrument import Gates
 from .stream import LayerStream
-
-Multipliers = Callable[[Tensor, float], Tensor]
-"""What the units are multiplied by, shape (units,), from what is trained and the progress of the training: 0 at the
-first step, 1 after the last."""
+from .trainable import Trainable
 
 
 @dataclass(frozen=True)
 class Training:
-    """How one number per unit is trained.
+    """How numbers are trained on a fixed model.
 
     epochs: passes over the sequences.  batch_size: sequences in a step.  seed: of their order.
     learning_rate: AdamW's, at the first step.  schedule: `GateOptions.schedule`.
     gradient_checkpointing: recompute each layer in the backward pass.  label: of its bar and in messages.
+    kl_weight: share of the loss that is the divergence from what a teacher predicts; 0 trains on the text alone.
     """
 
     epochs: int
@@ -43,6 +42,7 @@ class Training:
     schedule: str
     gradient_checkpointing: bool
     label: str
+    kl_weight: float = 0.0
 
 
 class Runner(ABC):
@@ -102,17 +102,21 @@ class Runner(ABC):
     @abstractmethod
     def learn(
         self,
-        start_U: Tensor,
-        multipliers: Multipliers,
+        trained: Trainable,
         tokens_NS: Tensor,
         training: Training,
+        teacher: Teacher | None = None,
         status: Callable[[], Sequence[str]] = tuple,
-    ) -> Tensor:
-        """Fit one number per unit with AdamW on the next-token loss, behind a bar that shows loss and status.
+    ) -> list[Tensor]:
+        """Fit numbers with AdamW, behind a bar that shows loss and status, while the weights are fixed.
 
-        start_U: shape (units,), fp32.  tokens_NS: shape (N, S), int64.  Returns what it came to, on the CPU.
-        Raises GraspruneError when the loss is not finite.
+        tokens_NS: shape (N, S), int64.  teacher: of these sequences; needed where `training.kl_weight` is not 0.
+        Returns what the numbers came to, on the CPU.  Raises GraspruneError when the loss is not finite.
         """
+
+    @abstractmethod
+    def teacher(self, tokens_NS: Tensor) -> Teacher:
+        """What the model, as it stands, predicts on the sequences; tokens_NS: shape (N, S), int64."""
 
     @abstractmethod
     def stream(self, tokens_NS: Tensor) -> AbstractContextManager[LayerStream]:

@@ -1,6 +1,6 @@
 """How anything is trained: the order of sequences, the course of the learning rate.
 
-Shape suffixes: N sequences, B batch, S sequence.
+Shape suffix: B batch.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ class Schedule:
         return 1.0 if self.kind == "constant" else 0.5 * (1 + math.cos(math.pi * step / self.steps))
 
 
-def batches(tokens_NS: Tensor, epochs: int, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Sequences in batches of shape (B, S): each epoch takes all of them once, in a new random order."""
+def batches(sequences: int, epochs: int, batch_size: int, seed: int) -> Iterator[Tensor]:
+    """Places of sequences in batches of shape (B,): each epoch takes all of them once, in a new random order."""
     generator = torch.Generator("cpu").manual_seed(seed)
     for _ in range(epochs):
-        for indices in torch.randperm(len(tokens_NS), generator=generator, device="cpu").split(batch_size):
-            yield tokens_NS[indices]
+        yield from torch.randperm(sequences, generator=generator, device="cpu").split(batch_size)
 
 
 def training_steps(sequences: int, epochs: int, batch_size: int) -> int:

@@ -19,10 +19,12 @@ from ..families import linear_at
 from ..numerics import precision_advice, tell_when_slow
 from ..progress import bar, track
 from ..statistics import Statistic
-from .instrument import Gates, frozen, gated, gradients_at, inputs_of
+from .distillation import Teacher, distillation_loss
+from .instrument import Gates, frozen, gated, gradients_at, hidden_given, inputs_of
 from .loss import next_token_loss
-from .runner import Multipliers, Runner, Training
+from .runner import Runner, Training
 from .stream import LayerStream
+from .trainable import Trainable
 from .training import BETAS, Schedule, batches, training_steps
 
 
@@ -77,6 +79,10 @@ class WholeModel(Runner):
             for collector in of_gradients:
                 collector.see_gradient(path, x_TI, gradient_TI)
 
+        def see_output_gradient(path: str, gradient_TO: Tensor) -> None:
+            for collector in of_gradients:
+                collector.see_output_gradient(path, gradient_TO)
+
         with ExitStack() as stack:
             backward = bool(of_gradients)
             stack.enter_context(torch.set_grad_enabled(backward))
@@ -86,7 +92,9 @@ class WholeModel(Runner):
             if of_inputs:
                 stack.enter_context(inputs_of(watched, see))
             if backward:
-                source = stack.enter_context(gradients_at(outputs, see_gradient, self.model.device))
+                source = stack.enter_context(
+                    gradients_at(outputs, see_gradient, see_output_gradient, self.model.device)
+                )
                 for tokens_S in track(tokens_NS, "sensitivity", "sequence"):
                     tokens_BS, logits_BSV = self._logits(tokens_S[None])
                     losses = next_token_loss(logits_BSV, tokens_BS, reduction="none")
@@ -98,39 +106,63 @@ class WholeModel(Runner):
 
     def learn(
         self,
-        start_U: Tensor,
-        multipliers: Multipliers,
+        trained: Trainable,
         tokens_NS: Tensor,
         training: Training,
+        teacher: Teacher | None = None,
         status: Callable[[], Sequence[str]] = tuple,
-    ) -> Tensor:
+    ) -> list[Tensor]:
         """See `Runner.learn`."""
-        learnt_U = start_U.to(self.model.device, torch.float32).clone().requires_grad_()
+        numbers = [start.to(self.model.device, torch.float32).clone().requires_grad_() for start in trained.start()]
         steps = training_steps(len(tokens_NS), training.epochs, training.batch_size)
-        optimizer = torch.optim.AdamW([learnt_U], lr=training.learning_rate, betas=BETAS, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(numbers, lr=training.learning_rate, betas=BETAS, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(steps, training.schedule).factor)
-        drawn = batches(tokens_NS, training.epochs, training.batch_size, training.seed)
+        drawn = batches(len(tokens_NS), training.epochs, training.batch_size, training.seed)
         smooth = math.nan
         with (
             torch.enable_grad(),
             frozen(self.model, gradient_checkpointing=training.gradient_checkpointing),
-            self.gated() as gates,
+            trained.attached(self, numbers) as prepare,
             bar(steps, training.label) as stage,
         ):
-            for step, tokens_BS in enumerate(drawn, start=1):
-                gates.values_U = multipliers(learnt_U, (step - 1) / steps)
-                tokens_BS, logits_BSV = self._logits(tokens_BS)
-                loss = next_token_loss(logits_BSV, tokens_BS)
+            for step, indices_B in enumerate(drawn, start=1):
+                prepare((step - 1) / steps)
+                loss = self._loss(tokens_NS[indices_B], indices_B, training.kl_weight, teacher)
                 if not math.isfinite(value := loss.item()):
                     advice = precision_advice(self.model.dtype)
                     raise GraspruneError(f"{training.label}: the loss is {value} at step {step}; {advice}")
-                (learnt_U.grad,) = torch.autograd.grad(loss, [learnt_U])
+                for number, gradient in zip(numbers, torch.autograd.grad(loss, numbers), strict=True):
+                    number.grad = gradient
                 optimizer.step()
                 schedule.step()
                 smooth = value if math.isnan(smooth) else 0.95 * smooth + 0.05 * value
                 stage.status(", ".join([f"loss {smooth:.3f}", *status()]))
                 stage.update()
-        return learnt_U.detach().cpu()
+        return [number.detach().cpu() for number in numbers]
+
+    def _loss(self, tokens_BS: Tensor, indices_B: Tensor, kl_weight: float, teacher: Teacher | None) -> Tensor:
+        tokens_BS, logits_BSV = self._logits(tokens_BS)
+        if not kl_weight or teacher is None:
+            return next_token_loss(logits_BSV, tokens_BS)
+        return distillation_loss(logits_BSV, tokens_BS, teacher.logits(indices_B).to(logits_BSV.device), kl_weight)
+
+    @torch.no_grad()
+    def teacher(self, tokens_NS: Tensor) -> Teacher:
+        """See `Runner.teacher`."""
+        hidden: list[Tensor] = []
+        with frozen(self.model):
+            for tokens_S in track(tokens_NS, "teacher", "sequence"):
+                tokens_BS = tokens_S[None].to(self.model.device)
+                hidden.append(self.model.base_model(tokens_BS, use_cache=False).last_hidden_state.cpu())
+
+        @torch.no_grad()
+        def head(hidden_BSD: Tensor) -> Tensor:
+            with frozen(self.model), hidden_given(self.model, hidden_BSD.to(self.model.device)):
+                return self.model(
+                    torch.zeros(1, 1, dtype=torch.int64, device=self.model.device), use_cache=False
+                ).logits
+
+        return Teacher(torch.cat(hidden), head)
 
     @contextmanager
     def stream(self, tokens_NS: Tensor) -> Iterator[LayerStream]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import GRASPConfig
-from ..execution import Runner, Training
+from ..execution import Runner, Training, UnitMultipliers
 from ..units import Budget, UnitMask, budget_at, project
 from .straight_through import straight_through
 
@@ -56,8 +56,12 @@ def train_gates(
         schedule=config.schedule,
         gradient_checkpointing=config.gradient_checkpointing,
         label="gates",
+        kl_weight=config.kl_weight or 0.0,
     )
-    scores_U = runner.learn(start_U, multipliers, tokens_NS, training, status=lambda: _shares(mask))
+    teacher = runner.teacher(tokens_NS) if training.kl_weight else None  # the model itself, all its gates at one
+    (scores_U,) = runner.learn(
+        UnitMultipliers(start_U, multipliers), tokens_NS, training, teacher, status=lambda: _shares(mask)
+    )
     return [*snapshots, scores_U]
 
 

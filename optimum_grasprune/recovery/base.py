@@ -114,6 +114,9 @@ class WeightStage(Stage):
 class TrainedStage(Stage):
     """Learns something on the calibration sequences. A subclass writes `train`."""
 
+    starts_refitted: ClassVar[bool] = False
+    """Whether weights that were refitted before it are kept for its sake: they may come to their own only with it."""
+
     @abstractmethod
     def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> Learnt:
         """Learn on a sliced model, which stays as it is. plan: what was kept of the dense one."""

@@ -12,10 +12,10 @@ stay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from ..errors import GraspruneError
 from ..execution import LayerStream, Runner
 from ..families import Block, linear_at
 from ..progress import track
-from ..statistics import finite
+from ..statistics import TOKEN_WEIGHTS, Statistic, finite
 from ..surgery import feature_indices
 from ..units import PruningPlan
 from .base import Edit, WeightStage
@@ -45,12 +45,14 @@ class Fit:
     """How least squares take massive activations.
 
     outliers: whether tokens of an outlying norm count too.  diagonal: what of the Gram matrix a damping is measured in.
+    weighted: whether a token counts by what an error at its output would do to the loss.
     dampings: those that are tried where held-out data can choose; the first is taken where they cannot.
     """
 
     outliers: bool
     diagonal: Literal["median", "mean"]
     dampings: tuple[float, ...]
+    weighted: bool = False
 
     def counted(self, x_TI: Tensor) -> Tensor:
         """True for the tokens that count, shape (T,), bool."""
@@ -61,6 +63,7 @@ FITS = {
     "robust": Fit(outliers=False, diagonal="median", dampings=(4.0, 0.5, 0.05, 0.005)),
     # As FASP has it, but for the ridge, which pulls towards the old weights and not towards zero.
     "plain": Fit(outliers=True, diagonal="mean", dampings=(0.01,)),
+    "weighted": Fit(outliers=True, diagonal="median", dampings=(4.0, 0.5, 0.05, 0.005), weighted=True),
 }
 """What `LeastSquaresOptions.least_squares` offers, by name."""
 
@@ -91,6 +94,11 @@ class LeastSquares(WeightStage):
         dampings = fit.dampings if config.damping is None else (config.damping,)
         return cls(config.restoration == "sequential", fit, dampings)
 
+    @property
+    def statistics(self) -> tuple[Statistic[Any], ...]:  # type: ignore[override]
+        """What tokens count for, where that is asked for."""
+        return (TOKEN_WEIGHTS,) if self.fit.weighted else ()
+
     def variants(self) -> tuple[Settings, ...]:
         """One for each damping."""
         return tuple({"damping": damping} for damping in self.dampings)
@@ -100,7 +108,8 @@ class LeastSquares(WeightStage):
         if self.in_sequence:
             runner, damping = reference.runner, trial.settings["damping"]
             tokens_NS = reference.statistic_tokens_NS
-            restore_in_sequence(runner, runner.beside(pruned), trial.plan, tokens_NS, damping, self.fit)
+            weights = self._token_weights(reference)
+            restore_in_sequence(runner, runner.beside(pruned), trial.plan, tokens_NS, damping, self.fit, weights)
         else:
             (edit,) = self.refits(reference, [trial])
             edit(pruned)
@@ -110,8 +119,13 @@ class LeastSquares(WeightStage):
         if self.in_sequence:
             return super().refits(reference, trials)
         pairs = [(trial.plan, trial.settings["damping"]) for trial in trials]
-        weights = restored_on_dense_inputs(reference.runner, pairs, reference.statistic_tokens_NS, self.fit)
+        token_weights = self._token_weights(reference)
+        tokens_NS = reference.statistic_tokens_NS
+        weights = restored_on_dense_inputs(reference.runner, pairs, tokens_NS, self.fit, token_weights)
         return [partial(take_weights, weights=of_trial) for of_trial in weights]
+
+    def _token_weights(self, reference: Reference) -> Mapping[str, Tensor] | None:
+        return reference.statistics[TOKEN_WEIGHTS] if self.fit.weighted else None
 
 
 Weights = dict[str, Tensor]
@@ -125,18 +139,23 @@ def of_layer(runner: Runner, index: int) -> list[Block]:
 
 @torch.no_grad()
 def restored_on_dense_inputs(
-    dense: Runner, trials: Sequence[tuple[PruningPlan, float]], tokens_NS: Tensor, fit: Fit
+    dense: Runner,
+    trials: Sequence[tuple[PruningPlan, float]],
+    tokens_NS: Tensor,
+    fit: Fit,
+    token_weights: Mapping[str, Tensor] | None = None,
 ) -> list[Weights]:
     """Output projections refitted to the kept part of the dense inputs, for each trial of a plan with a damping.
 
     One forward pass of the dense model serves all trials. damping: see `restored_weight`.
+    token_weights: what each token counts for, by path, shape (N, S) each; None for all alike.
     """
     results: list[Weights] = [{} for _ in trials]
     with dense.stream(tokens_NS) as stream:
         for index in track(range(len(stream.layers)), "least squares", "layer"):
             blocks = of_layer(dense, index)
             outputs = {block.output: linear_at(dense.model, block.output) for block in blocks}
-            grams = _advance_with_grams(stream, index, outputs, fit)
+            grams = _advance_with_grams(stream, index, outputs, fit, token_weights)
             for (plan, damping), weights in zip(trials, results, strict=True):
                 for block in blocks:
                     before, gram_II = outputs[block.output], grams[block.output]
@@ -155,17 +174,28 @@ def _kept_columns(plan: PruningPlan, block: Block, before: nn.Linear) -> Tensor:
     return feature_indices(group.kept, before.in_features, group.count).to(before.weight.device)
 
 
-def _advance_with_grams(stream: LayerStream, index: int, outputs: dict[str, nn.Linear], fit: Fit) -> dict[str, Tensor]:
+def _advance_with_grams(
+    stream: LayerStream,
+    index: int,
+    outputs: dict[str, nn.Linear],
+    fit: Fit,
+    token_weights: Mapping[str, Tensor] | None,
+) -> dict[str, Tensor]:
     """Take the stream through a layer; X Xᵀ of each output projection's input over the tokens that count, (I, I)."""
     grams = {
         path: linear.weight.new_zeros(linear.in_features, linear.in_features, dtype=torch.float32)
         for path, linear in outputs.items()
     }
+    seen = dict.fromkeys(outputs, 0)
 
     def add(path: str, x_TI: Tensor) -> None:
-        x_TI = finite(x_TI, path)
-        x_TI = x_TI[fit.counted(x_TI)].float()
-        grams[path].addmm_(x_TI.T, x_TI)
+        counted_T = fit.counted(finite(x_TI, path))
+        x_TI = x_TI[counted_T].float()
+        weighed_TI = x_TI
+        if token_weights is not None:
+            weighed_TI = x_TI * token_weights[path][seen[path]].to(x_TI.device)[counted_T, None]
+        grams[path].addmm_(weighed_TI.T, x_TI)
+        seen[path] += 1
 
     stream.advance(index, outputs, add)
     return grams
@@ -180,11 +210,17 @@ def take_weights(pruned: PreTrainedModel, weights: Weights) -> None:
 
 @torch.no_grad()
 def restore_in_sequence(
-    dense: Runner, pruned: Runner, plan: PruningPlan, tokens_NS: Tensor, damping: float, fit: Fit
+    dense: Runner,
+    pruned: Runner,
+    plan: PruningPlan,
+    tokens_NS: Tensor,
+    damping: float,
+    fit: Fit,
+    token_weights: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Refit the output projections of a sliced model, in place, to the inputs that they have in that model.
 
-    damping: see `restored_weight`.
+    damping: see `restored_weight`.  token_weights: as in `restored_on_dense_inputs`.
     """
     with dense.stream(tokens_NS) as reference, pruned.stream(tokens_NS) as current:
         for index in track(range(len(reference.layers)), "least squares", "layer"):
@@ -197,8 +233,12 @@ def restore_in_sequence(
                     z_TK = finite(current.input_of(after, index, position), block.output)
                     counted_T = fit.counted(x_TI) & fit.counted(z_TK)
                     x_TI, z_TK = x_TI[counted_T].float(), z_TK[counted_T].float()
-                    gram_KK.addmm_(z_TK.T, z_TK)
-                    cross_IK.addmm_(x_TI.T, z_TK)
+                    weighed_TK = z_TK
+                    if token_weights is not None:
+                        weight_T = token_weights[block.output][position].to(z_TK.device)[counted_T]
+                        weighed_TK = z_TK * weight_T[:, None]
+                    gram_KK.addmm_(weighed_TK.T, z_TK)
+                    cross_IK.addmm_(x_TI.T, weighed_TK)
                 columns_K = _kept_columns(plan, block, before)
                 after.weight.copy_(
                     restored_weight(before.weight, columns_K, gram_KK, cross_IK, damping, block.output, fit.diagonal)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
-from ..execution import Runner, Training
+from ..execution import Runner, Training, UnitMultipliers
 from ..surgery import fold_scales
 from ..units import PruningPlan
 from .base import Learnt, TrainedStage
@@ -52,7 +52,7 @@ class Scales(TrainedStage):
     def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> LearntScales:
         """Train one scale per unit on the first calibration sequences."""
         runner = reference.runner.beside(pruned)
-        scales_U = train_scales(runner, reference.tokens_NS[: self.config.scale_samples], self.config)
+        scales_U = train_scales(runner, reference.tokens_NS[: self.config.scale_samples], self.config, reference.runner)
         return LearntScales(scales_U, runner, plan)
 
     def replay(self, reference: Reference, pruned: PreTrainedModel, kept: PruningPlan, recorded: Trial) -> PruningPlan:
@@ -83,11 +83,12 @@ class LearntScales(Learnt):
         return plan
 
 
-def train_scales(runner: Runner, tokens_NS: Tensor, config: GRASPConfig) -> Tensor:
+def train_scales(runner: Runner, tokens_NS: Tensor, config: GRASPConfig, dense: Runner | None = None) -> Tensor:
     """One multiplier per unit of an already pruned model, γ = 1 + ½·tanh(g).  (Section 3.3)
 
     The model is the sliced one, so the units are the kept ones and each step costs what the pruned model costs.
-    tokens_NS: shape (N, S), int64.  Returns γ, shape (units,), fp32, on the CPU, each between ½ and 1½.
+    tokens_NS: shape (N, S), int64.  dense: the teacher, where `config.kl_weight` asks for one.
+    Returns γ, shape (units,), fp32, on the CPU, each between ½ and 1½.
     """
     training = Training(
         epochs=config.scale_epochs,
@@ -97,9 +98,13 @@ def train_scales(runner: Runner, tokens_NS: Tensor, config: GRASPConfig) -> Tens
         schedule=config.schedule,
         gradient_checkpointing=config.gradient_checkpointing,
         label="scales",
+        kl_weight=config.kl_weight or 0.0,
     )
+    teacher = dense.teacher(tokens_NS) if training.kl_weight and dense is not None else None
     start_U = torch.zeros(runner.inventory.num_units, dtype=torch.float32, device="cpu")
-    return bounded_scale(runner.learn(start_U, lambda raw_U, _: bounded_scale(raw_U), tokens_NS, training))
+    trained = UnitMultipliers(start_U, lambda raw_U, _: bounded_scale(raw_U))
+    (raw_U,) = runner.learn(trained, tokens_NS, training, teacher)
+    return bounded_scale(raw_U)
 
 
 def bounded_scale(raw_U: Tensor) -> Tensor:

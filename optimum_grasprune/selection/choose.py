@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -23,8 +24,8 @@ FINALISTS = 2
 class Selected:
     """A candidate with what makes up for its cut.
 
-    stages: names of those in force.  settings: of those that refit weights.  judgements: all that was measured to
-    decide.
+    candidate: its name.  stages: names of those in force.  settings: of those that refit weights.
+    judgements: all that was measured to decide.
     """
 
     cut: Cut
@@ -32,6 +33,7 @@ class Selected:
     stages: tuple[str, ...] = ()
     settings: Settings = field(default_factory=dict)
     judgements: tuple[Judgement, ...] = ()
+    candidate: str = ""
 
     @property
     def plan(self) -> PruningPlan | None:
@@ -50,34 +52,33 @@ def choose(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, probl
         judge = _Judge(problem)
         for name, cut in track(cuts.items(), "candidates", "mask"):
             (bare,) = Chain().refitted(reference, [Trial(cut)])
-            judge.consider(Selected(cut, bare), name)
+            judge.consider(Selected(cut, bare, candidate=name))
         if chain.weight_stages:
             finalists = {name: chain.trials(cuts[name]) for name in judge.ranking()[:FINALISTS]}
             total = sum(map(len, finalists.values()))
-            for name, selected in track(_refitted(finalists, chain, reference), "refitted", "model", total):
-                judge.consider(selected, name)
-        selected = judge.selected()
+            for selected in track(_refitted(finalists, chain, reference), "refitted", "model", total):
+                judge.consider(selected)
+        best = judge.selected()
+        selected = judge.to_train_on() if any(stage.starts_refitted for stage in chain.trained_stages) else best
     else:
         *_, cut = cuts.values()
-        selected = next(_refitted({"": chain.trials(cut)[:1]}, chain, reference))[1]
+        best = selected = next(_refitted({"": chain.trials(cut)[:1]}, chain, reference))
     for stage in chain.trained_stages:
-        selected = _trained(selected, stage, reference, problem)
-    return selected
+        best = selected = _trained(selected, stage, reference, problem, best)
+    return best
 
 
 def _cut(mask: UnitMask | ElementMask) -> Cut:
     return PruningPlan.from_mask(mask) if isinstance(mask, UnitMask) else mask
 
 
-def _refitted(
-    trials: Mapping[str, Sequence[Trial]], chain: Chain, reference: Reference
-) -> Iterator[tuple[str, Selected]]:
-    """The model of every trial, with the name of the candidate that it is of."""
+def _refitted(trials: Mapping[str, Sequence[Trial]], chain: Chain, reference: Reference) -> Iterator[Selected]:
+    """The model of every trial; trials: by the name of the candidate that they are of."""
     stages = tuple(stage.name for stage in chain.weight_stages)
     named = [(name, trial) for name, of_candidate in trials.items() for trial in of_candidate]
     models = chain.refitted(reference, [trial for _, trial in named])
     for (name, trial), model in zip(named, models, strict=True):
-        yield name, Selected(trial.cut, model, stages, trial.settings)
+        yield Selected(trial.cut, model, stages, trial.settings, candidate=name)
 
 
 class _Judge:
@@ -87,13 +88,17 @@ class _Judge:
         self.problem = problem
         self.judgements: list[Judgement] = []
         self.best: Selected | None = None
+        self.best_refitted: Selected | None = None
 
-    def consider(self, selected: Selected, name: str) -> None:
+    def consider(self, selected: Selected) -> None:
         """Measure a model."""
         loss = self.problem.runner.beside(selected.model).mean_loss(self.problem.held_out_NS)
         if not self.judgements or loss < min(judgement.loss for judgement in self.judgements):
             self.best = selected
-        self.judgements.append(_judgement(name, selected.stages, selected.settings, loss))
+        of_refitted = [judgement.loss for judgement in self.judgements if judgement.compensation != "none"]
+        if selected.stages and loss < min(of_refitted, default=math.inf):
+            self.best_refitted = selected
+        self.judgements.append(_judgement(selected.candidate, selected.stages, selected.settings, loss))
 
     def ranking(self) -> list[str]:
         """Names of the candidates, best first."""
@@ -105,18 +110,25 @@ class _Judge:
             raise ValueError("nothing was measured")
         return replace(self.best, judgements=tuple(self.judgements))
 
+    def to_train_on(self) -> Selected:
+        """The best model with refitted weights, if there is one: they may come to their own only with training."""
+        best = self.selected()
+        return best if self.best_refitted is None else replace(self.best_refitted, judgements=best.judgements)
 
-def _trained(selected: Selected, stage: TrainedStage, reference: Reference, problem: Problem) -> Selected:
-    """The selected model with what the stage learns folded in, unless the held-out loss is lower without it."""
+
+def _trained(
+    selected: Selected, stage: TrainedStage, reference: Reference, problem: Problem, best: Selected
+) -> Selected:
+    """The selected model with what the stage learns folded in, or the best if its held-out loss is lower."""
     learnt = stage.train(reference, selected.model, Trial(selected.cut).plan)
     stages, judgements = (*selected.stages, stage.name), selected.judgements
     if len(problem.held_out_NS):
-        best = min(judgements, key=lambda judgement: judgement.loss)
+        lowest = min(judgement.loss for judgement in judgements)
         with learnt.in_force():
             loss = problem.runner.beside(selected.model).mean_loss(problem.held_out_NS)
-        judgements = (*judgements, _judgement(best.candidate, stages, selected.settings, loss))
-        if loss >= best.loss:
-            return replace(selected, judgements=judgements)
+        judgements = (*judgements, _judgement(selected.candidate, stages, selected.settings, loss))
+        if loss >= lowest:
+            return replace(best, judgements=judgements)
     return replace(selected, cut=learnt.fold(), stages=stages, judgements=judgements)
 
 

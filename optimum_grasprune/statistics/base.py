@@ -2,7 +2,7 @@
 
 Methods and stages of recovery declare which statistics they look at; a runner gathers those of all of them in one pass.
 
-Shape suffixes: T tokens of one sequence, I input features of a linear map.
+Shape suffixes: T tokens of one sequence, I input and O output features of a linear map.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ Result = TypeVar("Result")
 
 
 class Collector(ABC, Generic[Result]):
-    """Takes in one sequence after another. A subclass writes `see` or `see_gradient`."""
+    """Takes in one sequence after another. A subclass writes `see`, or what it wants to see of gradients."""
 
     def see(self, path: str, x_TI: Tensor) -> None:
         """The input of the linear map at this path, for one sequence."""
-        raise NotImplementedError
 
     def see_gradient(self, path: str, x_TI: Tensor, gradient_TI: Tensor) -> None:
         """The same with the gradient of the sequence's summed loss, for the maps that lead out of blocks."""
-        raise NotImplementedError
+
+    def see_output_gradient(self, path: str, gradient_TO: Tensor) -> None:
+        """The gradient of the sequence's summed loss by the output of such a map; shape (T, O)."""
 
     @abstractmethod
     def result(self, tokens: int) -> Result:

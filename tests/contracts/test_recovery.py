@@ -171,11 +171,12 @@ def test_statistics_are_collected_once_for_all_candidates(
     gather = WholeModel.gather
     monkeypatch.setattr(WholeModel, "gather", counted)
     choose({str(seed): mask_of(problem, seed) for seed in range(3)}, chain_of((name,), problem), problem)
-    assert len(passes) == len(get_stage(name).statistics)
+    assert len(passes) == len(chain_of((name,), problem).statistics)
 
 
 def test_a_choice_of_units_depends_on_no_option_of_a_stage() -> None:
     of_stages = {"restoration", "least_squares", "damping", "scale_samples", "scale_epochs", "scale_learning_rate"}
+    of_stages |= {"diagonal_samples", "diagonal_epochs", "diagonal_learning_rate"}
     assert options_of_recovery() == {"compensation", *of_stages}
 
 
@@ -190,7 +191,7 @@ def test_an_unknown_name_is_told_those_that_exist() -> None:
     with pytest.raises(OptionError, match=r"compensation='magic': no such stage; there are scales, .*energy"):
         get_stage("magic")
     with pytest.raises(
-        OptionError, match=r"compensation='magic': input should be 'auto', 'none', 'scales', .* or 'both'"
+        OptionError, match=r"compensation='magic': input should be 'auto', 'none', 'scales', .*'both' or 'refit'"
     ):
         GRASPConfig(compensation="magic")
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from optimum_grasprune import GRASPConfig, PruningPlan, UnitMask
-from optimum_grasprune.execution import Gathered, Runner, Training, WholeModel
+from optimum_grasprune.execution import Gathered, Runner, Training, UnitMultipliers, WholeModel
 from optimum_grasprune.families import family_of, linear_at, linears
 from optimum_grasprune.families.llama import LLAMA
 from optimum_grasprune.methods import get_method
@@ -127,10 +127,8 @@ def test_learning_goes_downhill_and_leaves_no_trace(model: LlamaForCausalLM, run
     runner, before = run(model), traces(model)
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     training = Training(4, 1, 0, 0.05, "constant", gradient_checkpointing=False, label="scales")
-    learnt = [
-        runner.learn(torch.ones(runner.inventory.num_units), lambda values_U, _: values_U, TOKENS, training)
-        for _ in range(2)
-    ]
+    trained = UnitMultipliers(torch.ones(runner.inventory.num_units), lambda values_U, _: values_U)
+    learnt = [runner.learn(trained, TOKENS, training)[0] for _ in range(2)]
     assert torch.equal(*learnt) and learnt[0].device.type == "cpu" and not learnt[0].requires_grad
     with runner.gated() as gates:
         start = runner.mean_loss(TOKENS)

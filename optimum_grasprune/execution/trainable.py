@@ -1,0 +1,59 @@
+"""What is trained while a model's weights are fixed: a few numbers that act on activations.
+
+Shape suffixes: U units, I input features, O output features.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .runner import Runner
+
+Multipliers = Callable[[Tensor, float], Tensor]
+"""What the units are multiplied by, shape (units,), from what is trained and the progress of the training: 0 at the
+first step, 1 after the last."""
+
+Step = Callable[[float], None]
+"""Called before each forward pass with the progress of the training."""
+
+
+class Trainable(ABC):
+    """Numbers, and how they act on a model."""
+
+    @abstractmethod
+    def start(self) -> Sequence[Tensor]:
+        """What the numbers are at first, fp32."""
+
+    @abstractmethod
+    def attached(self, runner: Runner, numbers: Sequence[Tensor]) -> AbstractContextManager[Step]:
+        """Inside the block the runner's model computes with the numbers, which are where the model is."""
+
+
+@dataclass(frozen=True)
+class UnitMultipliers(Trainable):
+    """One number per unit. start_U: shape (units,), fp32."""
+
+    start_U: Tensor
+    multipliers: Multipliers
+
+    def start(self) -> Sequence[Tensor]:
+        """One tensor of all units."""
+        return (self.start_U,)
+
+    @contextmanager
+    def attached(self, runner: Runner, numbers: Sequence[Tensor]) -> Iterator[Step]:
+        """The units are multiplied."""
+        (values_U,) = numbers
+        with runner.gated() as gates:
+
+            def step(progress: float) -> None:
+                gates.values_U = self.multipliers(values_U, progress)
+
+            yield step

@@ -1,0 +1,166 @@
+"""Bounded multipliers on every input column and output row of every map of the layers, trained and folded.
+
+y = r ⊙ W(c ⊙ x), r = 1 + ½·tanh(g_r), c = 1 + ½·tanh(g_c): a few numbers for each row and column, no direction in the
+weights changes, and no parameter is added. Scales of units are its smallest case: c of the output projections alone.
+
+Shape suffixes: D all diagonals of a model, I input and O output features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from typing_extensions import Self
+
+from ..config import Flag, StageOptions
+from ..execution import Runner, Trainable, Training
+from ..execution.trainable import Step
+from ..families import linears
+from ..units import PruningPlan
+from .base import Learnt, TrainedStage
+from .reference import Reference
+from .registry import register
+from .scales import bounded_scale
+
+if TYPE_CHECKING:
+    from ..config import GRASPConfig
+
+
+KL_WEIGHT = 0.5
+"""What `kl_weight=None` is here."""
+
+
+@register("diagonals")
+@dataclass(frozen=True)
+class Diagonals(TrainedStage):
+    """Trains the diagonals on the sliced model, with the dense one as its teacher."""
+
+    class Options(StageOptions):
+        """How the diagonals are trained."""
+
+        diagonal_samples: int = Field(
+            default=256, ge=1, description="calibration sequences, at most, that diagonals are trained on"
+        )
+        diagonal_epochs: int = Field(default=1, ge=1, description="passes over them while diagonals are trained")
+        diagonal_learning_rate: Annotated[float, Flag("RATE")] = Field(
+            default=1e-2, gt=0, description="AdamW's learning rate for the diagonals"
+        )
+
+    config: GRASPConfig
+
+    name = "diagonals"
+    sentence = "The rows and columns of all maps in the layers were scaled by trained factors, which are folded"
+    needs_sequences = True
+    starts_refitted = True
+
+    @classmethod
+    def from_config(cls, config: GRASPConfig) -> Self:
+        """The stage of a configuration."""
+        return cls(config)
+
+    def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> LearntDiagonals:
+        """Train the diagonals on the first calibration sequences."""
+        own, runner = self.config.own(self.Options), reference.runner.beside(pruned)
+        tokens_NS = reference.tokens_NS[: own.diagonal_samples]
+        training = Training(
+            epochs=own.diagonal_epochs,
+            batch_size=self.config.batch_size,
+            seed=self.config.seed,
+            learning_rate=own.diagonal_learning_rate,
+            schedule=self.config.schedule,
+            gradient_checkpointing=self.config.gradient_checkpointing,
+            label="diagonals",
+            kl_weight=KL_WEIGHT if self.config.kl_weight is None else self.config.kl_weight,
+        )
+        teacher = reference.runner.teacher(tokens_NS) if training.kl_weight else None
+        trained = DiagonalMultipliers(linears(pruned, runner.blocks))
+        (raw_D,) = runner.learn(trained, tokens_NS, training, teacher)
+        return LearntDiagonals(raw_D, trained, runner, plan)
+
+
+@dataclass(frozen=True)
+class DiagonalMultipliers(Trainable):
+    """The diagonals of some maps, one after another, input before output. maps: by path."""
+
+    maps: Mapping[str, nn.Linear]
+
+    def start(self) -> Sequence[Tensor]:
+        """Zeros, at which every multiplier is 1."""
+        size = sum(linear.in_features + linear.out_features for linear in self.maps.values())
+        return (torch.zeros(size, dtype=torch.float32, device="cpu"),)
+
+    def split(self, raw_D: Tensor) -> Iterator[tuple[nn.Linear, Tensor, Tensor]]:
+        """Each map with its multipliers: of its input, shape (I,), and of its output, shape (O,)."""
+        sizes = [size for linear in self.maps.values() for size in (linear.in_features, linear.out_features)]
+        parts = iter(bounded_scale(raw_D).split(sizes))
+        for linear in self.maps.values():
+            yield linear, next(parts), next(parts)
+
+    @contextmanager
+    def attached(self, runner: Runner, numbers: Sequence[Tensor]) -> Iterator[Step]:
+        """The inputs and outputs of the maps are multiplied."""
+        (raw_D,) = numbers
+        in_force: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+        def step(_: float) -> None:
+            in_force.update({linear: (columns_I, rows_O) for linear, columns_I, rows_O in self.split(raw_D)})
+
+        with ExitStack() as hooks:
+            for linear in self.maps.values():
+                hooks.callback(linear.register_forward_pre_hook(_multiply_input(in_force)).remove)
+                hooks.callback(linear.register_forward_hook(_multiply_output(in_force)).remove)
+            yield step
+
+
+def _multiply_input(in_force: Mapping[nn.Module, tuple[Tensor, Tensor]]) -> Callable[..., Any]:
+    def hook(linear: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (inputs[0] * in_force[linear][0].to(inputs[0].dtype), *inputs[1:])
+
+    return hook
+
+
+def _multiply_output(in_force: Mapping[nn.Module, tuple[Tensor, Tensor]]) -> Callable[..., Any]:
+    def hook(linear: nn.Module, _: Any, output: Tensor) -> Tensor:
+        return output * in_force[linear][1].to(output.dtype)
+
+    return hook
+
+
+@dataclass(frozen=True)
+class LearntDiagonals(Learnt):
+    """Diagonals of a sliced model. raw_D: g of all of them, fp32, on the CPU.  plan: what was kept."""
+
+    raw_D: Tensor
+    trained: DiagonalMultipliers
+    runner: Runner
+    plan: PruningPlan
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Inputs and outputs of the maps are multiplied, by hooks."""
+        numbers = [self.raw_D.to(next(iter(self.trained.maps.values())).weight.device)]
+        with self.trained.attached(self.runner, numbers) as step:
+            step(1.0)
+            yield
+
+    @torch.no_grad()
+    def fold(self) -> PruningPlan:
+        """Multiply them into weights and biases, in place."""
+        for linear, columns_I, rows_O in self.trained.split(self.raw_D):
+            linear.weight.copy_(folded(linear.weight, columns_I, rows_O))
+            if linear.bias is not None:
+                linear.bias.copy_(linear.bias.float() * rows_O.to(linear.bias.device))
+        return self.plan
+
+
+def folded(weight_OI: Tensor, columns_I: Tensor, rows_O: Tensor) -> Tensor:
+    """diag(r) W diag(c), in fp32, rounded once to the weight's dtype; shape (O, I)."""
+    columns_I, rows_O = (part.to(weight_OI.device, torch.float32) for part in (columns_I, rows_O))
+    return (rows_O[:, None] * weight_OI.float() * columns_I).to(weight_OI.dtype)

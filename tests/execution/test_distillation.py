@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional
+from transformers import GraniteConfig, GraniteForCausalLM, LlamaForCausalLM
+
+from optimum_grasprune import Budget, GRASPConfig
+from optimum_grasprune.execution import Training, UnitMultipliers, WholeModel, distillation_loss
+from optimum_grasprune.execution.loss import next_token_loss
+from optimum_grasprune.gates import train_gates
+from optimum_grasprune.recovery.scales import train_scales
+from tests.conftest import logits_of
+
+TOKENS = torch.randint(258, (3, 20), generator=torch.Generator().manual_seed(0))
+
+
+def test_by_hand() -> None:
+    # The model says ¼ and ¾, the teacher ½ and ½; the next token is the first.
+    logits = torch.tensor([[[0.0, math.log(3)], [0.0, 0.0]]])
+    teacher = torch.zeros(1, 2, 2)
+    tokens = torch.tensor([[1, 0]])
+    assert distillation_loss(logits, tokens, teacher, 0.0).item() == pytest.approx(math.log(4))
+    divergence = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert distillation_loss(logits, tokens, teacher, 1.0).item() == pytest.approx(divergence)
+    assert distillation_loss(logits, tokens, teacher, 0.25).item() == pytest.approx(
+        0.75 * math.log(4) + 0.25 * divergence
+    )
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.3, 1.0])
+def test_value_and_gradient_are_those_of_autograd(kl_weight: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits, teacher = (3 * torch.randn(2, 6, 11, generator=generator) for _ in range(2))
+    tokens = torch.randint(11, (2, 6), generator=generator)
+    logits.requires_grad_()
+    loss = distillation_loss(logits, tokens, teacher, kl_weight)
+    (found,) = torch.autograd.grad(3 * loss, [logits])
+    log_p = logits[:, :-1].log_softmax(-1)
+    divergence = functional.kl_div(log_p, teacher[:, :-1].log_softmax(-1), log_target=True, reduction="sum") / 10
+    plain = (1 - kl_weight) * next_token_loss(logits, tokens) + kl_weight * divergence
+    (expected,) = torch.autograd.grad(3 * plain, [logits])
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_nothing_cut_loses_nothing(model: LlamaForCausalLM) -> None:
+    teacher = WholeModel(model).teacher(TOKENS)
+    logits = logits_of(model, TOKENS)
+    assert distillation_loss(logits, TOKENS, teacher.logits(torch.arange(3)), 1.0).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_teacher_predicts_what_its_model_does_whatever_its_head_makes_of_hidden_states() -> None:
+    torch.manual_seed(0)
+    config = GraniteConfig(
+        vocab_size=258, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4
+    )
+    config.logits_scaling = 7.0
+    model = GraniteForCausalLM(config).eval()
+    teacher = WholeModel(model).teacher(TOKENS)
+    torch.testing.assert_close(teacher.logits(torch.tensor([2, 0])), logits_of(model, TOKENS[[2, 0]]))
+    assert "forward" not in vars(model.base_model) and teacher.hidden_NSD.shape == (3, 20, 32)
+
+
+def test_training_with_a_teacher_comes_closer_to_it(model: LlamaForCausalLM) -> None:
+    runner = WholeModel(model)
+    teacher = runner.teacher(TOKENS)
+    training = Training(8, 1, 0, 0.05, "constant", gradient_checkpointing=False, label="gates", kl_weight=1.0)
+    start_U = torch.full((runner.inventory.num_units,), 0.5)
+    (learnt_U,) = runner.learn(UnitMultipliers(start_U, lambda values_U, _: values_U), TOKENS, training, teacher)
+
+    def divergence(values_U: torch.Tensor) -> float:
+        with runner.gated() as gates:
+            gates.values_U = values_U
+            return distillation_loss(logits_of(model, TOKENS), TOKENS, teacher.logits(torch.arange(3)), 1.0).item()
+
+    assert divergence(learnt_U) < 0.7 * divergence(start_U)
+
+
+def test_gates_and_scales_listen_to_the_dense_model_where_they_are_told_to(model: LlamaForCausalLM) -> None:
+    runner = WholeModel(model)
+    budget = Budget(runner.inventory.total_cost // 2)
+    scores = {
+        weight: train_gates(runner, budget, TOKENS, GRASPConfig(kl_weight=weight, epochs=2))[-1]
+        for weight in (None, 0.0, 0.5)
+    }
+    assert torch.equal(scores[None], scores[0.0]) and not torch.equal(scores[0.0], scores[0.5])
+    scales = {weight: train_scales(runner, TOKENS, GRASPConfig(kl_weight=weight), runner) for weight in (None, 0.5)}
+    assert not torch.equal(scales[None], scales[0.5])
+
+
+def test_what_equals_its_teacher_has_nothing_to_learn(model: LlamaForCausalLM) -> None:
+    runner = WholeModel(model)
+    scales = train_scales(runner, TOKENS, GRASPConfig(kl_weight=1.0, scale_learning_rate=1e-2), runner)
+    plain = train_scales(runner, TOKENS, GRASPConfig(scale_learning_rate=1e-2), runner)
+    assert (scales - 1).abs().mean() < 0.3 * (plain - 1).abs().mean()
