@@ -14,9 +14,11 @@ from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2Fo
 
 from optimum_grasprune import GRASPConfig, PruningPlan, UnitMask
 from optimum_grasprune.execution import Gathered, Runner, Training, UnitMultipliers, WholeModel
+from optimum_grasprune.execution.training import batches, training_steps
 from optimum_grasprune.families import family_of, linear_at, linears
 from optimum_grasprune.families.llama import LLAMA
 from optimum_grasprune.methods import get_method
+from optimum_grasprune.progress import Bar
 from optimum_grasprune.selection import choose
 from optimum_grasprune.statistics import MOMENTS, PER_SEQUENCE, PER_TOKEN, Moments
 from optimum_grasprune.surgery import build_pruned_model
@@ -178,3 +180,24 @@ def test_another_model_is_run_in_the_same_way(run: Callable[..., Runner]) -> Non
     first, second = make_model(0), make_model(1)
     runner = run(first).beside(second)
     assert type(runner) is run and runner.model is second
+
+
+def test_the_bar_shows_a_running_mean_of_the_loss(
+    model: LlamaForCausalLM, run: Callable[..., Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(Bar, "status", lambda _, text: shown.append(text))
+    runner = run(model)
+    trained = UnitMultipliers(torch.ones(runner.inventory.num_units), lambda values_U, _: values_U)
+    training = Training(2, 1, 0, 1e-9, "constant", gradient_checkpointing=False, label="scales")
+    runner.learn(trained, TOKENS, training, status=lambda: ["kv 50%"])
+    losses = [runner.mean_loss(TOKENS[indices]) for indices in batches(len(TOKENS), 2, 1, 0)]
+    smooth, expected = losses[0], [losses[0]]
+    for loss in losses[1:]:
+        smooth = 0.95 * smooth + 0.05 * loss
+        expected.append(smooth)
+    assert shown == [f"loss {loss:.3f}, kv 50%" for loss in expected]
+
+
+def test_steps_are_whole() -> None:
+    assert training_steps(5, 2, 2) == 6 and isinstance(training_steps(5, 2, 2), int)

@@ -20,6 +20,7 @@ from optimum_grasprune.recovery.least_squares import FITS
 from optimum_grasprune.recovery.reference import Reference, Settings, Trial
 from optimum_grasprune.selection import choose
 from optimum_grasprune.statistics import MOMENTS
+from optimum_grasprune.surgery import build_pruned_model
 from optimum_grasprune.units import FFN, Address
 from tests.conftest import TINY_LLAMA
 from tests.contracts.test_methods import choices, problem_of
@@ -187,3 +188,52 @@ def test_a_short_corpus_holds_nothing_out(model: LlamaForCausalLM, tokenizer: Pr
     pruner.prune_model(model, tokenizer, texts=["Too short to spare a sequence. " * 4])
     assert pruner.record.calibration is not None and pruner.record.calibration.held_out_sequences == 0
     assert pruner.record.choice == ()
+
+
+@pytest.mark.parametrize("stage", ["scales", "diagonals"])
+def test_what_was_learnt_is_folded_and_recorded_with_its_candidate(problem: Problem, stage: str) -> None:
+    options = {"scale_learning_rate": 0.1} if stage == "scales" else {"diagonal_learning_rate": 0.03}
+    config = GRASPConfig(method="random", compensation=stage, keep_ratio=0.5, **options)
+    problem = replace(
+        problem_of(problem.model, config), held_out_NS=problem.tokens_NS
+    )  # what is trained on gets better
+    outcome = choose(masks(problem), chain_of(problem, (stage,)), problem)
+    assert outcome.stages == (stage,)
+    *bare, last = outcome.judgements
+    best = min(bare, key=lambda judgement: judgement.loss)
+    assert (last.candidate, last.compensation) == (best.candidate, stage) and last.loss < best.loss
+    assert mean_loss(outcome.model, problem.held_out_NS) == pytest.approx(last.loss, rel=1e-5)
+    assert outcome.plan is not None and (outcome.plan.groups[0].scales is not None) == (stage == "scales")
+
+
+def test_training_that_does_not_help_is_left_out(problem: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    for last, stages in ((1.9, ("scales",)), (2.0, ()), (9.0, ())):
+        losses = iter([3.0, 2.0, 4.0, last])
+        with monkeypatch.context() as patched:
+            patched.setattr(WholeModel, "mean_loss", lambda *_, losses=losses: next(losses))
+            outcome = choose(masks(problem), chain_of(problem, ("scales",), scale_learning_rate=0.1), problem)
+        assert outcome.stages == stages and outcome.judgements[-1].candidate == "1"
+        assert outcome.plan is not None and (outcome.plan.groups[0].scales is None) == (not stages)
+        plan = outcome.plan if stages else outcome.plan.without_scales()
+        found = build_pruned_model(problem.model, plan, problem.family).state_dict()
+        assert all(torch.equal(tensor, found[name]) for name, tensor in outcome.model.state_dict().items())
+
+
+def test_refitted_weights_are_trained_on_even_where_they_lose_by_themselves(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Diagonals start from least squares; where the end of it is worse than the best without, that is taken."""
+    config = GRASPConfig(method="random", compensation="refit", keep_ratio=0.5, damping=0.1)
+    problem = replace(problem_of(problem.model, config), declared=())
+    chain = chain_of(problem, ("least_squares", "diagonals"))
+    for last, stages in ((0.5, ("least_squares", "diagonals")), (9.0, ())):
+        # Three candidates, the two best refitted, and the one that is trained.
+        losses = iter([3.0, 2.0, 4.0, 6.0, 5.0, last])
+        with monkeypatch.context() as patched:
+            patched.setattr(WholeModel, "mean_loss", lambda *_, losses=losses: next(losses))
+            outcome = choose(masks(problem), chain, problem)
+        assert outcome.stages == stages
+        compensations = [judgement.compensation for judgement in outcome.judgements]
+        assert compensations == ["none"] * 3 + ["least_squares"] * 2 + ["least_squares diagonals"]
+        # The better one of those that were refitted is the second: candidate 0.
+        assert outcome.judgements[-1].candidate == "0"
