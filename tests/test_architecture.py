@@ -151,3 +151,18 @@ def test_every_kind_of_import_counts(tmp_path: Path) -> None:
     }
     assert "optimum_grasprune/inside.py:2: inside.py imports top.py" in map(str, found)
     assert sum(arrow.start == "folder/" for arrow in found) == 2
+
+
+def test_a_runner_alone_asks_where_a_model_is() -> None:
+    """Engines that serve a model place it themselves."""
+    asked = re.compile(r"\b(?:model|pruned|dense|like|runner)\.device\b")
+    allowed = ("execution/", "serving/engines/")
+    package = ROOT / "optimum_grasprune"
+    places = [
+        f"{file.relative_to(package)}:{number}"
+        for file in sorted(package.rglob("*.py"))
+        if not str(file.relative_to(package)).startswith(allowed)
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
+        if asked.search(line)
+    ]
+    assert places == []

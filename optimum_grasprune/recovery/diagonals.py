@@ -121,14 +121,14 @@ class DiagonalMultipliers(Trainable):
 
 def _multiply_input(in_force: Mapping[nn.Module, tuple[Tensor, Tensor]]) -> Callable[..., Any]:
     def hook(linear: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0] * in_force[linear][0].to(inputs[0].dtype), *inputs[1:])
+        return (inputs[0] * in_force[linear][0].to(inputs[0].device, inputs[0].dtype), *inputs[1:])
 
     return hook
 
 
 def _multiply_output(in_force: Mapping[nn.Module, tuple[Tensor, Tensor]]) -> Callable[..., Any]:
     def hook(linear: nn.Module, _: Any, output: Tensor) -> Tensor:
-        return output * in_force[linear][1].to(output.dtype)
+        return output * in_force[linear][1].to(output.device, output.dtype)
 
     return hook
 
@@ -145,8 +145,7 @@ class LearntDiagonals(Learnt):
     @contextmanager
     def in_force(self) -> Iterator[None]:
         """Inputs and outputs of the maps are multiplied, by hooks."""
-        numbers = [self.raw_D.to(next(iter(self.trained.maps.values())).weight.device)]
-        with self.trained.attached(self.runner, numbers) as step:
+        with self.trained.attached(self.runner, [self.raw_D]) as step:
             step(1.0)
             yield
 

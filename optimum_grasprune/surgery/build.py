@@ -92,4 +92,4 @@ def _materialise(config: PreTrainedConfig, state: dict[str, Tensor], like: PreTr
         raise CheckpointError(f"the pruned tensors do not fit the pruned configuration: {problems}")
     pruned.generation_config = copy.deepcopy(like.generation_config)
     pruned.config.name_or_path = pruned.name_or_path = like.config.name_or_path
-    return pruned.to(like.device).train(like.training)
+    return pruned.to(next(iter(state.values())).device).train(like.training)
