@@ -25,12 +25,17 @@ def layer_config(config: PreTrainedConfig, prefix: str) -> PreTrainedConfig:
     return own
 
 
-def add_output_biases(layer: nn.Module, config: PreTrainedConfig) -> None:
-    """Give `o_proj` and `down_proj` of a stock layer the biases that the configuration says the checkpoint has."""
-    if getattr(config, "output_bias", False):  # checkpoints that carry older code of ours do not know the field
-        attention: Any = layer.self_attn
-        ffn: Any = layer.mlp
-        attention.o_proj, ffn.down_proj = _with_bias(attention.o_proj), _with_bias(ffn.down_proj)
+def add_output_biases(layer: nn.Module, config: PreTrainedConfig, *outputs: str) -> None:
+    """Give the maps that lead out of a stock layer's blocks the biases that the configuration says the checkpoint has.
+
+    outputs: their paths below the layer.
+    """
+    if not getattr(config, "output_bias", False):  # checkpoints that carry older code of ours do not know the field
+        return
+    for path in outputs:
+        parent, _, name = path.rpartition(".")
+        linear: Any = layer.get_submodule(path)
+        setattr(layer.get_submodule(parent), name, _with_bias(linear))
 
 
 def check_tensor_parallel(layer: int, config: PreTrainedConfig, size: int) -> None:

@@ -19,7 +19,7 @@ class GRASPLlamaDecoderLayer(LlamaDecoderLayer):
     def __init__(self, vllm_config: VllmConfig, prefix: str = "") -> None:
         config = layer_config(vllm_config.model_config.hf_config, prefix)
         super().__init__(vllm_config, prefix=prefix, config=config)
-        add_output_biases(self, config)
+        add_output_biases(self, config, "self_attn.o_proj", "mlp.down_proj")
 
 
 class GRASPLlamaForCausalLM(LlamaForCausalLM):

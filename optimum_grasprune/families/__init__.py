@@ -21,7 +21,6 @@ __all__ = [
     "Slot",
     "family_of",
     "family_of_type",
-    "head_dimension",
     "linear_at",
     "linears",
     "register",
@@ -62,11 +61,6 @@ def family_of(config: PreTrainedConfig) -> Family:
 def family_of_type(model_type: str) -> Family | None:
     """The family of this model type, dense or pruned; None when there is none."""
     return next((family for family in FAMILIES.values() if model_type in family.model_types), None)
-
-
-def head_dimension(config: PreTrainedConfig) -> int:
-    """Elements of one attention head of a model of a supported family."""
-    return family_of(config).head_dimension(config)
 
 
 def unsupported(model_type: object) -> UnsupportedFamilyError:

@@ -167,10 +167,21 @@ class Family:
         """The map that leads out of each block, in inventory order."""
         return {block.address: linear_at(model, block.output) for block in self.blocks(model)}
 
+    def num_layers(self, config: PreTrainedConfig) -> int:
+        """Decoder layers of a model."""
+        return getattr(config, self.sizes.layers)
+
+    def pruned_values(self, config: PreTrainedConfig, widths: Mapping[Address, int]) -> dict[str, object]:
+        """Fields of a pruned configuration that differ from the dense one's. widths: units of each block that stay.
+
+        The head's size is written out, since no layer can tell it from its own number of heads.
+        """
+        return {"head_dim": self.head_dimension(config), "per_layer_config": self.layer_widths(config, widths)}
+
     def layer_widths(self, config: PreTrainedConfig, widths: Mapping[Address, int]) -> dict[int, dict[str, int]]:
         """Each layer's own values of the configuration's fields. widths: units of each block that stay."""
         queries_per_kv = self.query_heads(config) // self.kv_heads(config)
-        values: dict[int, dict[str, int]] = {layer: {} for layer in range(getattr(config, self.sizes.layers))}
+        values: dict[int, dict[str, int]] = {layer: {} for layer in range(self.num_layers(config))}
         for address, width in widths.items():
             own = values[address.layer]
             if address.kind == FFN:

@@ -9,7 +9,7 @@ from pathlib import PureWindowsPath
 
 from transformers import PreTrainedModel
 
-from ..families import Family, head_dimension
+from ..families import Family, family_of
 from ..loading import count_parameters
 from ..units import Budget, ElementMask, UnitInventory, exact_ratio
 from .record import AskedBudget, BudgetRecord, ModelIdentity, ModelSize, SharesKept
@@ -29,13 +29,13 @@ def public_name(source: str) -> str:
 
 def describe_model(model: PreTrainedModel) -> ModelIdentity:
     """What identifies a base model."""
-    config = model.config
+    config, family = model.config, family_of(model.config)
     return ModelIdentity(
         name=public_name(config.name_or_path or ""),
         model_type=config.model_type,
         hidden_size=config.hidden_size,
-        num_hidden_layers=config.num_hidden_layers,
-        head_dim=head_dimension(config),
+        num_hidden_layers=family.num_layers(config),
+        head_dim=family.head_dimension(config),
         vocab_size=config.vocab_size,
         dtype=str(model.dtype).removeprefix("torch."),
     )

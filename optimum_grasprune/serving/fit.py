@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..families.shape import LayerShape, ModelShape
+from ..units import KV
 
 GIB = 2**30
 
@@ -58,7 +59,7 @@ def kv_heads_per_gpu(layer: LayerShape, size: int) -> int:
 def kv_bytes_per_token(shape: ModelShape, element_bytes: int, size: int = 1) -> int:
     """Bytes that one token takes in the KV cache of each of `size` GPUs: keys and values of all layers."""
     heads = sum(kv_heads_per_gpu(layer, size) for layer in shape.layers)
-    return 2 * heads * shape.head_dim * element_bytes
+    return KV.cached_vectors * heads * shape.head_dim * element_bytes
 
 
 def parameters_per_gpu(shape: ModelShape, size: int) -> int:

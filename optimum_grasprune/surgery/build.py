@@ -31,9 +31,8 @@ def pruned_config(config: PreTrainedConfig, plan: PruningPlan, *, output_bias: b
     pruned = classes.config(
         **{
             **values,
-            "head_dim": family.head_dimension(config),
             "architectures": [classes.causal_lm.__name__],
-            "per_layer_config": family.layer_widths(config, widths),
+            **family.pruned_values(config, widths),
             "output_bias": output_bias or getattr(config, "output_bias", False),
         }
     )
