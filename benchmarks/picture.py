@@ -21,7 +21,7 @@ from optimum_grasprune.writing import write_file
 
 RESULTS = Path(__file__).parent / "results"
 CORPUS = "WikiText-2"
-NAMES = ("comparison", "paper")
+NAMES = ("comparison", "quick", "paper")
 BARS = {"dense": "dense", "half": "ρ = 0.5", "uniform": "ρ = 0.5,\nhalf of the heads"}
 """Checkpoints of the serving benchmark, and what they are called in the picture."""
 
@@ -38,8 +38,8 @@ def main(output: Path) -> None:
 
 def draw_quality(axes: Axes) -> None:
     """Perplexity of every method, the paper's recipe from its own run."""
-    comparison, paper = (ComparisonResult.read(RESULTS / "smollm2-135m" / f"{name}.json") for name in NAMES)
-    points = {**points_of(comparison, CORPUS), **points_of(paper, CORPUS)}
+    comparison, quick, paper = (ComparisonResult.read(RESULTS / "smollm2-135m" / f"{name}.json") for name in NAMES)
+    points = {name: line for result in (comparison, quick, paper) for name, line in points_of(result, CORPUS).items()}
     dense = comparison.dense.perplexity[CORPUS]
     title, subtitle = "SmolLM2-135M: quality", f"{CORPUS} test, nothing fine-tuned"
     draw_perplexity(axes, points, dense, ours_among(points), title=title, subtitle=subtitle)
