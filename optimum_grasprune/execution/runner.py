@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
-from ..families import Block, Family, family_of
+from ..config import GRASPConfig
+from ..families import Block, Family, family_of, inventory_of
 from ..statistics import Statistic
 from ..units import UnitInventory
 from .distillation import Teacher
@@ -44,6 +45,22 @@ class Training:
     label: str
     kl_weight: float = 0.0
 
+    @classmethod
+    def of(
+        cls, config: GRASPConfig, label: str, *, epochs: int, learning_rate: float, kl_weight: float = 0.0
+    ) -> Training:
+        """By a configuration. kl_weight: where the configuration leaves it to what is trained."""
+        return cls(
+            epochs=epochs,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            learning_rate=learning_rate,
+            schedule=config.schedule,
+            gradient_checkpointing=config.gradient_checkpointing,
+            label=label,
+            kl_weight=kl_weight if config.kl_weight is None else config.kl_weight,
+        )
+
 
 class Runner(ABC):
     """Runs one model. A way of running models is a subclass; the rest of the project speaks to this class."""
@@ -64,7 +81,7 @@ class Runner(ABC):
     @cached_property
     def inventory(self) -> UnitInventory:
         """Its units."""
-        return UnitInventory(tuple(block.units for block in self.blocks))
+        return inventory_of(self.blocks)
 
     def beside(self, model: PreTrainedModel) -> Self:
         """Another model, run in the same way."""
@@ -105,12 +122,13 @@ class Runner(ABC):
         trained: Trainable,
         tokens_NS: Tensor,
         training: Training,
-        teacher: Teacher | None = None,
+        dense: Runner | None = None,
         status: Callable[[], Sequence[str]] = tuple,
     ) -> list[Tensor]:
         """Fit numbers with AdamW, behind a bar that shows loss and status, while the weights are fixed.
 
-        tokens_NS: shape (N, S), int64.  teacher: of these sequences; needed where `training.kl_weight` is not 0.
+        tokens_NS: shape (N, S), int64.  dense: whose predictions count by `training.kl_weight`; by default the model's
+        own, as it is without the numbers.
         Returns what the numbers came to, on the CPU.  Raises GraspruneError when the loss is not finite.
         """
 

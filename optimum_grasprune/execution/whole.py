@@ -95,24 +95,29 @@ class WholeModel(Runner):
                 source = stack.enter_context(
                     gradients_at(outputs, see_gradient, see_output_gradient, self.model.device)
                 )
-                for tokens_S in track(tokens_NS, "sensitivity", "sequence"):
-                    tokens_BS, logits_BSV = self._logits(tokens_S[None])
-                    losses = next_token_loss(logits_BSV, tokens_BS, reduction="none")
-                    torch.autograd.grad(losses.sum(), [source], allow_unused=True)
+                self._backward(tokens_NS, source)
             else:
                 for tokens_S in track(tokens_NS, "statistics", "sequence"):
                     self._hidden(tokens_S[None])
         return {statistic: collector.result(tokens_NS.numel()) for statistic, collector in collectors.items()}
+
+    def _backward(self, tokens_NS: Tensor, source: Tensor) -> None:
+        """Take each sequence's summed loss back to a source in its forward pass."""
+        for tokens_S in track(tokens_NS, "sensitivity", "sequence"):
+            tokens_BS, logits_BSV = self._logits(tokens_S[None])
+            losses = next_token_loss(logits_BSV, tokens_BS, reduction="none")
+            torch.autograd.grad(losses.sum(), [source], allow_unused=True)
 
     def learn(
         self,
         trained: Trainable,
         tokens_NS: Tensor,
         training: Training,
-        teacher: Teacher | None = None,
+        dense: Runner | None = None,
         status: Callable[[], Sequence[str]] = tuple,
     ) -> list[Tensor]:
         """See `Runner.learn`."""
+        teacher = (dense or self).teacher(tokens_NS) if training.kl_weight else None
         numbers = [start.to(self.model.device, torch.float32).clone().requires_grad_() for start in trained.start()]
         steps = training_steps(len(tokens_NS), training.epochs, training.batch_size)
         optimizer = torch.optim.AdamW(numbers, lr=training.learning_rate, betas=BETAS, weight_decay=0.0)
@@ -142,7 +147,7 @@ class WholeModel(Runner):
 
     def _loss(self, tokens_BS: Tensor, indices_B: Tensor, kl_weight: float, teacher: Teacher | None) -> Tensor:
         tokens_BS, logits_BSV = self._logits(tokens_BS)
-        if not kl_weight or teacher is None:
+        if teacher is None:
             return next_token_loss(logits_BSV, tokens_BS)
         return distillation_loss(logits_BSV, tokens_BS, teacher.logits(indices_B).to(logits_BSV.device), kl_weight)
 
@@ -152,12 +157,11 @@ class WholeModel(Runner):
         hidden: list[Tensor] = []
         with frozen(self.model):
             for tokens_S in track(tokens_NS, "teacher", "sequence"):
-                tokens_BS = tokens_S[None].to(self.model.device)
-                hidden.append(self.model.base_model(tokens_BS, use_cache=False).last_hidden_state.cpu())
+                hidden.append(self._hidden(tokens_S[None]).cpu())
 
         @torch.no_grad()
         def head(hidden_BSD: Tensor) -> Tensor:
-            with frozen(self.model), hidden_given(self.model, hidden_BSD.to(self.model.device)):
+            with hidden_given(self.model, hidden_BSD.to(self.model.device)):
                 return self.model(
                     torch.zeros(1, 1, dtype=torch.int64, device=self.model.device), use_cache=False
                 ).logits
@@ -176,9 +180,9 @@ class WholeModel(Runner):
         tokens_BS = self._placed(tokens_BS)
         return tokens_BS, self.model(tokens_BS, use_cache=False).logits
 
-    def _hidden(self, tokens_BS: Tensor) -> None:
-        """Run the layers alone: logits of a large vocabulary are dear."""
-        self.model.base_model(self._placed(tokens_BS), use_cache=False)
+    def _hidden(self, tokens_BS: Tensor) -> Tensor:
+        """The last hidden states, from the layers alone: logits of a large vocabulary are dear."""
+        return self.model.base_model(self._placed(tokens_BS), use_cache=False).last_hidden_state
 
     def _placed(self, tokens_BS: Tensor) -> Tensor:
         self._tokens += tokens_BS.numel()

@@ -5,7 +5,18 @@ from __future__ import annotations
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
 from ..errors import UnsupportedFamilyError
-from .base import Block, Family, Projection, PrunedClasses, SizeFields, Slot, linear_at, linears, unit_features
+from .base import (
+    Block,
+    Family,
+    Projection,
+    PrunedClasses,
+    SizeFields,
+    Slot,
+    inventory_of,
+    linear_at,
+    linears,
+    unit_features,
+)
 from .llama import LLAMA
 
 FAMILIES: dict[str, Family] = {}
@@ -21,6 +32,7 @@ __all__ = [
     "Slot",
     "family_of",
     "family_of_type",
+    "inventory_of",
     "linear_at",
     "linears",
     "register",

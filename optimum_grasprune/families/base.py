@@ -161,7 +161,7 @@ class Family:
 
     def inventory(self, model: PreTrainedModel) -> UnitInventory:
         """All units of the model with their costs."""
-        return UnitInventory(tuple(block.units for block in self.blocks(model)))
+        return inventory_of(self.blocks(model))
 
     def output_projections(self, model: PreTrainedModel) -> dict[Address, nn.Linear]:
         """The map that leads out of each block, in inventory order."""
@@ -251,6 +251,11 @@ def unit_features(size: int, count: int, sections: Sequence[int] = ()) -> Tensor
         parts.append(torch.arange(start, start + section, device="cpu").view(count, -1))
         start += section
     return torch.cat(parts, dim=1)
+
+
+def inventory_of(blocks: Iterable[Block]) -> UnitInventory:
+    """All units of some blocks."""
+    return UnitInventory(tuple(block.units for block in blocks))
 
 
 def linear_at(model: nn.Module, path: str) -> nn.Linear:

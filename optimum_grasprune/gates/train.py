@@ -48,20 +48,13 @@ def train_gates(
         mask = project(scores_U, inventory, budget_at(budget, inventory.total_cost, config.budget_warmup, progress))
         return straight_through(mask.kept_U.to(scores_U.device), probabilities_U)
 
-    training = Training(
+    training = Training.of(
+        config,
+        "gates",
         epochs=config.epochs,
-        batch_size=config.batch_size,
-        seed=config.seed,
         learning_rate=gate_learning_rate(config.learning_rate, budget.share_cut(inventory)),
-        schedule=config.schedule,
-        gradient_checkpointing=config.gradient_checkpointing,
-        label="gates",
-        kl_weight=config.kl_weight or 0.0,
     )
-    teacher = runner.teacher(tokens_NS) if training.kl_weight else None  # the model itself, all its gates at one
-    (scores_U,) = runner.learn(
-        UnitMultipliers(start_U, multipliers), tokens_NS, training, teacher, status=lambda: _shares(mask)
-    )
+    (scores_U,) = runner.learn(UnitMultipliers(start_U, multipliers), tokens_NS, training, status=lambda: _shares(mask))
     return [*snapshots, scores_U]
 
 

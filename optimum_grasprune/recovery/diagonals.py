@@ -69,19 +69,15 @@ class Diagonals(TrainedStage):
         """Train the diagonals on the first calibration sequences."""
         own, runner = self.config.own(self.Options), reference.runner.beside(pruned)
         tokens_NS = reference.tokens_NS[: own.diagonal_samples]
-        training = Training(
+        training = Training.of(
+            self.config,
+            "diagonals",
             epochs=own.diagonal_epochs,
-            batch_size=self.config.batch_size,
-            seed=self.config.seed,
             learning_rate=own.diagonal_learning_rate,
-            schedule=self.config.schedule,
-            gradient_checkpointing=self.config.gradient_checkpointing,
-            label="diagonals",
-            kl_weight=KL_WEIGHT if self.config.kl_weight is None else self.config.kl_weight,
+            kl_weight=KL_WEIGHT,
         )
-        teacher = reference.runner.teacher(tokens_NS) if training.kl_weight else None
         trained = DiagonalMultipliers(linears(pruned, runner.blocks))
-        (raw_D,) = runner.learn(trained, tokens_NS, training, teacher)
+        (raw_D,) = runner.learn(trained, tokens_NS, training, reference.runner)
         return LearntDiagonals(raw_D, trained, runner, plan)
 
 

@@ -27,10 +27,9 @@ from ..execution import LayerStream, Runner
 from ..families import Block, linear_at
 from ..progress import track
 from ..statistics import TOKEN_WEIGHTS, Statistic, finite
-from ..surgery import feature_indices
 from ..units import PruningPlan
 from .base import Edit, WeightStage
-from .reference import Reference, Settings, Trial
+from .reference import Reference, Settings, Trial, kept_columns
 from .registry import register
 
 if TYPE_CHECKING:
@@ -159,19 +158,13 @@ def restored_on_dense_inputs(
             for (plan, damping), weights in zip(trials, results, strict=True):
                 for block in blocks:
                     before, gram_II = outputs[block.output], grams[block.output]
-                    columns_K = _kept_columns(plan, block, before)
+                    columns_K = kept_columns(plan, block, before)
                     cross_IK = gram_II[:, columns_K]
                     weight_OK = restored_weight(
                         before.weight, columns_K, cross_IK[columns_K], cross_IK, damping, block.output, fit.diagonal
                     )
                     weights[block.output] = weight_OK.to(before.weight.dtype).cpu()
     return results
-
-
-def _kept_columns(plan: PruningPlan, block: Block, before: nn.Linear) -> Tensor:
-    """Indices of the columns of a block's dense output projection that stay, shape (K,), on the weight's device."""
-    group = plan.group(block.address)
-    return feature_indices(group.kept, before.in_features, group.count).to(before.weight.device)
 
 
 def _advance_with_grams(
@@ -239,7 +232,7 @@ def restore_in_sequence(
                         weighed_TK = z_TK * weight_T[:, None]
                     gram_KK.addmm_(weighed_TK.T, z_TK)
                     cross_IK.addmm_(x_TI.T, weighed_TK)
-                columns_K = _kept_columns(plan, block, before)
+                columns_K = kept_columns(plan, block, before)
                 after.weight.copy_(
                     restored_weight(before.weight, columns_K, gram_KK, cross_IK, damping, block.output, fit.diagonal)
                 )

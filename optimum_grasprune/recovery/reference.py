@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..execution import Gathered, Runner
-from ..families import Family, linear_at
+from ..families import Block, Family, linear_at
 from ..problem import Problem
 from ..statistics import Statistic
 from ..surgery import feature_indices
@@ -93,9 +93,8 @@ class Reference:
                 yield CutMap(path, before, linear_at(pruned, path), everything_I)
             return
         for block in self.runner.blocks:
-            before, group = linear_at(self.model, block.output), cut.group(block.address)
-            kept_K = feature_indices(group.kept, before.in_features, group.count).to(before.weight.device)
-            yield CutMap(block.output, before, linear_at(pruned, block.output), kept_K)
+            before = linear_at(self.model, block.output)
+            yield CutMap(block.output, before, linear_at(pruned, block.output), kept_columns(cut, block, before))
 
 
 @dataclass(frozen=True)
@@ -109,3 +108,9 @@ class CutMap:
     before: nn.Linear
     after: nn.Linear
     kept_K: Tensor
+
+
+def kept_columns(plan: PruningPlan, block: Block, before: nn.Linear) -> Tensor:
+    """Indices of the columns of a block's dense output projection that stay, shape (K,), on the weight's device."""
+    group = plan.group(block.address)
+    return feature_indices(group.kept, before.in_features, group.count).to(before.weight.device)

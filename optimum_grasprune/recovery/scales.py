@@ -90,20 +90,10 @@ def train_scales(runner: Runner, tokens_NS: Tensor, config: GRASPConfig, dense: 
     tokens_NS: shape (N, S), int64.  dense: the teacher, where `config.kl_weight` asks for one.
     Returns γ, shape (units,), fp32, on the CPU, each between ½ and 1½.
     """
-    training = Training(
-        epochs=config.scale_epochs,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        learning_rate=config.scale_learning_rate,
-        schedule=config.schedule,
-        gradient_checkpointing=config.gradient_checkpointing,
-        label="scales",
-        kl_weight=config.kl_weight or 0.0,
-    )
-    teacher = dense.teacher(tokens_NS) if training.kl_weight and dense is not None else None
+    training = Training.of(config, "scales", epochs=config.scale_epochs, learning_rate=config.scale_learning_rate)
     start_U = torch.zeros(runner.inventory.num_units, dtype=torch.float32, device="cpu")
     trained = UnitMultipliers(start_U, lambda raw_U, _: bounded_scale(raw_U))
-    (raw_U,) = runner.learn(trained, tokens_NS, training, teacher)
+    (raw_U,) = runner.learn(trained, tokens_NS, training, dense)
     return bounded_scale(raw_U)
 
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import GraspruneError
-from ..families import Block
+from ..families import Block, inventory_of
 from ..numerics import precision_advice
-from ..units import UnitInventory
 from .base import Collector, Statistic
 
 Reduction = Callable[[Tensor], Tensor]
@@ -58,7 +57,7 @@ PER_SEQUENCE = Sensitivity(squared_per_sequence)
 class _Collector(Collector[Tensor]):
     def __init__(self, reduce: Reduction, blocks: tuple[Block, ...]) -> None:
         self._reduce = reduce
-        self._inventory = UnitInventory(tuple(block.units for block in blocks))
+        self._inventory = inventory_of(blocks)
         self._spans = {block.output: self._inventory.slice_of(block.address) for block in blocks}
         self._dtype = torch.float32
         self._total_U = torch.zeros(self._inventory.num_units, dtype=torch.float32, device="cpu")

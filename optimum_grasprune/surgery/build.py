@@ -10,9 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import CheckpointError
-from ..families import Block, Family, family_of
+from ..families import Block, Family, family_of, inventory_of
 from ..progress import without_library_bars
-from ..units import PruningPlan, UnitInventory
+from ..units import PruningPlan
 from .folding import fold_scales
 from .slicing import slice_state
 
@@ -60,7 +60,7 @@ def build_pruned_model(
     Raises PlanError when the plan was made for other shapes.
     """
     blocks = family.blocks(model)
-    plan.check(UnitInventory(tuple(block.units for block in blocks)))
+    plan.check(inventory_of(blocks))
     config = pruned_config(model.config, plan, output_bias=output_bias)
     state = slice_state(model.state_dict(), plan, blocks)
     _own_output_biases(state, blocks, config.output_bias)

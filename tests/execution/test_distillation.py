@@ -69,7 +69,7 @@ def test_training_with_a_teacher_comes_closer_to_it(model: LlamaForCausalLM) -> 
     teacher = runner.teacher(TOKENS)
     training = Training(8, 1, 0, 0.05, "constant", gradient_checkpointing=False, label="gates", kl_weight=1.0)
     start_U = torch.full((runner.inventory.num_units,), 0.5)
-    (learnt_U,) = runner.learn(UnitMultipliers(start_U, lambda values_U, _: values_U), TOKENS, training, teacher)
+    (learnt_U,) = runner.learn(UnitMultipliers(start_U, lambda values_U, _: values_U), TOKENS, training, runner)
 
     def divergence(values_U: torch.Tensor) -> float:
         with runner.gated() as gates:
