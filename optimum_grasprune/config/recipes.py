@@ -34,4 +34,4 @@ QUICK: dict[str, Any] = {
     "snapshots": 2,
     "budget_warmup": 0.0,
 }
-THOROUGH: dict[str, Any] = {"search_trials": 256, "search_samples": 16, "scale_epochs": 2}
+THOROUGH: dict[str, Any] = {"search_trials": 256, "search_samples": 16, "diagonal_epochs": 2}

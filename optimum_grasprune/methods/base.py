@@ -48,7 +48,7 @@ class Method(ABC):
     restoration: Literal["dense", "sequential"] = "dense"
     """What `restoration="auto"` is: the inputs that least squares fit."""
 
-    least_squares: Literal["robust", "plain"] = "robust"
+    least_squares: Literal["robust", "plain", "weighted"] = "robust"
     """What `least_squares="auto"` is: how least squares take massive activations."""
 
     held_out: int = 0

@@ -21,7 +21,8 @@ class GRASPrune(Method):
 
     source = "GRASPrune, arXiv 2604.19398"
     allocations = ("global",)
-    compensation = "both"
+    compensation = "refit"
+    least_squares = "weighted"
     held_out = 32
 
     def statistics_for(self, config: GRASPConfig) -> tuple[Sensitivity, ...]:

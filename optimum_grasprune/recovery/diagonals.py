@@ -46,7 +46,7 @@ class Diagonals(TrainedStage):
         """How the diagonals are trained."""
 
         diagonal_samples: int = Field(
-            default=256, ge=1, description="calibration sequences, at most, that diagonals are trained on"
+            default=192, ge=1, description="calibration sequences, at most, that diagonals are trained on"
         )
         diagonal_epochs: int = Field(default=1, ge=1, description="passes over them while diagonals are trained")
         diagonal_learning_rate: Annotated[float, Flag("RATE")] = Field(

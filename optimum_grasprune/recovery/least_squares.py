@@ -62,7 +62,7 @@ FITS = {
     "robust": Fit(outliers=False, diagonal="median", dampings=(4.0, 0.5, 0.05, 0.005)),
     # As FASP has it, but for the ridge, which pulls towards the old weights and not towards zero.
     "plain": Fit(outliers=True, diagonal="mean", dampings=(0.01,)),
-    "weighted": Fit(outliers=True, diagonal="median", dampings=(4.0, 0.5, 0.05, 0.005), weighted=True),
+    "weighted": Fit(outliers=True, diagonal="median", dampings=(4.0, 0.5), weighted=True),
 }
 """What `LeastSquaresOptions.least_squares` offers, by name."""
 
