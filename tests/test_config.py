@@ -9,6 +9,7 @@ from optimum_grasprune.corpora.sequences import CALIBRATION_TOKENS
 from optimum_grasprune.errors import OptionError
 from optimum_grasprune.loading import CALIBRATION_LENGTH
 from optimum_grasprune.methods import get_method
+from optimum_grasprune.recovery.diagonals import Diagonals
 from optimum_grasprune.recovery.least_squares import FITS
 
 
@@ -33,11 +34,18 @@ def cost(config: GRASPConfig) -> float:
     statistics = config.statistic_samples * (config.start == "fisher")
     search = config.search_trials * config.search_samples / 2
     held_out = get_method(config.method).held_out_for(config)
-    judged = held_out * (2 * len(FITS["robust"].dampings) + config.snapshots + 2) / 2
+    judged = held_out * (2 * len(FITS["weighted"].dampings) + config.snapshots + 2) / 2
     length = config.seq_len or CALIBRATION_LENGTH
     number = config.num_samples or CALIBRATION_TOKENS // length
-    scales = config.scale_epochs * min(number, config.scale_samples)
-    return (statistics + number * config.epochs + search + judged + scales) * length
+    return (statistics + number * config.epochs + search + judged + recovery_cost(config, number)) * length
+
+
+def recovery_cost(config: GRASPConfig, number: int) -> float:
+    """Sequences run forward and backward for scales, or for diagonals and their teacher."""
+    if config.compensation == "scales":
+        return config.scale_epochs * min(number, config.scale_samples)
+    diagonals = config.own(Diagonals.Options)
+    return (diagonals.diagonal_epochs + 0.5) * min(number, diagonals.diagonal_samples)
 
 
 def test_default_costs_less_than_the_paper_and_recipes_are_in_order() -> None:
