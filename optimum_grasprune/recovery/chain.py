@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +79,14 @@ class Chain:
 
         The first is what is taken where nothing can choose.
         """
+        cut = self._before_stages(cut)
         combinations = product(*(stage.variants() for stage in self.weight_stages))
         return [Trial(cut, _merged(combination)) for combination in combinations]
+
+    def _before_stages(self, cut: Cut) -> Cut:
+        """The cut without multipliers where a stage replaces the weights that they are in."""
+        replaced = any(stage.replaces_multipliers for stage in self.weight_stages)
+        return cut.without_multipliers() if replaced and isinstance(cut, PruningPlan) else cut
 
     def refitted(self, reference: Reference, trials: Sequence[Trial]) -> Iterator[PreTrainedModel]:
         """The pruned model of every trial, with its weights refitted; each is made when it is asked for."""
@@ -103,6 +109,7 @@ class Chain:
 
     def replayed(self, reference: Reference, recorded: Trial) -> tuple[PreTrainedModel, PruningPlan]:
         """The pruned model of a saved plan, and what of the plan is in force in it."""
+        recorded = replace(recorded, cut=self._before_stages(recorded.plan))
         kept = recorded.plan.without_scales()
         pruned = self._built(reference, kept)
         for stage in self.stages:
