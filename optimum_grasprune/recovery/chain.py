@@ -142,11 +142,13 @@ def held_by(plan: PruningPlan) -> tuple[str, ...]:
     return tuple(name for name in stage_names() if get_stage(name).held_by(plan))
 
 
-def sentence(names: Iterable[str]) -> str:
-    """What the named stages did, for the model card."""
+def sentence(names: Iterable[str], *, multiplied: bool = False) -> str:
+    """What the named stages did, for the model card. multiplied: whether the plan has multipliers."""
     stages = [get_stage(name) for name in names]
-    parts = [stage.sentence for stage in stages]
+    parts = ["Each unit that stays has a multiplier, trained with the choice of units and folded"] if multiplied else []
+    parts += [stage.sentence for stage in stages]
     if not any(stage.fine_tunes for stage in stages):
-        parts.append(f"No weight was {'fine-tuned' if any(stage.changes_weights for stage in stages) else 'changed'}")
+        changed = multiplied or any(stage.changes_weights for stage in stages)
+        parts.append(f"No weight was {'fine-tuned' if changed else 'changed'}")
     first, *others = parts
     return "; ".join([first, *(part[:1].lower() + part[1:] for part in others)]) + "."

@@ -93,6 +93,11 @@ class PruningPlan:
         return self._by_address[address]
 
     @property
+    def multiplied(self) -> bool:
+        """Whether units have multipliers that were chosen with them."""
+        return any(group.multipliers is not None for group in self.groups)
+
+    @property
     def num_layers(self) -> int:
         """Number of decoder layers, up to the last one that has units."""
         return 1 + max(group.layer for group in self.groups)

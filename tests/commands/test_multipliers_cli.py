@@ -50,7 +50,8 @@ def test_a_comparison_reuses_what_was_chosen_for_other_compensations(
     cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path
 ) -> None:
     methods = ["quick+none", "quick+none@multipliers=joint", "quick+scales@multipliers=joint", "ddp", "ddp+refit"]
-    common = ("--keep-ratios", "0.5", "--dataset", corpus_file, *SMALL, "--no-plot")
+    evaluation = ("--eval-seq-len=32", "--eval-samples=4", "--evaluate", f"end={corpus_file}[90%:]")
+    common = ("--keep-ratios=0.5", "--dataset", corpus_file, "--held-out=2", *SMALL, *evaluation, "--no-plot")
     outcome = cli("compare", "-m", model_folder, "--methods", *methods, *common, tmp_path / "out")
     assert outcome.code == 0, outcome.error_lines
     cells = json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]

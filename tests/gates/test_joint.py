@@ -150,6 +150,7 @@ def test_a_replay_makes_the_same_model_whatever_made_up_for_the_cut(
     scaled = [group.scales is not None for group in plan.groups]
     assert set(multiplied) == {"least_squares" not in record.compensation}
     assert set(scaled) == {"scales" in record.compensation}
+    assert ("has a multiplier" in (tmp_path / "out" / "README.md").read_text()) == plan.multiplied
 
 
 @pytest.mark.parametrize("compensation", ["none", "scales"])
