@@ -29,11 +29,14 @@ from ..units import Budget, UnitInventory, UnitMask, project
 from .base import Method
 from .registry import register
 
-STEPS = 1000
-"""Steps of the published training, whose learning rates these are."""
+STEPS, TOKENS = 1000, 1000 * 16 * 2048
+"""Of the published training, whose learning rates these are."""
 
 LEARNING_RATE, DUAL_RATE, PENALTY_RATE = 2e-2, 2e-2, 4e-1
 """Of z, of λ₁ and λ₃, of λ₂."""
+
+HIGHEST_RATE = 0.1
+"""Of z, in a training that is so short that it could not cross from 1 to 0 at the published rate."""
 
 KL_WEIGHT = 2 / 3
 """What `kl_weight=None` is here: a third of cross-entropy + 2 · divergence."""
@@ -63,14 +66,14 @@ class DDP(Method):
         dual_learning_rate: Annotated[float | None, Flag("RATE")] = Field(
             default=None,
             gt=0,
-            description="learning rate for the weights of the excess and of undecided units; by default 0.02 for 1,000 "
-            "steps or more, and in inverse proportion more for fewer",
+            description="learning rate for the weights of the excess and of undecided units; by default 0.02 for 33 "
+            "million tokens, and with their root more for fewer",
         )
         penalty_learning_rate: Annotated[float | None, Flag("RATE")] = Field(
             default=None,
             gt=0,
-            description="learning rate for the weight of the squared excess; by default 0.4 for 1,000 steps or more, "
-            "and in inverse proportion more for fewer",
+            description="learning rate for the weight of the squared excess; by default 0.4 for 33 million tokens, "
+            "and with their root more for fewer",
         )
         final_softness: Annotated[float, Flag("MU")] = Field(
             default=0.05,
@@ -86,7 +89,7 @@ class DDP(Method):
     def candidates(self, problem: Problem, scores_U: Tensor) -> dict[str, UnitMask]:
         """The units with the largest multipliers, and these."""
         config, inventory = problem.config, problem.inventory
-        rates = rates_for(config, training_steps(len(problem.tokens_NS), config.epochs, config.batch_size))
+        rates = rates_for(config, problem.tokens_NS)
         limits = limits_of(problem.budget, inventory)
         gates = SoftGates(scores_U, limits, rates, config.own(self.Options).final_softness)
         training = Training.of(
@@ -106,17 +109,19 @@ class Rates:
     penalty: float
 
 
-def rates_for(config: GRASPConfig, steps: int) -> Rates:
-    """What is asked for; else the published rates, which are for 1,000 steps, raised where there are fewer.
+def rates_for(config: GRASPConfig, tokens_NS: Tensor) -> Rates:
+    """What is asked for; else the published rates, raised where the training is shorter than the published one.
 
-    What the λ come to decides how hard the constraint is, so their rates make up for all of the missing steps. z has to
-    get from 1 to 0 and then settle, so its rate makes up for their square root.
+    z has a way to go, so its rate makes up for missing steps. The pull of the λ has to stand out from the noise of the
+    gradients beside it, which AdamW measures it by, so theirs make up for the root of missing tokens.
     """
-    own, haste = config.own(DDP.Options), max(1.0, STEPS / steps)
+    own, steps = config.own(DDP.Options), training_steps(len(tokens_NS), config.epochs, config.batch_size)
+    noise = math.sqrt(max(1.0, TOKENS / (config.epochs * tokens_NS.numel())))
+    gates = min(HIGHEST_RATE, LEARNING_RATE * max(1.0, STEPS / steps))
     return Rates(
-        LEARNING_RATE * math.sqrt(haste) if config.learning_rate is None else config.learning_rate,
-        DUAL_RATE * haste if own.dual_learning_rate is None else own.dual_learning_rate,
-        PENALTY_RATE * haste if own.penalty_learning_rate is None else own.penalty_learning_rate,
+        gates if config.learning_rate is None else config.learning_rate,
+        DUAL_RATE * noise if own.dual_learning_rate is None else own.dual_learning_rate,
+        PENALTY_RATE * noise if own.penalty_learning_rate is None else own.penalty_learning_rate,
     )
 
 

@@ -12,6 +12,7 @@ from optimum_grasprune.execution import OfUnits, Training, WholeModel
 from optimum_grasprune.execution.training import Schedule
 from optimum_grasprune.methods import get_method
 from optimum_grasprune.methods.ddp import (
+    HIGHEST_RATE,
     LOWEST,
     Limit,
     Rates,
@@ -91,13 +92,21 @@ def test_multipliers_do_not_fall_far_below_zero() -> None:
     assert z_U.tolist() == pytest.approx([LOWEST, 0.7])
 
 
-def test_rates_make_up_for_missing_steps_unless_they_are_asked_for() -> None:
+def test_rates_make_up_for_what_is_missing_unless_they_are_asked_for() -> None:
+    def sequences(count: int, length: int) -> torch.Tensor:
+        return torch.zeros(1, 1, dtype=torch.int64).expand(count, length)
+
     config = GRASPConfig(method="ddp")
-    assert rates_for(config, 1000) == rates_for(config, 4000) == Rates(2e-2, 2e-2, 4e-1)
-    fewer = rates_for(config, 250)
-    assert [fewer.gates, fewer.dual, fewer.penalty] == pytest.approx([4e-2, 8e-2, 1.6])
+    assert rates_for(config, sequences(1000, 32768)) == rates_for(config, sequences(4000, 32768))
+    assert rates_for(config, sequences(1000, 32768)) == Rates(2e-2, 2e-2, 4e-1)
+    fewer = rates_for(config, sequences(250, 1311))  # a quarter of the steps, a hundredth of the tokens
+    assert [fewer.gates, fewer.dual, fewer.penalty] == pytest.approx([8e-2, 0.2, 4], rel=1e-3)
+    in_passes = config.model_copy(update={"epochs": 2, "batch_size": 2})
+    assert rates_for(in_passes, sequences(250, 1311)).gates == pytest.approx(8e-2)
+    assert rates_for(in_passes, sequences(250, 1311)).dual == pytest.approx(0.2 / math.sqrt(2), rel=1e-3)
+    assert rates_for(config, sequences(3, 20)).gates == HIGHEST_RATE
     asked = GRASPConfig(method="ddp", learning_rate=0.3, dual_learning_rate=0.2, penalty_learning_rate=0.1)
-    assert rates_for(asked, 250) == Rates(0.3, 0.2, 0.1)
+    assert rates_for(asked, sequences(250, 512)) == Rates(0.3, 0.2, 0.1)
 
 
 def test_training_brings_the_multipliers_to_the_budget(model: LlamaForCausalLM) -> None:
