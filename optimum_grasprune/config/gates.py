@@ -27,6 +27,13 @@ class GateOptions(Options):
         description="share of the loss, wherever something is trained, that is the divergence from what the dense "
         "model predicts; by default 0 for gates and scales, 0.5 for diagonals",
     )
+    multipliers: Literal["none", "joint"] = Field(
+        default="none",
+        description="whether an unbounded multiplier per unit is trained jointly with the gates, and folded",
+    )
+    multiplier_learning_rate: Annotated[float, Flag("RATE")] = Field(
+        default=1e-2, gt=0, description="AdamW's learning rate for these multipliers"
+    )
     temperature: Annotated[float, Flag("TAU")] = Field(default=1.5, gt=0, description="τ in p = sigmoid(s / τ)")
     start: Literal["zero", "fisher"] = Field(
         default="fisher", description="gate scores at the start: all equal, or by Fisher information per parameter"

@@ -5,13 +5,15 @@ from .gathered import Gathered
 from .instrument import Gates
 from .runner import Runner, Training
 from .stream import LayerStream
-from .trainable import Trainable, UnitMultipliers
+from .trainable import OfUnits, Pace, Trainable, UnitMultipliers
 from .whole import WholeModel
 
 __all__ = [
     "Gates",
     "Gathered",
     "LayerStream",
+    "OfUnits",
+    "Pace",
     "Runner",
     "Teacher",
     "Trainable",

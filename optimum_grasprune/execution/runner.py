@@ -34,6 +34,7 @@ class Training:
     learning_rate: AdamW's, at the first step.  schedule: `GateOptions.schedule`.
     gradient_checkpointing: recompute each layer in the backward pass.  label: of its bar and in messages.
     kl_weight: share of the loss that is the divergence from what a teacher predicts; 0 trains on the text alone.
+    warmup: share of the steps over which the learning rate rises.
     """
 
     epochs: int
@@ -44,10 +45,18 @@ class Training:
     gradient_checkpointing: bool
     label: str
     kl_weight: float = 0.0
+    warmup: float = 0.0
 
     @classmethod
     def of(
-        cls, config: GRASPConfig, label: str, *, epochs: int, learning_rate: float, kl_weight: float = 0.0
+        cls,
+        config: GRASPConfig,
+        label: str,
+        *,
+        epochs: int,
+        learning_rate: float,
+        kl_weight: float = 0.0,
+        warmup: float = 0.0,
     ) -> Training:
         """By a configuration. kl_weight: where the configuration leaves it to what is trained."""
         return cls(
@@ -59,6 +68,7 @@ class Training:
             gradient_checkpointing=config.gradient_checkpointing,
             label=label,
             kl_weight=kl_weight if config.kl_weight is None else config.kl_weight,
+            warmup=warmup,
         )
 
 

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
@@ -24,6 +24,17 @@ Step = Callable[[float], None]
 """Called before each forward pass with the progress of the training."""
 
 
+class Pace(NamedTuple):
+    """How one tensor of numbers is trained.
+
+    rate: its learning rate, as a multiple of the training's.  ascends: whether it climbs the loss, as the multiplier of
+    a constraint does, where everything else descends.
+    """
+
+    rate: float = 1.0
+    ascends: bool = False
+
+
 class Trainable(ABC):
     """Numbers, and how they act on a model."""
 
@@ -35,9 +46,35 @@ class Trainable(ABC):
     def attached(self, runner: Runner, numbers: Sequence[Tensor]) -> AbstractContextManager[Step]:
         """Inside the block the runner's model computes with the numbers, which are where the model is."""
 
+    def paces(self) -> Sequence[Pace]:
+        """How each tensor of `start` is trained."""
+        return [Pace() for _ in self.start()]
+
+    def penalty(self, numbers: Sequence[Tensor], progress: float) -> Tensor | None:
+        """What is added to the loss of a step beside what the model predicts, a scalar; None for nothing."""
+        return None
+
+
+class OfUnits(Trainable):
+    """Numbers that multiply the units."""
+
+    @abstractmethod
+    def values(self, numbers: Sequence[Tensor], progress: float) -> Tensor:
+        """What the units are multiplied by at a step, shape (units,); see `Multipliers`."""
+
+    @contextmanager
+    def attached(self, runner: Runner, numbers: Sequence[Tensor]) -> Iterator[Step]:
+        """The units are multiplied."""
+        with runner.gated() as gates:
+
+            def step(progress: float) -> None:
+                gates.values_U = self.values(numbers, progress)
+
+            yield step
+
 
 @dataclass(frozen=True)
-class UnitMultipliers(Trainable):
+class UnitMultipliers(OfUnits):
     """One number per unit. start_U: shape (units,), fp32."""
 
     start_U: Tensor
@@ -47,13 +84,7 @@ class UnitMultipliers(Trainable):
         """One tensor of all units."""
         return (self.start_U,)
 
-    @contextmanager
-    def attached(self, runner: Runner, numbers: Sequence[Tensor]) -> Iterator[Step]:
-        """The units are multiplied."""
+    def values(self, numbers: Sequence[Tensor], progress: float) -> Tensor:
+        """What `multipliers` makes of the numbers."""
         (values_U,) = numbers
-        with runner.gated() as gates:
-
-            def step(progress: float) -> None:
-                gates.values_U = self.multipliers(values_U, progress)
-
-            yield step
+        return self.multipliers(values_U, progress)

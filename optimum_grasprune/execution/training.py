@@ -18,14 +18,24 @@ BETAS = (0.9, 0.99)
 
 @dataclass(frozen=True)
 class Schedule:
-    """Length and course of one training. steps: optimiser steps in all.  kind: `GateOptions.schedule`."""
+    """Length and course of one training.
+
+    steps: optimiser steps in all.  kind: `GateOptions.schedule`.  warmup: share of the steps over which the learning
+    rate rises in a straight line before that course begins.
+    """
 
     steps: int
     kind: str
+    warmup: float = 0.0
 
     def factor(self, step: int) -> float:
         """What the learning rate is multiplied by at a step, between 0 and 1."""
-        return 1.0 if self.kind == "constant" else 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        rising = round(self.warmup * self.steps)
+        if step < rising:
+            return (step + 1) / (rising + 1)
+        if self.kind == "constant":
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (step - rising) / (self.steps - rising)))
 
 
 def batches(sequences: int, epochs: int, batch_size: int, seed: int) -> Iterator[Tensor]:

@@ -24,7 +24,7 @@ from .instrument import Gates, frozen, gated, gradients_at, hidden_given, inputs
 from .loss import next_token_loss
 from .runner import Runner, Training
 from .stream import LayerStream
-from .trainable import Trainable
+from .trainable import Pace, Trainable
 from .training import BETAS, Schedule, batches, training_steps
 
 
@@ -120,8 +120,9 @@ class WholeModel(Runner):
         teacher = (dense or self).teacher(tokens_NS) if training.kl_weight else None
         numbers = [start.to(self.model.device, torch.float32).clone().requires_grad_() for start in trained.start()]
         steps = training_steps(len(tokens_NS), training.epochs, training.batch_size)
-        optimizer = torch.optim.AdamW(numbers, lr=training.learning_rate, betas=BETAS, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(steps, training.schedule).factor)
+        optimizer = _adamw(numbers, trained.paces(), training.learning_rate)
+        course = Schedule(steps, training.schedule, training.warmup)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, course.factor)
         drawn = batches(len(tokens_NS), training.epochs, training.batch_size, training.seed)
         smooth = math.nan
         with (
@@ -131,11 +132,13 @@ class WholeModel(Runner):
             bar(steps, training.label) as stage,
         ):
             for step, indices_B in enumerate(drawn, start=1):
-                prepare((step - 1) / steps)
+                prepare(progress := (step - 1) / steps)
                 loss = self._loss(tokens_NS[indices_B], indices_B, training.kl_weight, teacher)
                 if not math.isfinite(value := loss.item()):
                     advice = precision_advice(self.model.dtype)
                     raise GraspruneError(f"{training.label}: the loss is {value} at step {step}; {advice}")
+                if (penalty := trained.penalty(numbers, progress)) is not None:
+                    loss = loss + penalty
                 for number, gradient in zip(numbers, torch.autograd.grad(loss, numbers), strict=True):
                     number.grad = gradient
                 optimizer.step()
@@ -188,3 +191,11 @@ class WholeModel(Runner):
         self._tokens += tokens_BS.numel()
         tell_when_slow(self.model.dtype, self.model.device, self._tokens * self._parameters)
         return tokens_BS.to(self.model.device)
+
+
+def _adamw(numbers: Sequence[Tensor], paces: Sequence[Pace], learning_rate: float) -> torch.optim.AdamW:
+    groups = [
+        {"params": [number], "lr": learning_rate * pace.rate, "maximize": pace.ascends}
+        for number, pace in zip(numbers, paces, strict=True)
+    ]
+    return torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..methods import get_method
@@ -27,7 +25,10 @@ def model_card(record: Record) -> str:
     )
     rows = "\n".join(f"| {' | '.join(row)} |" for row in budget_rows(record))
     in_units = record.plan is not None
-    what = _what_units(method, record.compensation) if in_units else _what_elements(method, record.recipe["pattern"])
+    if record.plan is None:
+        what = _what_elements(method, record.recipe["pattern"])
+    else:
+        what = _what_units(method, sentence(record.compensation, multiplied=record.plan.multiplied))
     contents = ", the calibration corpus's hash and the plan" if in_units else " and the calibration corpus's hash"
     stock = not in_units and not needs_code(base.model_type)
     return str(
@@ -73,12 +74,12 @@ vllm serve path/to/this/folder
 """
 
 
-def _what_units(method: str, stages: Sequence[str]) -> str:
+def _what_units(method: str, made_up: str) -> str:
     source = get_method(method).source
     return (
         f"A smaller dense model, made by {GITHUB_NAME} with the method `{method}`"
         f"{f' ({source})' if source else ''}. FFN channels and KV head groups were cut under one budget, so every "
-        f"layer has its own widths. {sentence(stages)}"
+        f"layer has its own widths. {made_up}"
     )
 
 

@@ -1,6 +1,6 @@
 """Hard gates under a budget, and their training."""
 
 from .straight_through import straight_through
-from .train import gate_learning_rate, train_gates
+from .train import Snapshot, gate_learning_rate, gate_snapshots, train_gates
 
-__all__ = ["gate_learning_rate", "straight_through", "train_gates"]
+__all__ = ["Snapshot", "gate_learning_rate", "gate_snapshots", "straight_through", "train_gates"]

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from ..config import GRASPConfig
-from ..execution import Runner, Training, UnitMultipliers
-from ..units import Budget, UnitMask, budget_at, project
+from ..execution import OfUnits, Pace, Runner, Training
+from ..units import Budget, UnitInventory, UnitMask, budget_at, project
 from .straight_through import straight_through
 
 
@@ -25,6 +28,22 @@ def gate_learning_rate(asked: float | None, cut: float) -> float:
     return float(f"{2e-2 * (2 * cut) ** 0.75:.1e}") if asked is None else asked
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """Gates at one moment of their training, on the CPU.
+
+    scores_U: their projection is a mask, shape (units,), fp32.  multipliers_U: what the units that stay are multiplied
+    by, shape (units,), fp32; None where nothing but scores was trained.
+    """
+
+    scores_U: Tensor
+    multipliers_U: Tensor | None = None
+
+    def mask(self, inventory: UnitInventory, budget: Budget) -> UnitMask:
+        """The units that stay within the budget, with their multipliers."""
+        return UnitMask(inventory, project(self.scores_U, inventory, budget).kept_U, self.multipliers_U)
+
+
 def train_gates(
     runner: Runner, budget: Budget, tokens_NS: Tensor, config: GRASPConfig, start_U: Tensor | None = None
 ) -> list[Tensor]:
@@ -34,29 +53,61 @@ def train_gates(
     and equal scores are kept evenly over layers and kinds. Returns the scores of `config.snapshots` moments of the
     training, evenly spaced, the final ones last; each of shape (units,), fp32, on the CPU; their projection is a mask.
     """
-    inventory = runner.inventory
-    start_U = torch.zeros(inventory.num_units, dtype=torch.float32, device="cpu") if start_U is None else start_U
-    mask = project(start_U, inventory, budget)
-    snapshots: list[Tensor] = []
+    return [snapshot.scores_U for snapshot in gate_snapshots(runner, budget, tokens_NS, config, start_U)]
 
-    def multipliers(scores_U: Tensor, progress: float) -> Tensor:
-        nonlocal mask
-        if progress >= (len(snapshots) + 1) / config.snapshots:
-            snapshots.append(scores_U.detach().cpu().clone())
-        probabilities_U = torch.sigmoid(scores_U / config.temperature)
+
+def gate_snapshots(
+    runner: Runner, budget: Budget, tokens_NS: Tensor, config: GRASPConfig, start_U: Tensor | None = None
+) -> list[Snapshot]:
+    """`train_gates` with the multipliers, where `config.multipliers` asks for any."""
+    if start_U is None:
+        start_U = torch.zeros(runner.inventory.num_units, dtype=torch.float32, device="cpu")
+    rate = gate_learning_rate(config.learning_rate, budget.share_cut(runner.inventory))
+    gates = _Gates(runner.inventory, budget, config, start_U, rate)
+    training = Training.of(config, "gates", epochs=config.epochs, learning_rate=rate)
+    numbers = runner.learn(gates, tokens_NS, training, status=gates.shares)
+    return [*gates.snapshots, snapshot_of(numbers)]
+
+
+def snapshot_of(numbers: Sequence[Tensor]) -> Snapshot:
+    """What is trained, as a snapshot: scores, and g where multipliers 1 + g are trained with them."""
+    scores_U, *raw = (number.detach().cpu().clone() for number in numbers)
+    return Snapshot(scores_U, 1 + raw[0] if raw else None)
+
+
+class _Gates(OfUnits):
+    """A score per unit and, if asked for, g: z = m ⊙ (1 + g), m the mask with the straight-through gradient.
+
+    rate: learning rate of the scores.  snapshots: those of the moments that have passed.
+    """
+
+    def __init__(
+        self, inventory: UnitInventory, budget: Budget, config: GRASPConfig, start_U: Tensor, rate: float
+    ) -> None:
+        self.inventory, self.budget, self.config, self.start_U, self.rate = inventory, budget, config, start_U, rate
+        self.joint = config.multipliers == "joint"
+        self.mask = project(start_U, inventory, budget)
+        self.snapshots: list[Snapshot] = []
+
+    def start(self) -> Sequence[Tensor]:
+        return (self.start_U, torch.zeros_like(self.start_U)) if self.joint else (self.start_U,)
+
+    def paces(self) -> Sequence[Pace]:
+        # Without a cut the rate of the scores is 0, and so is that of the multipliers: nothing has to be made up for.
+        factor = self.config.multiplier_learning_rate / self.rate if self.rate else 1.0
+        return (Pace(), Pace(factor)) if self.joint else (Pace(),)
+
+    def values(self, numbers: Sequence[Tensor], progress: float) -> Tensor:
+        scores_U, *raw = numbers
+        if progress >= (len(self.snapshots) + 1) / self.config.snapshots:
+            self.snapshots.append(snapshot_of(numbers))
+        probabilities_U = torch.sigmoid(scores_U / self.config.temperature)
+        whole, warmup = self.inventory.total_cost, self.config.budget_warmup
         # Projected by score, not by probability: the same order, but no ties where the sigmoid saturates.
-        mask = project(scores_U, inventory, budget_at(budget, inventory.total_cost, config.budget_warmup, progress))
-        return straight_through(mask.kept_U.to(scores_U.device), probabilities_U)
+        self.mask = project(scores_U, self.inventory, budget_at(self.budget, whole, warmup, progress))
+        gates_U = straight_through(self.mask.kept_U.to(scores_U.device), probabilities_U)
+        return gates_U * (1 + raw[0]) if raw else gates_U
 
-    training = Training.of(
-        config,
-        "gates",
-        epochs=config.epochs,
-        learning_rate=gate_learning_rate(config.learning_rate, budget.share_cut(inventory)),
-    )
-    (scores_U,) = runner.learn(UnitMultipliers(start_U, multipliers), tokens_NS, training, status=lambda: _shares(mask))
-    return [*snapshots, scores_U]
-
-
-def _shares(mask: UnitMask) -> list[str]:
-    return [f"{kind.name} {mask.share(kind):.1%}" for kind in mask.inventory.kinds]
+    def shares(self) -> list[str]:
+        """How much of each kind is in the model, for the bar."""
+        return [f"{kind.name} {self.mask.share(kind):.1%}" for kind in self.inventory.kinds]

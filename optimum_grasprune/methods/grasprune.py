@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from ..config import GRASPConfig
-from ..gates import train_gates
+from ..gates import Snapshot, gate_snapshots
 from ..problem import Problem
 from ..progress import track
 from ..selection.width_search import SearchLimits, WidthLoss, mask_of_best_widths, widths_of
 from ..statistics import PER_TOKEN, Sensitivity
-from ..units import UnitMask, project
+from ..units import UnitMask
 from .base import Method
 from .gradients import annealed_sensitivity, sensitivity_per_parameter
 from .registry import register
@@ -38,13 +38,13 @@ class GRASPrune(Method):
     def candidates(self, problem: Problem, scores_U: Tensor) -> dict[str, UnitMask]:
         """The masks of the start, unless it is blind, of each snapshot of the gate training, and of searched widths."""
         start_U = self._start(problem, scores_U)
-        scores = {} if problem.config.start == "zero" else {"start": start_U}
-        trained = train_gates(problem.runner, problem.budget, problem.tokens_NS, problem.config, start_U)
-        for number, snapshot_U in enumerate(trained, start=1):
-            scores[f"gates {number}/{len(trained)}"] = snapshot_U
-        masks = {name: project(score_U, problem.inventory, problem.budget) for name, score_U in scores.items()}
+        snapshots = {} if problem.config.start == "zero" else {"start": Snapshot(start_U)}
+        trained = gate_snapshots(problem.runner, problem.budget, problem.tokens_NS, problem.config, start_U)
+        for number, snapshot in enumerate(trained, start=1):
+            snapshots[f"gates {number}/{len(trained)}"] = snapshot
+        masks = {name: snapshot.mask(problem.inventory, problem.budget) for name, snapshot in snapshots.items()}
         if problem.config.search_trials:
-            masks["searched"] = self._with_best_widths(problem, masks, scores)
+            masks["searched"] = self._with_best_widths(problem, masks, snapshots)
         return masks
 
     def _start(self, problem: Problem, scores_U: Tensor) -> Tensor:
@@ -58,12 +58,17 @@ class GRASPrune(Method):
         annealed_U = annealed_sensitivity(problem, PER_TOKEN, scores_U, problem.config.start_rounds)
         return standardised_log(annealed_U)
 
-    def _with_best_widths(self, problem: Problem, masks: dict[str, UnitMask], scores: dict[str, Tensor]) -> UnitMask:
+    def _with_best_widths(
+        self, problem: Problem, masks: dict[str, UnitMask], snapshots: dict[str, Snapshot]
+    ) -> UnitMask:
         config = problem.config
         loss = WidthLoss(problem.runner, problem.tokens_NS[: config.search_samples])
         best = min(track(masks, "candidates", "mask"), key=lambda name: loss(masks[name]))
         limits = SearchLimits(config.search_trials, config.search_seconds)
-        return mask_of_best_widths(widths_of(masks[best]), scores[best], loss, problem.budget, limits, config.seed)
+        start, order = widths_of(masks[best]), snapshots[best]
+        return mask_of_best_widths(
+            start, order.scores_U, loss, problem.budget, limits, config.seed, order.multipliers_U
+        )
 
 
 def standardised_log(values_U: Tensor) -> Tensor:

@@ -87,6 +87,9 @@ class Stage(ABC):
 class WeightStage(Stage):
     """Works out weights from the dense model and statistics. A subclass writes `refit`."""
 
+    replaces_multipliers: ClassVar[bool] = False
+    """Whether it works the output projections out afresh, so that what they were multiplied by is of no account."""
+
     settings: ClassVar[tuple[str, ...]] = ()
     """Names of what differs between the variants; the record holds the values in force under them."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +79,14 @@ class Chain:
 
         The first is what is taken where nothing can choose.
         """
+        cut = self._before_stages(cut)
         combinations = product(*(stage.variants() for stage in self.weight_stages))
         return [Trial(cut, _merged(combination)) for combination in combinations]
+
+    def _before_stages(self, cut: Cut) -> Cut:
+        """The cut without multipliers where a stage replaces the weights that they are in."""
+        replaced = any(stage.replaces_multipliers for stage in self.weight_stages)
+        return cut.without_multipliers() if replaced and isinstance(cut, PruningPlan) else cut
 
     def refitted(self, reference: Reference, trials: Sequence[Trial]) -> Iterator[PreTrainedModel]:
         """The pruned model of every trial, with its weights refitted; each is made when it is asked for."""
@@ -103,6 +109,7 @@ class Chain:
 
     def replayed(self, reference: Reference, recorded: Trial) -> tuple[PreTrainedModel, PruningPlan]:
         """The pruned model of a saved plan, and what of the plan is in force in it."""
+        recorded = replace(recorded, cut=self._before_stages(recorded.plan))
         kept = recorded.plan.without_scales()
         pruned = self._built(reference, kept)
         for stage in self.stages:
@@ -135,11 +142,13 @@ def held_by(plan: PruningPlan) -> tuple[str, ...]:
     return tuple(name for name in stage_names() if get_stage(name).held_by(plan))
 
 
-def sentence(names: Iterable[str]) -> str:
-    """What the named stages did, for the model card."""
+def sentence(names: Iterable[str], *, multiplied: bool = False) -> str:
+    """What the named stages did, for the model card. multiplied: whether the plan has multipliers."""
     stages = [get_stage(name) for name in names]
-    parts = [stage.sentence for stage in stages]
+    parts = ["Each unit that stays has a multiplier, trained with the choice of units and folded"] if multiplied else []
+    parts += [stage.sentence for stage in stages]
     if not any(stage.fine_tunes for stage in stages):
-        parts.append(f"No weight was {'fine-tuned' if any(stage.changes_weights for stage in stages) else 'changed'}")
+        changed = multiplied or any(stage.changes_weights for stage in stages)
+        parts.append(f"No weight was {'fine-tuned' if changed else 'changed'}")
     first, *others = parts
     return "; ".join([first, *(part[:1].lower() + part[1:] for part in others)]) + "."

@@ -85,6 +85,7 @@ class LeastSquares(WeightStage):
     needs_sequences = True
     options = ("restoration", "least_squares", "damping")
     settings = ("damping",)
+    replaces_multipliers = True
 
     @classmethod
     def from_config(cls, config: GRASPConfig) -> Self:

@@ -29,12 +29,17 @@ def widths_of(mask: UnitMask) -> Widths:
     return tuple(int(mask.kept_U[start:stop].sum()) for start, stop in mask.inventory.spans())
 
 
-def mask_of(widths: Widths, scores_U: Tensor, inventory: UnitInventory) -> UnitMask:
-    """The mask that keeps the highest-scoring units of each group, as many as its width says."""
+def mask_of(
+    widths: Widths, scores_U: Tensor, inventory: UnitInventory, multipliers_U: Tensor | None = None
+) -> UnitMask:
+    """The mask that keeps the highest-scoring units of each group, as many as its width says.
+
+    multipliers_U: those of all units, as in `UnitMask`.
+    """
     kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
     for width, (start, stop) in zip(widths, inventory.spans(), strict=True):
         kept_U[start + scores_U[start:stop].argsort(descending=True, stable=True)[:width]] = True
-    return UnitMask(inventory, kept_U)
+    return UnitMask(inventory, kept_U, multipliers_U)
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,8 @@ def search_widths(
 class WidthLoss:
     """The loss of a masked model on some sequences: mean next-token loss, in nats.
 
-    tokens_NS: shape (N, S), int64. The units that are out are multiplied by zero; no model is built.
+    tokens_NS: shape (N, S), int64. The units that are out are multiplied by zero, the others by the mask's multipliers;
+    no model is built.
     """
 
     def __init__(self, runner: Runner, tokens_NS: Tensor) -> None:
@@ -150,15 +156,28 @@ class WidthLoss:
     def __call__(self, mask: UnitMask) -> float:
         """Measure a mask."""
         with self.runner.gated() as gates:
-            gates.values_U = mask.kept_U
+            gates.values_U = mask.gates_U
             return self.runner.mean_loss(self.tokens_NS)
 
 
 def mask_of_best_widths(
-    start: Widths, scores_U: Tensor, loss: WidthLoss, budget: Budget, limits: SearchLimits, seed: int
+    start: Widths,
+    scores_U: Tensor,
+    loss: WidthLoss,
+    budget: Budget,
+    limits: SearchLimits,
+    seed: int,
+    multipliers_U: Tensor | None = None,
 ) -> UnitMask:
-    """The mask of the best widths found from `start`; scores_U: order of units inside each group, shape (units,)."""
+    """The mask of the best widths found from `start`.
+
+    scores_U: order of units inside each group, shape (units,).  multipliers_U: those of all units, as in `UnitMask`.
+    """
     inventory = loss.runner.inventory
     ledger = Ledger(inventory, budget)
-    best, _ = search_widths(start, ledger, lambda widths: loss(mask_of(widths, scores_U, inventory)), limits, seed)
-    return mask_of(best, scores_U, inventory)
+
+    def mask(widths: Widths) -> UnitMask:
+        return mask_of(widths, scores_U, inventory, multipliers_U)
+
+    best, _ = search_widths(start, ledger, lambda widths: loss(mask(widths)), limits, seed)
+    return mask(best)

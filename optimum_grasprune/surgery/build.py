@@ -13,7 +13,7 @@ from ..errors import CheckpointError
 from ..families import Block, Family, family_of, inventory_of
 from ..progress import without_library_bars
 from ..units import PruningPlan
-from .folding import fold_scales
+from .folding import fold_multipliers, fold_scales
 from .slicing import slice_state
 
 
@@ -52,7 +52,7 @@ def dense_config(config: PreTrainedConfig) -> Any:
 def build_pruned_model(
     model: PreTrainedModel, plan: PruningPlan, family: Family, *, output_bias: bool = False
 ) -> PreTrainedModel:
-    """A new model with the plan's units, its scales folded in; the given model stays as it is.
+    """A new model with the plan's units, its multipliers and scales folded in; the given model stays as it is.
 
     Weights that no unit runs through (embeddings, head, norms) are shared with the given model; those of output
     projections never are, so that they may be edited in place.
@@ -65,6 +65,7 @@ def build_pruned_model(
     state = slice_state(model.state_dict(), plan, blocks)
     _own_output_biases(state, blocks, config.output_bias)
     pruned = _materialise(config, state, model)
+    fold_multipliers(pruned, plan, family)
     fold_scales(pruned, plan, family)
     return pruned
 

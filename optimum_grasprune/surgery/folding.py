@@ -9,12 +9,14 @@ Shape suffixes: O output features, I input features, K units.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..families import Family
-from ..units import PruningPlan
+from ..units import Address, PruningPlan
 
 
 def scale_columns(weight_OI: Tensor, scales_K: Tensor) -> Tensor:
@@ -26,11 +28,19 @@ def scale_columns(weight_OI: Tensor, scales_K: Tensor) -> Tensor:
     return (weight_OI.float() * per_column_I).to(weight_OI.dtype)
 
 
-@torch.no_grad()
+def fold_multipliers(pruned: PreTrainedModel, plan: PruningPlan, family: Family) -> None:
+    """Multiply what was chosen with the units into the output projections of a sliced model, in place."""
+    _fold(pruned, {group.address: group.multipliers for group in plan.groups}, family)
+
+
 def fold_scales(pruned: PreTrainedModel, plan: PruningPlan, family: Family) -> None:
     """Multiply the plan's scales into the output projections of an already sliced model, in place."""
-    outputs = family.output_projections(pruned)
-    for group in plan.groups:
-        if group.scales is not None:
-            weight_OI = outputs[group.address].weight
-            weight_OI.copy_(scale_columns(weight_OI, torch.tensor(group.scales, dtype=torch.float32, device="cpu")))
+    _fold(pruned, {group.address: group.scales for group in plan.groups}, family)
+
+
+@torch.no_grad()
+def _fold(pruned: PreTrainedModel, values: Mapping[Address, tuple[float, ...] | None], family: Family) -> None:
+    for address, linear in family.output_projections(pruned).items():
+        if (values_K := values[address]) is not None:
+            factors_K = torch.tensor(values_K, dtype=torch.float32, device="cpu")
+            linear.weight.copy_(scale_columns(linear.weight, factors_K))

@@ -16,10 +16,21 @@ from .kinds import UnitKind
 
 @dataclass(frozen=True)
 class UnitMask:
-    """A choice of units. kept_U: True where the unit stays, shape (units,), bool, on the CPU."""
+    """A choice of units.
+
+    kept_U: True where the unit stays, shape (units,), bool, on the CPU.
+    multipliers_U: what the units that stay are multiplied by, shape (units,), fp32, on the CPU; None for all ones.
+    Those of the others count for nothing.
+    """
 
     inventory: UnitInventory
     kept_U: Tensor
+    multipliers_U: Tensor | None = None
+
+    @property
+    def gates_U(self) -> Tensor:
+        """What the units of the whole model are multiplied by to be those of the cut one, shape (units,)."""
+        return self.kept_U if self.multipliers_U is None else self.kept_U * self.multipliers_U
 
     def kept(self, address: Address) -> list[int]:
         """Indices, inside their group, of the units that stay; ascending."""

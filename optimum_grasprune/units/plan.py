@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ class GroupPlan:
     """One block of units.
 
     count: units before pruning.  kept: indices of those that stay, ascending.
-    scales: one multiplier per kept unit, in the same order, or None for all ones.  number: of the block, as in
-    `Address`.
+    scales: one multiplier per kept unit, in the same order, or None for all ones: what the stage of that name came to.
+    number: of the block, as in `Address`.
+    multipliers: the like, chosen together with the units. They are folded before anything makes up for the cut.
     """
 
     layer: int
@@ -32,6 +34,7 @@ class GroupPlan:
     kept: tuple[int, ...]
     scales: tuple[float, ...] | None = None
     number: int = 0
+    multipliers: tuple[float, ...] | None = None
 
     @property
     def address(self) -> Address:
@@ -51,26 +54,35 @@ class PruningPlan:
 
     @classmethod
     def from_mask(cls, mask: UnitMask) -> PruningPlan:
-        """The plan that keeps what the mask keeps, unscaled."""
+        """The plan that keeps what the mask keeps, with the mask's multipliers, unscaled."""
         groups = (
             GroupPlan(group.layer, group.kind, group.count, tuple(mask.kept(group.address)), number=group.number)
             for group in mask.inventory.groups
         )
-        return cls(tuple(groups))
+        plan = cls(tuple(groups))
+        if mask.multipliers_U is None:
+            return plan
+        parts = plan._parts(mask.multipliers_U[mask.kept_U])
+        return cls(tuple(replace(group, multipliers=part) for group, part in zip(plan.groups, parts, strict=True)))
 
     def with_scales(self, scales_K: Tensor) -> PruningPlan:
         """The same plan with one multiplier per kept unit; scales_K: shape (kept units,), in inventory order."""
-        values = np.asarray(scales_K.detach().cpu().float().numpy())
-        groups, start = [], 0
-        for group in self.groups:
-            part = values[start : start + len(group.kept)]
-            groups.append(replace(group, scales=tuple(float(str(value)) for value in part)))
-            start += len(group.kept)
-        return PruningPlan(tuple(groups))
+        parts = self._parts(scales_K)
+        return PruningPlan(tuple(replace(group, scales=part) for group, part in zip(self.groups, parts, strict=True)))
 
     def without_scales(self) -> PruningPlan:
         """The same plan, unscaled."""
         return PruningPlan(tuple(replace(group, scales=None) for group in self.groups))
+
+    def without_multipliers(self) -> PruningPlan:
+        """The same units, as the dense model has them."""
+        return replace(self, groups=tuple(replace(group, multipliers=None) for group in self.groups))
+
+    def _parts(self, values_K: Tensor) -> list[tuple[float, ...]]:
+        """Values of kept units group by group, as the decimal numbers that are written down for them."""
+        values = [float(str(value)) for value in np.asarray(values_K.detach().cpu().float().numpy())]
+        stops = list(accumulate(len(group.kept) for group in self.groups))
+        return [tuple(values[stop - len(group.kept) : stop]) for stop, group in zip(stops, self.groups, strict=True)]
 
     @cached_property
     def _by_address(self) -> dict[Address, GroupPlan]:
@@ -79,6 +91,11 @@ class PruningPlan:
     def group(self, address: Address) -> GroupPlan:
         """The plan of one group; KeyError when there is none."""
         return self._by_address[address]
+
+    @property
+    def multiplied(self) -> bool:
+        """Whether units have multipliers that were chosen with them."""
+        return any(group.multipliers is not None for group in self.groups)
 
     @property
     def num_layers(self) -> int:
@@ -110,6 +127,7 @@ class PruningPlan:
                     "kept": list(group.kept),
                     "scales": None if group.scales is None else list(group.scales),
                     **({"number": group.number} if group.number else {}),
+                    **({} if group.multipliers is None else {"multipliers": list(group.multipliers)}),
                 }
                 for group in self.groups
             ]
@@ -129,14 +147,20 @@ class PruningPlan:
 
 def _group_from_dict(entry: Any) -> GroupPlan:
     kept = tuple(int(unit) for unit in entry["kept"])
-    scales = None if entry["scales"] is None else tuple(float(scale) for scale in entry["scales"])
+    scales, multipliers = _numbers(entry["scales"]), _numbers(entry.get("multipliers"))
     where = f"layer {entry['layer']}, {entry['kind']}"
     if entry["kind"] not in KINDS:
         raise ValueError(f"unknown kind in {where}")
     number = int(entry.get("number", 0))
-    group = GroupPlan(int(entry["layer"]), KINDS[entry["kind"]], int(entry["count"]), kept, scales, number)
+    kind, count = KINDS[entry["kind"]], int(entry["count"])
+    group = GroupPlan(int(entry["layer"]), kind, count, kept, scales, number, multipliers)
     if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= group.count:
         raise ValueError(f"{where}: kept units must be distinct, ascending and below {group.count}")
-    if scales is not None and len(scales) != len(kept):
-        raise ValueError(f"{where}: {len(kept)} kept units but {len(scales)} scales")
+    for name, values in {"scales": scales, "multipliers": multipliers}.items():
+        if values is not None and len(values) != len(kept):
+            raise ValueError(f"{where}: {len(kept)} kept units but {len(values)} {name}")
     return group
+
+
+def _numbers(values: Any) -> tuple[float, ...] | None:
+    return None if values is None else tuple(float(value) for value in values)

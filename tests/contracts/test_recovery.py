@@ -203,6 +203,9 @@ def test_sentences_of_a_chain() -> None:
         "The output projections were refitted by least squares; one trained scale per kept unit is folded into the "
         "output projections; no weight was fine-tuned."
     )
+    assert sentence((), multiplied=True) == (
+        "Each unit that stays has a multiplier, trained with the choice of units and folded; no weight was fine-tuned."
+    )
 
 
 def pruned_with(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from optimum_grasprune import GRASPConfig, PruningPlan, UnitMask
-from optimum_grasprune.execution import Gathered, Runner, Training, UnitMultipliers, WholeModel
+from optimum_grasprune.execution import Gathered, OfUnits, Pace, Runner, Training, UnitMultipliers, WholeModel
 from optimum_grasprune.execution.training import batches, training_steps
 from optimum_grasprune.families import family_of, linear_at, linears
 from optimum_grasprune.families.llama import LLAMA
@@ -139,6 +139,34 @@ def test_learning_goes_downhill_and_leaves_no_trace(model: LlamaForCausalLM, run
     runner.gather([PER_TOKEN, MOMENTS], TOKENS)
     assert traces(model) == before
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+
+
+def test_tensors_are_trained_at_their_own_pace_downhill_or_uphill(
+    model: LlamaForCausalLM, run: Callable[..., Runner]
+) -> None:
+    """The slope of the second is always one, so AdamW takes it one learning rate further at each step."""
+    runner, moments = run(model), list[float]()
+
+    class Climbing(OfUnits):
+        def start(self) -> list[Tensor]:
+            return [torch.ones(runner.inventory.num_units), torch.zeros(())]
+
+        def paces(self) -> list[Pace]:
+            return [Pace(), Pace(10, ascends=True)]
+
+        def values(self, numbers: Sequence[Tensor], progress: float) -> Tensor:
+            return numbers[0]
+
+        def penalty(self, numbers: Sequence[Tensor], progress: float) -> Tensor:
+            moments.append(progress)
+            return numbers[1]
+
+    training = Training(2, 1, 0, 0.01, "constant", gradient_checkpointing=False, label="scales")
+    values_U, height = runner.learn(Climbing(), TOKENS, training)
+    assert height.item() == pytest.approx(6 * 0.1, rel=1e-4)
+    assert moments == pytest.approx([step / 6 for step in range(6)])
+    alone = UnitMultipliers(torch.ones(runner.inventory.num_units), lambda values_U, _: values_U)
+    assert torch.equal(values_U, runner.learn(alone, TOKENS, training)[0])
 
 
 def test_layer_by_layer_is_what_the_model_computes(model: LlamaForCausalLM, run: Callable[..., Runner]) -> None:

@@ -53,7 +53,7 @@ def test_the_search_is_told_where_to_start_and_when_to_stop(
     options = {"learning_rate": 0.3, "search_trials": 3, "search_samples": 2, "search_seconds": 7200.0, "seed": 5}
     problem = problem_of(model, GRASPConfig(**options))
     masks = choices(problem)
-    ((start, _, loss, budget, limits, seed),) = seen
+    ((start, _, loss, budget, limits, seed, _),) = seen
     assert (limits, seed, budget) == (SearchLimits(trials=3, seconds=7200.0), 5, problem.budget)
     assert torch.equal(loss.tokens_NS, problem.tokens_NS[:2])
     losses = {widths_of(mask): loss(mask) for name, mask in masks.items() if name != "searched"}

@@ -112,6 +112,26 @@ def random_plan(model: LlamaForCausalLM, scaled: bool) -> PruningPlan:
     return plan.with_scales(torch.rand(int(kept.sum()), generator=generator) + 0.5) if scaled else plan
 
 
+def test_multipliers_and_scales_are_folded_one_after_the_other() -> None:
+    model = make_model(attention_bias=True, mlp_bias=True)
+    family, plan = family_of(model.config), random_plan(model, scaled=True)
+    inventory = family.inventory(model)
+    kept = torch.zeros(inventory.num_units, dtype=torch.bool)
+    scales = torch.zeros(inventory.num_units)
+    for group in plan.groups:
+        span = inventory.slice_of(group.address)
+        kept[span][list(group.kept)] = True
+        scales[span][list(group.kept)] = torch.tensor(group.scales)
+    multipliers = torch.linspace(-1, 3, inventory.num_units)
+    both = PruningPlan.from_mask(UnitMask(inventory, kept, multipliers)).with_scales(scales[kept])
+    tokens = torch.arange(40).view(2, 20)
+    with WholeModel(model).gated() as gates:
+        gates.values_U = multipliers * scales
+        expected = logits_of(model, tokens)
+    folded = logits_of(build_pruned_model(model, both, family), tokens)
+    assert ((folded - expected).norm() / expected.norm()).item() < 1e-5
+
+
 def test_folded_scales_equal_gates_with_biases_everywhere() -> None:
     model = make_model(attention_bias=True, mlp_bias=True)
     family, plan = family_of(model.config), random_plan(model, scaled=True)

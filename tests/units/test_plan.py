@@ -33,6 +33,22 @@ def test_round_trip_through_json_keeps_every_bit_of_the_scales(small_inventory: 
     assert torch.equal(torch.tensor(flat), scales)
 
 
+def test_multipliers_of_a_mask_are_the_plan_s(small_inventory: UnitInventory) -> None:
+    kept = torch.tensor([1, 0, 1, 0, 0, 1, 1, 1, 0, 1, 0, 0], dtype=torch.bool)
+    multipliers = torch.rand(12, generator=torch.Generator().manual_seed(0)) - 0.5
+    mask = UnitMask(small_inventory, kept, multipliers)
+    assert torch.equal(mask.gates_U, torch.where(kept, multipliers, 0.0))
+    assert UnitMask(small_inventory, kept).gates_U is kept
+    plan = PruningPlan.from_mask(mask)
+    again = PruningPlan.from_dict(json.loads(json.dumps(plan.to_dict())))
+    assert again == plan != plan.without_multipliers() == plan_of(small_inventory)
+    flat = [value for group in again.groups for value in group.multipliers or ()]
+    assert torch.equal(torch.tensor(flat), multipliers[kept])
+    scaled = plan.with_scales(torch.ones(6))
+    assert scaled.without_scales() == plan and scaled.groups[0].multipliers == plan.groups[0].multipliers
+    assert "multipliers" not in str(plan_of(small_inventory).to_dict())
+
+
 def test_plan_for_another_model_is_refused(small_inventory: UnitInventory) -> None:
     plan = plan_of(small_inventory)
     wider = UnitInventory((small_inventory.groups[0], UnitGroup(0, FFN, 5, 3), *small_inventory.groups[2:]))
@@ -50,6 +66,7 @@ def test_plan_for_another_model_is_refused(small_inventory: UnitInventory) -> No
         ({"kept": []}, "distinct, ascending and below 2"),
         ({"kind": "mlp"}, "unknown kind in layer 0, mlp"),
         ({"scales": [1.0, 1.0]}, "1 kept units but 2 scales"),
+        ({"multipliers": [1.0, 1.0]}, "1 kept units but 2 multipliers"),
         ({"layer": "first"}, "not a pruning plan"),
     ],
 )
