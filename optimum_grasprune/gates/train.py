@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -26,18 +28,25 @@ def gate_learning_rate(asked: float | None, cut: float) -> float:
 
 
 def train_gates(
-    runner: Runner, budget: Budget, tokens_NS: Tensor, config: GRASPConfig, start_U: Tensor | None = None
+    runner: Runner,
+    budget: Budget,
+    tokens_NS: Tensor,
+    config: GRASPConfig,
+    start_U: Tensor | None = None,
+    others: Sequence[Budget] = (),
 ) -> list[Tensor]:
     """Gate scores trained through the hard, budget-feasible mask of every step.  (Section 3.2)
 
     tokens_NS: calibration sequences, shape (N, S), int64.  start_U: scores at the start, shape (units,); zeros if None,
-    and equal scores are kept evenly over layers and kinds. Returns the scores of `config.snapshots` moments of the
+    and equal scores are kept evenly over layers and kinds.  others: budgets that steps are taken at too, in random
+    turns, for `train_gates_at`. Returns the scores of `config.snapshots` moments of the
     training, evenly spaced, the final ones last; each of shape (units,), fp32, on the CPU; their projection is a mask.
     """
     inventory = runner.inventory
     start_U = torch.zeros(inventory.num_units, dtype=torch.float32, device="cpu") if start_U is None else start_U
     mask = project(start_U, inventory, budget)
     snapshots: list[Tensor] = []
+    turns = in_turn([*others, budget], config.seed)
 
     def multipliers(scores_U: Tensor, progress: float) -> Tensor:
         nonlocal mask
@@ -45,7 +54,9 @@ def train_gates(
             snapshots.append(scores_U.detach().cpu().clone())
         probabilities_U = torch.sigmoid(scores_U / config.temperature)
         # Projected by score, not by probability: the same order, but no ties where the sigmoid saturates.
-        mask = project(scores_U, inventory, budget_at(budget, inventory.total_cost, config.budget_warmup, progress))
+        mask = project(
+            scores_U, inventory, budget_at(next(turns), inventory.total_cost, config.budget_warmup, progress)
+        )
         return straight_through(mask.kept_U.to(scores_U.device), probabilities_U)
 
     training = Training.of(
@@ -56,6 +67,14 @@ def train_gates(
     )
     (scores_U,) = runner.learn(UnitMultipliers(start_U, multipliers), tokens_NS, training, status=lambda: _shares(mask))
     return [*snapshots, scores_U]
+
+
+def in_turn(budgets: Sequence[Budget], seed: int) -> Iterator[Budget]:
+    """Budgets without end: each round has all of them once, in a new random order."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    while True:
+        for turn in torch.randperm(len(budgets), generator=generator, device="cpu").tolist():
+            yield budgets[turn]
 
 
 def _shares(mask: UnitMask) -> list[str]:

@@ -62,12 +62,19 @@ class Ledger:
         """Units that a group grows or shrinks by at once."""
         return self.budget.step(self.inventory.groups[group])
 
+    def widest(self, group: int) -> int:
+        """Units of a group that may stay."""
+        within_U, offsets = self.budget.within_U, self.inventory.offsets
+        if within_U is None:
+            return self.inventory.groups[group].count
+        return int(within_U[offsets[group] : offsets[group + 1]].sum())
+
     def grown(self, widths: Widths, group: int, steps: int) -> Widths:
         """The group wider by as many of `steps` as there are units and budget for."""
-        step, count = self.step(group), self.inventory.groups[group].count
+        step, widest = self.step(group), self.widest(group)
         cost, kv = self.room(widths)
         unit = self.inventory.groups[group]
-        affordable = [steps, (count - widths[group]) // step, cost // (step * unit.cost)]
+        affordable = [steps, (widest - widths[group]) // step, cost // (step * unit.cost)]
         if kv is not None and unit.kv_width:
             affordable.append(kv // (step * unit.kv_width))
         return _changed(widths, group, step * max(0, min(affordable)))
@@ -160,5 +167,6 @@ def mask_of_best_widths(
     """The mask of the best widths found from `start`; scores_U: order of units inside each group, shape (units,)."""
     inventory = loss.runner.inventory
     ledger = Ledger(inventory, budget)
+    scores_U = budget.ranked(scores_U)
     best, _ = search_widths(start, ledger, lambda widths: loss(mask_of(widths, scores_U, inventory)), limits, seed)
     return mask_of(best, scores_U, inventory)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import JsonValue
 from torch import Tensor
 
@@ -57,6 +58,13 @@ class PruningPlan:
             for group in mask.inventory.groups
         )
         return cls(tuple(groups))
+
+    def mask(self, inventory: UnitInventory) -> UnitMask:
+        """The mask that keeps what the plan keeps; inventory: of the model that it was made for."""
+        kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
+        for group, (start, _) in zip(self.groups, inventory.spans(), strict=True):
+            kept_U[[start + unit for unit in group.kept]] = True
+        return UnitMask(inventory, kept_U)
 
     def with_scales(self, scales_K: Tensor) -> PruningPlan:
         """The same plan with one multiplier per kept unit; scales_K: shape (kept units,), in inventory order."""
