@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import GRASPConfig
 from ..execution import Runner, Training, UnitMultipliers
-from ..units import Budget, UnitMask, budget_at, project
+from ..units import Budget, UnitInventory, UnitMask, budget_at, project
 from .straight_through import straight_through
 
 
@@ -38,15 +38,15 @@ def train_gates(
     """Gate scores trained through the hard, budget-feasible mask of every step.  (Section 3.2)
 
     tokens_NS: calibration sequences, shape (N, S), int64.  start_U: scores at the start, shape (units,); zeros if None,
-    and equal scores are kept evenly over layers and kinds.  others: budgets that steps are taken at too, in random
-    turns, for `train_gates_at`. Returns the scores of `config.snapshots` moments of the
+    and equal scores are kept evenly over layers and kinds.  others: budgets that steps are taken at too, in turns,
+    for `train_gates_at`. Returns the scores of `config.snapshots` moments of the
     training, evenly spaced, the final ones last; each of shape (units,), fp32, on the CPU; their projection is a mask.
     """
     inventory = runner.inventory
     start_U = torch.zeros(inventory.num_units, dtype=torch.float32, device="cpu") if start_U is None else start_U
     mask = project(start_U, inventory, budget)
     snapshots: list[Tensor] = []
-    turns = in_turn([*others, budget], config.seed)
+    turns = in_turn([*others, budget], inventory)
 
     def multipliers(scores_U: Tensor, progress: float) -> Tensor:
         nonlocal mask
@@ -69,12 +69,19 @@ def train_gates(
     return [*snapshots, scores_U]
 
 
-def in_turn(budgets: Sequence[Budget], seed: int) -> Iterator[Budget]:
-    """Budgets without end: each round has all of them once, in a new random order."""
-    generator = torch.Generator("cpu").manual_seed(seed)
+def in_turn(budgets: Sequence[Budget], inventory: UnitInventory) -> Iterator[Budget]:
+    """Budgets without end, each as often as its cut is deep, evenly spread; none that cuts nothing beside others.
+
+    (Smooth weighted round-robin: all gain their share at every turn, the richest one is taken and pays for it.)
+    """
+    cuts = [budget.share_cut(inventory) for budget in budgets]
+    shares = [cut / (sum(cuts) or 1.0) for cut in cuts]
+    credits = [0.0] * len(budgets)
     while True:
-        for turn in torch.randperm(len(budgets), generator=generator, device="cpu").tolist():
-            yield budgets[turn]
+        credits = [credit + share for credit, share in zip(credits, shares, strict=True)]
+        turn = max(range(len(budgets)), key=credits.__getitem__)
+        credits[turn] -= 1
+        yield budgets[turn]
 
 
 def _shares(mask: UnitMask) -> list[str]:

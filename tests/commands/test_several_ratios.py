@@ -66,16 +66,19 @@ def test_one_ratio_is_written_to_the_output_itself(
         (("--keep-ratio", "0.6", "1.1"), "--keep-ratio 1.1: input should be less than or equal to 1"),
         (("--keep-ratio", "0.6", "x", "0.7"), "--keep-ratio x: input should be a valid number"),
         (("--keep-ratio", "0.6", "0.001"), "--keep-ratio 0.001: too small for at least 1 FFN channels a layer"),
-        (("--keep-ratio", "0.6", "--nested"), "--nested True: nests the masks of several keep ratios, and there is one"),
+        (
+            ("--keep-ratio", "0.6", "--nested"),
+            "--nested True: nests the masks of several keep ratios, and there is one",
+        ),
         (("--keep-ratio", "0.6", "0.7", "--plan", "plan"), "--keep-ratio 0.6 0.7: a plan is of one ratio, its own"),
         (
-            ("--method", "statistical", "--pattern", "2:4", "--keep-ratio", "0.5", "0.7"),
+            ("--method", "statistical", "--pattern", "2:4", "--held-out", 0, "--keep-ratio", "0.5", "0.7"),
             "--pattern 2:4: keeps exactly half of the weights, which leaves no other ratio",
         ),
     ],
 )
 def test_refused_before_anything_is_written(
-    options: tuple[str, ...], message: str, cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path
+    options: tuple[object, ...], message: str, cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path
 ) -> None:
     outcome = cli("export", tmp_path / "out", "-m", model_folder, "--dataset", corpus_file, *SMALL, *options)
     refused(outcome, message)
@@ -112,7 +115,9 @@ def test_what_is_finished_stays_when_a_later_ratio_fails(
     output, result = tmp_path / "out", tmp_path / "result.json"
     options = ("--method", "magnitude", "--json", result, "--keep-ratio", "0.8", "0.7", "0.6", "0.5")
     outcome = cli("export", "-m", model_folder, *options, output)
-    line = f"at the keep ratio 0.6: the loss is nan at step 3; finished checkpoints: {output}/keep-0.8, {output}/keep-0.7"
+    line = (
+        f"at the keep ratio 0.6: the loss is nan at step 3; finished checkpoints: {output}/keep-0.8, {output}/keep-0.7"
+    )
     refused(outcome, line)
     assert sorted(path.name for path in output.iterdir()) == ["keep-0.7", "keep-0.8"]
     assert read_record(output / "keep-0.7") is not None
@@ -134,8 +139,21 @@ def test_comparing_gates_that_are_shared(cli: Cli, model_folder: Path, corpus_fi
     assert "Gates were trained once for all ratios" in (tmp_path / "out" / "comparison.md").read_text()
     assert cli(*command, "--share-gates", tmp_path / "out").out.count("finished before") == 5
     # The same bytes of what is chosen as in an export of both ratios.
-    assert cli("export", "-m", model_folder, "--dataset", corpus_file, *SMALL, "--keep-ratio", "0.8", "0.5",
-               tmp_path / "exported").code == 0
+    assert (
+        cli(
+            "export",
+            "-m",
+            model_folder,
+            "--dataset",
+            corpus_file,
+            *SMALL,
+            "--keep-ratio",
+            "0.8",
+            "0.5",
+            tmp_path / "exported",
+        ).code
+        == 0
+    )
     for cell in cells[:2]:
         record = read_record(tmp_path / "exported" / f"keep-{cell['keep_ratio']}")
         assert record is not None
