@@ -70,6 +70,7 @@ def test_one_ratio_is_written_to_the_output_itself(
             ("--keep-ratio", "0.6", "--nested"),
             "--nested True: nests the masks of several keep ratios, and there is one",
         ),
+        (("--nested",), "--nested True: nests the masks of several keep ratios, and there is one"),
         (("--keep-ratio", "0.6", "0.7", "--plan", "plan"), "--keep-ratio 0.6 0.7: a plan is of one ratio, its own"),
         (
             ("--method", "statistical", "--pattern", "2:4", "--held-out", 0, "--keep-ratio", "0.5", "0.7"),

@@ -47,7 +47,7 @@ class ExportCommand(Subcommand):
         config = by_recipe(self.args.recipe, **values, **({"keep_ratio": ratios[0]} if ratios else {}))
         check_shard_size(self.args.max_shard_size)
         if len(ratios) > 1 or self.args.nested:
-            self._export_many(GRASPPruner(config), ratios, Path(output))
+            self._export_many(GRASPPruner(config), ratios or [str(config.keep_ratio)], Path(output))
         else:
             self._check_free(output)
             pruned = self._prune(GRASPPruner(config))
@@ -86,9 +86,9 @@ class ExportCommand(Subcommand):
         from optimum_grasprune.errors import GraspruneError, OptionError
         from optimum_grasprune.ratios import at_ratios
 
+        configs = at_ratios(pruner.config, ratios, nested=self.args.nested)
         if self.args.plan:
             raise OptionError("keep_ratio", " ".join(ratios), "a plan is of one ratio, its own")
-        configs = at_ratios(pruner.config, ratios, nested=self.args.nested)
         folders = {config.keep_ratio: str(output / f"keep-{config.keep_ratio!r}") for config in configs}
         for folder in folders.values():
             self._check_free(folder)
