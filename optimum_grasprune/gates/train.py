@@ -70,14 +70,13 @@ def train_gates(
 
 
 def in_turn(budgets: Sequence[Budget], inventory: UnitInventory) -> Iterator[Budget]:
-    """Budgets without end, each as often as the root of its cut says, evenly spread; none that cuts nothing.
+    """Budgets without end, each as often as its cut is deep, evenly spread; none that cuts nothing, beside others.
 
-    The smallest one asks for the most change and has neighbours on one side only. Turns in proportion to cuts left too
-    few for a ratio of 0.8, equal turns too few for the smallest one.
+    A deep cut asks for more change, and the deepest has neighbours on one side only.
     (Smooth weighted round-robin: all gain their share at every turn, the richest one is taken and pays for it.)
     """
-    weights = [budget.share_cut(inventory) ** 0.5 for budget in budgets]
-    shares = [weight / (sum(weights) or 1.0) for weight in weights]
+    cuts = [budget.share_cut(inventory) for budget in budgets]
+    shares = [cut / (sum(cuts) or 1.0) for cut in cuts]
     credits = [0.0] * len(budgets)
     while True:
         credits = [credit + share for credit, share in zip(credits, shares, strict=True)]

@@ -36,10 +36,10 @@ def zeros(runner: WholeModel) -> Tensor:
 
 def test_turns_by_hand() -> None:
     inventory = UnitInventory((UnitGroup(0, FFN, 100, 1),))
-    whole, large, small = Budget(100), Budget(91), Budget(64)
-    # Cuts of 0, 0.09 and 0.36, roots of 0, 0.3 and 0.6: two turns of three for the smallest one, none for the whole.
+    whole, large, small = Budget(100), Budget(80), Budget(60)
+    # Cuts of 0, 0.2 and 0.4: two turns of three for the smallest one, and none where nothing is cut.
     turns = islice(train.in_turn([whole, large, small], inventory), 6)
-    assert [budget.cost for budget in turns] == [64, 91, 64, 64, 91, 64]
+    assert [budget.cost for budget in turns] == [60, 80, 60, 60, 80, 60]
     assert [budget.cost for budget in islice(train.in_turn([whole], inventory), 2)] == [100, 100]
 
 
@@ -47,9 +47,9 @@ def test_turns_by_hand() -> None:
 def test_every_budget_has_the_turns_that_its_cut_asks_for(costs: list[int], steps: int) -> None:
     inventory = UnitInventory((UnitGroup(0, FFN, 100, 1),))
     taken = [budget.cost for budget in islice(train.in_turn([Budget(cost) for cost in costs], inventory), steps)]
-    roots = sum((100 - cost) ** 0.5 for cost in costs)
+    whole = sum(100 - cost for cost in costs)
     for cost in costs:
-        assert abs(taken.count(cost) - steps * (100 - cost) ** 0.5 / roots) < len(costs)
+        assert abs(taken.count(cost) - steps * (100 - cost) / whole) < len(costs)
 
 
 def test_steps_are_spread_over_the_budgets(runner: WholeModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,11 +72,11 @@ def test_steps_are_spread_over_the_budgets(runner: WholeModel, monkeypatch: pyte
     whole, *budgets = budgets_of(runner, 1.0, 0.9, 0.7, 0.5)
     snapshots = train_gates_at(runner, [whole, *budgets], TOKENS, CONFIG, zeros(runner))
     assert len(snapshots) == 2 and all(one.shape == (runner.inventory.num_units,) for one in snapshots)
-    # Six sequences and three of them again; roots of 0.316, 0.548 and 0.707, by which nine steps are 2, 3 and 4.
+    # Six sequences and three of them again; cuts of 0.1, 0.3 and 0.5, of which nine steps are 1, 3 and 5.
     (training,) = trainings
     assert training[0] == 9
     assert training[1] == pytest.approx(gate_learning_rate(None, budgets[-1].share_cut(runner.inventory)) * 6 / 9)
-    assert [taken[1:].count(budget.cost) for budget in (whole, *budgets)] == [0, 2, 3, 4]
+    assert [taken[1:].count(budget.cost) for budget in (whole, *budgets)] == [0, 1, 3, 5]
 
 
 def test_a_learning_rate_that_is_asked_for_is_taken(runner: WholeModel, monkeypatch: pytest.MonkeyPatch) -> None:
