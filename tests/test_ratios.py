@@ -161,11 +161,14 @@ def test_a_search_of_widths_stays_nested(
 
 
 def test_nested_masks_are_recorded_of_any_method(
-    config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+    config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     config = config.model_copy(update={"method": "magnitude"})
     for pruned in GRASPPruner(config).prune_many(model, tokenizer, [0.5, 0.8], nested=True):
         assert pruned.record.shared is not None and pruned.record.shared.keep_ratios == (0.8, 0.5)
+    pruned.save(tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "in one run for the keep ratios 0.8 and 0.5; its units are among those of the larger ones." in card
 
 
 @pytest.mark.parametrize(
