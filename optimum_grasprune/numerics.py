@@ -48,10 +48,17 @@ def on_plain_torch(method: Pruning[Owner, Arguments, Result]) -> Pruning[Owner, 
 
     @wraps(method)
     def run(self: Owner, model: PreTrainedModel, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        with tidy(), plain_torch(), deterministic_algorithms(self.config.deterministic):
+        with plain_work(self.config):
             return method(self, model, *args, **kwargs)
 
     return run
+
+
+@contextmanager
+def plain_work(config: RunOptions) -> Iterator[None]:
+    """What `on_plain_torch` does, for a block."""
+    with tidy(), plain_torch(), deterministic_algorithms(config.deterministic):
+        yield
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Shape suffixes: N sequences, S sequence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ class Problem:
     tokens_NS: calibration sequences, shape (N, S), int64; none for a method that needs none.
     held_out_NS: more of them that nothing is trained on, for choosing; none where nothing is to be chosen.
     declared: the statistics that the method, and what makes up for its cut, look at.
+    shared: those that are gathered for several problems together; None for this one's own.
     """
 
     runner: Runner
@@ -35,6 +36,7 @@ class Problem:
     held_out_NS: Tensor
     config: GRASPConfig
     declared: tuple[Statistic[Any], ...] = ()
+    shared: Gathered | None = None
 
     @property
     def model(self) -> PreTrainedModel:
@@ -51,6 +53,10 @@ class Problem:
         """Its units."""
         return self.runner.inventory
 
+    def at(self, budget: Budget, config: GRASPConfig) -> Problem:
+        """The same at another budget, as its configuration has it; statistics are gathered once for both."""
+        return replace(self, budget=budget, config=config, shared=self.statistics)
+
     @property
     def statistic_tokens_NS(self) -> Tensor:
         """The sequences that statistics look at: the first ones, as many as the configuration says."""
@@ -63,6 +69,8 @@ class Problem:
         Inputs are watched of the maps that the cut goes through: those that lead out of the blocks, or all of a block
         where single weights are cut.
         """
+        if self.shared is not None:
+            return self.shared
         maps = None if self.config.pattern == "units" else tuple(linears(self.model, self.runner.blocks))
         return Gathered(
             self.runner,

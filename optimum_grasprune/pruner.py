@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import JsonValue
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .admission import check_model
 from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
@@ -15,7 +17,7 @@ from .config import GRASPConfig
 from .corpora import TokenizedCorpus
 from .errors import GraspruneError, OptionError
 from .execution import WholeModel
-from .export.outputs import corpora, local, models
+from .export.outputs import Source, corpora, local, models
 from .families import family_of
 from .generation import generation_settings, set_generation
 from .loading import count_parameters
@@ -24,7 +26,8 @@ from .methods.selection import Selection
 from .numerics import on_plain_torch
 from .problem import Problem
 from .pruned import PrunedModel
-from .record import BudgetRecord, Record, installed_versions
+from .ratios import RatioRun, at_ratios
+from .record import BudgetRecord, Record, SharedRun, installed_versions
 from .record.describe import describe_model, elements_budget, units_budget
 from .recovery.chain import Chain
 from .registry import STAGES
@@ -88,18 +91,37 @@ class GRASPPruner:
             what makes up for the cut: `scores_alone()` leaves them out.
         Raises ModelError, UnsupportedFamilyError, BudgetError, OptionError or DataError before any training starts.
         """
-        check_model(model)
-        generation = generation_settings(model)
-        sources = [*models("the model that was pruned", model.config.name_or_path)]
-        sources += corpora("the corpus", self.config.dataset if texts is None else "")
-        problem, calibration = self._problem(model, tokenizer, texts)
-        selection = self.method.selection(problem, earlier)
-        selected = choose(selection.candidates, self.chain, problem)
-        set_generation(selected.model, generation)
-        record = self._record(model, selected, _budget_record(problem, selected), calibration)
-        kept = None if selected.plan is None else selection
-        self._last = PrunedModel(selected.model, selected.plan, record, tokenizer, kept, sources)
-        return self._last
+        work = self._work(model, tokenizer, texts, [self.config])
+        (problem,) = work.problems
+        return self._finished(work, problem, self.method.selection(problem, earlier))
+
+    @on_plain_torch
+    def prune_many(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        keep_ratios: Iterable[float],
+        texts: Sequence[Any] | TokenizedCorpus | None = None,
+        *,
+        nested: bool = False,
+    ) -> RatioRun:
+        """Smaller models at several keep ratios, from one run: scores, statistics and gates are those of all of them.
+
+        >>> for pruned in pruner.prune_many(model, tokenizer, [0.9, 0.8, 0.7]):
+        ...     pruned.save(f"pruned-{pruned.record.recipe['keep_ratio']}")
+
+        keep_ratios: in place of the configuration's; what comes out is in order, largest ratio first, and each model is
+        made when the loop asks for it.  texts: as in `prune`.
+        nested: whether a unit that goes at a ratio stays away at all smaller ones.
+        Everything is checked before it returns: raises what `prune` raises, and OptionError for ratios that cannot be
+        had together.
+        """
+        work = self._work(model, tokenizer, texts, at_ratios(self.config, keep_ratios, nested=nested))
+
+        def finish(problem: Problem, selection: Selection, shared: SharedRun | None) -> PrunedModel:
+            return self._finished(work, problem, selection, shared)
+
+        return RatioRun(work.problems, finish, nested=nested)
 
     @on_plain_torch
     def replay(
@@ -127,7 +149,7 @@ class GRASPPruner:
         sources += local("the plan", plan.source)
         selected = replayed(model, tokenizer, plan, origin, self.config)
         set_generation(selected.model, generation)
-        record = self._record(model, selected, units_budget(family, model, selected.model, None), None)
+        record = _record(self.config, model, selected, units_budget(family, model, selected.model, None), None)
         if origin is not None:
             asked = self.config.compensation
             record = record.continued(origin, None if asked == "auto" else asked)
@@ -160,41 +182,79 @@ class GRASPPruner:
             raise GraspruneError("nothing has been pruned yet: call prune_model first")
         return self._last
 
-    def _problem(
+    def _work(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         texts: Sequence[Any] | TokenizedCorpus | None,
-    ) -> tuple[Problem, Calibration | None]:
+        configs: Sequence[GRASPConfig],
+    ) -> _Work:
+        check_model(model)
+        generation = generation_settings(model)
+        sources = [*models("the model that was pruned", model.config.name_or_path)]
+        sources += corpora("the corpus", self.config.dataset if texts is None else "")
         runner = WholeModel(model)
-        # Where single weights are cut, every unit stays.
-        budget = Budget(runner.inventory.total_cost)
-        if self.config.pattern == "units":
-            added = self.chain.added_parameters(model, runner.family)
-            budget = Budget.resolve(self.config, runner.inventory, count_parameters(model), added)
+        budgets = [self._budget(runner, config) for config in configs]
         calibration = calibration_for(model, tokenizer, texts, self.config)
         tokens_NS = held_out_NS = NO_TOKENS_NS
         if calibration is not None:
             tokens_NS, held_out_NS = calibration.tokens_NS, calibration.held_out_NS
-        return self.method.problem(runner, budget, tokens_NS, held_out_NS, self.config), calibration
+        first = self.method.problem(runner, budgets[0], tokens_NS, held_out_NS, configs[0])
+        others = [first.at(budget, config) for budget, config in zip(budgets[1:], configs[1:], strict=True)]
+        return _Work(tokenizer, generation, sources, calibration, (first, *others))
 
-    def _record(
-        self, model: PreTrainedModel, selected: Selected, budget: BudgetRecord, calibration: Calibration | None
-    ) -> Record:
-        recipe = recipe_of(self.config)
-        if calibration is not None:  # what it came to, so that a replay draws the same sequences
-            recipe["num_samples"], recipe["seq_len"] = calibration.tokens_NS.shape
-        return Record(
-            recipe=recipe,
-            base_model=describe_model(model),
-            calibration=None if calibration is None else calibration.describe(),
-            versions=installed_versions(),
-            budget=budget,
-            compensation=selected.stages,
-            settings=selected.settings,
-            choice=selected.judgements,
-            plan=selected.plan,
-        )
+    def _budget(self, runner: WholeModel, config: GRASPConfig) -> Budget:
+        if config.pattern != "units":  # where single weights are cut, every unit stays
+            return Budget(runner.inventory.total_cost)
+        added = self.chain.added_parameters(runner.model, runner.family)
+        return Budget.resolve(config, runner.inventory, count_parameters(runner.model), added)
+
+    def _finished(
+        self, work: _Work, problem: Problem, selection: Selection, shared: SharedRun | None = None
+    ) -> PrunedModel:
+        selected = choose(selection.candidates, self.chain, problem)
+        set_generation(selected.model, deepcopy(work.generation))
+        budget = _budget_record(problem, selected)
+        record = _record(problem.config, problem.model, selected, budget, work.calibration, shared)
+        kept = None if selected.plan is None else selection
+        self._last = PrunedModel(selected.model, selected.plan, record, work.tokenizer, kept, work.sources)
+        return self._last
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is to be pruned. problems: one a ratio, largest first."""
+
+    tokenizer: PreTrainedTokenizerBase
+    generation: GenerationConfig
+    sources: Sequence[Source]
+    calibration: Calibration | None
+    problems: Sequence[Problem]
+
+
+def _record(
+    config: GRASPConfig,
+    model: PreTrainedModel,
+    selected: Selected,
+    budget: BudgetRecord,
+    calibration: Calibration | None,
+    shared: SharedRun | None = None,
+) -> Record:
+    recipe = recipe_of(config)
+    if calibration is not None:  # what it came to, so that a replay draws the same sequences
+        recipe["num_samples"], recipe["seq_len"] = calibration.tokens_NS.shape
+    return Record(
+        recipe=recipe,
+        shared=shared,
+        base_model=describe_model(model),
+        calibration=None if calibration is None else calibration.describe(),
+        versions=installed_versions(),
+        budget=budget,
+        compensation=selected.stages,
+        settings=selected.settings,
+        choice=selected.judgements,
+        plan=selected.plan,
+    )
 
 
 def recipe_of(config: GRASPConfig) -> dict[str, JsonValue]:

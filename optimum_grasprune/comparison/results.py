@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from ..record import OPTIONAL, CorpusRecord, Judgement, ModelIdentity, SharesKept, Stored, check_format
+from ..record import OPTIONAL, CorpusRecord, Judgement, ModelIdentity, SharedRun, SharesKept, Stored, check_format
 
 RESULT_FORMAT = 1
 """Format of comparison.json. Version 0.1 wrote the same one, without losses."""
@@ -66,10 +66,14 @@ class Inputs(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class CellInputs(Inputs):
-    """All that a cell's result depends on. calibration: hash of the corpus; None where none is looked at."""
+    """All that a cell's result depends on. calibration: hash of the corpus; None where none is looked at.
+
+    shared: the ratios that its gates are trained with; None for a run of its own.
+    """
 
     recipe: Mapping[str, JsonValue]
     calibration: str | None
+    shared: SharedRun | None = field(default=None, metadata=OPTIONAL)
 
 
 class Losses:
@@ -172,6 +176,7 @@ class CellResult(Stored):
     result: PrunedResult | FailedCell
     recipe: Mapping[str, JsonValue]
     calibration: str | None = None
+    shared: SharedRun | None = field(default=None, metadata=OPTIONAL)
 
     def to_dict(self) -> dict[str, JsonValue]:
         """The content as JSON types: the fields of the result stand between those of the cell."""

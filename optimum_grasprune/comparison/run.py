@@ -37,7 +37,8 @@ from ..methods import get_method
 from ..methods.selection import SelectionCache
 from ..model_files import ReadAs, commit_of
 from ..pruner import GRASPPruner, recipe_of
-from ..record import installed_versions, read_json
+from ..ratios import RatioRun
+from ..record import SharedRun, installed_versions, read_json
 from ..record.describe import describe_model
 from ..units import Budget
 from ..writing import results_folder, write_json
@@ -75,6 +76,7 @@ class Comparison:
     source: model folder or hub name.  corpora: evaluation corpora by name.  window: tokens in an evaluation window;
     None for the usual number, or as many as the model reads.
     limits: windows of each corpus, from its start; None for all.  device: where the dense model is measured.
+    share_gates: whether a method that trains gates does so once for all its ratios, instead of once for each.
     Raises GraspruneError.
     """
 
@@ -90,8 +92,10 @@ class Comparison:
         device: str = "auto",
         trust_remote_code: bool = False,
         revision: str | None = None,
+        share_gates: bool = False,
     ) -> None:
         self.source, self.cells, self.output, self.device = source, tuple(cells), output, device
+        self.share_gates = share_gates
         self.read_as: ReadAs = {"trust_remote_code": trust_remote_code, "revision": revision}
         config = load_config(source, **self.read_as)
         require_unquantised(source, config)
@@ -104,6 +108,7 @@ class Comparison:
         ]
         self.described = {evaluation.name: evaluation.describe() for evaluation in self.evaluations}
         self.base_model = identity(source, config, revision)
+        self._runs: dict[str, RatioRun] = {}
         self._made_output = not output.exists()
         check_folder(output)
 
@@ -177,7 +182,18 @@ class Comparison:
 
     def _inputs_of(self, cell: Cell) -> CellInputs:
         calibration = self._calibration(cell).corpus.sha256 if cell.calibrated else None
-        return CellInputs(**vars(self._inputs()), recipe=recipe_of(cell.config), calibration=calibration)
+        return CellInputs(
+            **vars(self._inputs()),
+            recipe=recipe_of(cell.config),
+            calibration=calibration,
+            shared=self._shared_run(cell),
+        )
+
+    def _shared_run(self, cell: Cell) -> SharedRun | None:
+        """The ratios whose gates are trained together with a cell's; None for a run of its own."""
+        ratios = tuple(other.config.keep_ratio for other in self.cells if other.entry == cell.entry)
+        shared = self.share_gates and len(ratios) > 1 and get_method(cell.config.method).trains_at_all_budgets
+        return SharedRun(keep_ratios=ratios, nested=False) if shared else None
 
     def _calibration(self, cell: Cell) -> TokenizedCorpus:
         return self._calibrations[_corpus_key(cell.config)]
@@ -208,12 +224,19 @@ class Comparison:
 
     def _pruned(self, cell: Cell, base: _Base, earlier: SelectionCache) -> PrunedResult:
         model = base.model_for(cell.config)
-        known = earlier.for_recipe(cell.config)
+        shared = self._shared_run(cell)
+        known = None if shared else earlier.for_recipe(cell.config)
         start = time.perf_counter()
         texts = self._calibration(cell) if cell.calibrated else None
-        pruned = GRASPPruner(cell.config).prune(model, self.tokenizer, texts, earlier=known)
+        pruner = GRASPPruner(cell.config)
+        if shared is None:
+            pruned = pruner.prune(model, self.tokenizer, texts, earlier=known)
+            earlier.keep(cell.config, pruned.selection)
+        else:
+            if cell.entry not in self._runs:  # the cells of an entry are side by side: one run is held at a time
+                self._runs = {cell.entry: pruner.prune_many(model, self.tokenizer, shared.keep_ratios, texts)}
+            pruned = self._runs[cell.entry].prune(cell.config.keep_ratio)
         seconds = time.perf_counter() - start
-        earlier.keep(cell.config, pruned.selection)
         perplexities, losses = self._measure(in_fp32(pruned.model))
         return PrunedResult(
             kept=pruned.record.budget.kept,
@@ -294,6 +317,7 @@ def _reported(cell: Cell, stored: CellFile) -> CellResult:
         result=stored.result,
         recipe=stored.inputs.recipe,
         calibration=stored.inputs.calibration,
+        shared=stored.inputs.shared,
     )
 
 

@@ -100,6 +100,7 @@ def markdown(result: ComparisonResult) -> str:
     )
     patterns = sorted({str(cell.recipe["pattern"]) for cell in result.cells} - {"units"})
     sparse = f" Of {', '.join(patterns)}, what is not zero counts as kept: the file is no smaller." if patterns else ""
+    together = " Gates were trained once for all ratios of a method." if any(c.shared for c in result.cells) else ""
     body = "\n".join("| " + " | ".join(_escaped(text) for text in line) + " |" for line in lines)
     return (
         f"# Comparison of pruning methods on {result.model.source}\n\n"
@@ -109,7 +110,7 @@ def markdown(result: ComparisonResult) -> str:
         "*Kept of all*: share of all parameters, embeddings and head included. *KV cache*: share of its elements per "
         "token. *Δ nats*: rise of the mean loss over the dense model, ln(perplexity / dense). Bold: best at its ratio. "
         f"*Seconds*: of pruning; scores computed for one ratio serve the others, a choice of units serves "
-        f"other compensations.{sparse}\n"
+        f"other compensations.{together}{sparse}\n"
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -40,11 +40,16 @@ _KINDS: tuple[Registry[Any], ...] = (METHODS, STAGES)
 _EVERYDAY = (BudgetOptions, PruningOptions, CalibrationOptions, RunOptions)
 
 
-def add_everyday_options(group: argparse._ArgumentGroup, leave_out: Collection[str] = ()) -> None:
-    """The options of `GRASPConfig` that most runs choose from. leave_out: fields that the command has no option for."""
+def add_everyday_options(
+    group: argparse._ArgumentGroup, leave_out: Collection[str] = (), several: Mapping[str, str] | None = None
+) -> None:
+    """The options of `GRASPConfig` that most runs choose from. leave_out: fields that the command has no option for.
+
+    several: fields that the command takes several values of, as lists, and what those mean, for `--help`.
+    """
     for options in _EVERYDAY:
         names = [name for name, field in options.model_fields.items() if _flag_of(field).everyday]
-        add_options(group, options, [name for name in names if name not in leave_out])
+        add_options(group, options, [name for name in names if name not in leave_out], several)
 
 
 def add_advanced_options(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
@@ -88,11 +93,16 @@ def _chosen_in(arguments: Sequence[str], options: Iterable[str]) -> set[str]:
     return {name for entry in entries for name in re.split("[+:@]", entry)}
 
 
-def add_options(group: argparse._ArgumentGroup, options: type[Options], names: Collection[str] | None = None) -> None:
-    """One option a field. names: the fields that get one; None for all."""
+def add_options(
+    group: argparse._ArgumentGroup,
+    options: type[Options],
+    names: Collection[str] | None = None,
+    several: Mapping[str, str] | None = None,
+) -> None:
+    """One option a field. names: the fields that get one; None for all.  several: as in `add_everyday_options`."""
     for name, field in options.model_fields.items():
         if names is None or name in names:
-            _add_option(group, name, field)
+            _add_option(group, name, field, (several or {}).get(name))
 
 
 def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
@@ -100,13 +110,17 @@ def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
-def _add_option(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
+def _add_option(group: argparse._ArgumentGroup, name: str, field: FieldInfo, several: str | None = None) -> None:
     flag, text = f"--{name.replace('_', '-')}", (field.description or "").replace("%", "%%")
     kind = _without_none(field.annotation)
     if kind is not bool:
         if not field.is_required() and field.default is not None:
             text += f" (default: {field.default})"
-        group.add_argument(flag, metavar=_flag_of(field).metavar or _metavar(kind), help=text)
+        metavar = _flag_of(field).metavar or _metavar(kind)
+        if several is None:
+            group.add_argument(flag, metavar=metavar, help=text)
+        else:
+            group.add_argument(flag, metavar=metavar, nargs="+", help=f"{text}; {several}")
     elif field.default is False:
         group.add_argument(flag, action="store_true", default=None, help=text)
     else:

@@ -21,6 +21,7 @@ _OF_THE_COMMANDS = frozenset(
         "output",
         "recipe",
         "plan",
+        "nested",
         "overwrite",
         "max_shard_size",
         "revision",
@@ -33,6 +34,7 @@ _OF_THE_COMMANDS = frozenset(
         "eval_seq_len",
         "eval_samples",
         "no_plot",
+        "share_gates",
         "last_list",
     ]
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..methods import get_method
-from ..record import Record
+from ..record import Record, SharedRun
 from ..record.describe import public_name
 from ..recovery.chain import sentence
 from ..report import budget_rows
@@ -37,7 +37,7 @@ def model_card(record: Record) -> str:
             f"# {base.name or base.model_type}, pruned\n\n"
             f"{what}\n\n"
             f"| | dense | pruned | kept |\n|---|---:|---:|---:|\n{rows}\n\n"
-            f"{_calibration_line(record)}\n\n"
+            f"{_calibration_line(record)}{_shared_line(record.shared)}\n\n"
             f"{_USE_STOCK if stock else _USE}\n"
             f"{_widths(record.plan) if record.plan is not None else ''}"
             f"The whole recipe{contents} are in `grasp_config.json`.\n"
@@ -102,6 +102,14 @@ def _calibration_line(record: Record) -> str:
         f"Calibrated on {count} sequences of {length} tokens of `{source}` "
         f"(sha256 `{calibration.sha256[:16]}…`), seed {record.recipe['seed']}."
     )
+
+
+def _shared_line(shared: SharedRun | None) -> str:
+    if shared is None:
+        return ""
+    *others, last = map(str, shared.keep_ratios)
+    nested = "; its units are among those of the larger ones" if shared.nested else ""
+    return f" Its units were chosen in one run for the keep ratios {', '.join(others)} and {last}{nested}."
 
 
 def _widths(plan: PruningPlan) -> str:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,13 +57,21 @@ def train_gates(
 
 
 def gate_snapshots(
-    runner: Runner, budget: Budget, tokens_NS: Tensor, config: GRASPConfig, start_U: Tensor | None = None
+    runner: Runner,
+    budget: Budget,
+    tokens_NS: Tensor,
+    config: GRASPConfig,
+    start_U: Tensor | None = None,
+    others: Sequence[Budget] = (),
 ) -> list[Snapshot]:
-    """`train_gates` with the multipliers, where `config.multipliers` asks for any."""
+    """`train_gates` with the multipliers, where `config.multipliers` asks for any.
+
+    others: budgets that steps are taken at too, in turns, for `gate_snapshots_at`.
+    """
     if start_U is None:
         start_U = torch.zeros(runner.inventory.num_units, dtype=torch.float32, device="cpu")
     rate = gate_learning_rate(config.learning_rate, budget.share_cut(runner.inventory))
-    gates = _Gates(runner.inventory, budget, config, start_U, rate)
+    gates = _Gates(runner.inventory, [*others, budget], config, start_U, rate)
     training = Training.of(config, "gates", epochs=config.epochs, learning_rate=rate)
     numbers = runner.learn(gates, tokens_NS, training, status=gates.shares)
     return [*gates.snapshots, snapshot_of(numbers)]
@@ -78,15 +86,17 @@ def snapshot_of(numbers: Sequence[Tensor]) -> Snapshot:
 class _Gates(OfUnits):
     """A score per unit and, if asked for, g: z = m ⊙ (1 + g), m the mask with the straight-through gradient.
 
-    rate: learning rate of the scores.  snapshots: those of the moments that have passed.
+    budgets: those that steps are taken at, in turns.  rate: learning rate of the scores.
+    snapshots: those of the moments that have passed.
     """
 
     def __init__(
-        self, inventory: UnitInventory, budget: Budget, config: GRASPConfig, start_U: Tensor, rate: float
+        self, inventory: UnitInventory, budgets: Sequence[Budget], config: GRASPConfig, start_U: Tensor, rate: float
     ) -> None:
-        self.inventory, self.budget, self.config, self.start_U, self.rate = inventory, budget, config, start_U, rate
+        self.inventory, self.config, self.start_U, self.rate = inventory, config, start_U, rate
         self.joint = config.multipliers == "joint"
-        self.mask = project(start_U, inventory, budget)
+        self.turns = in_turn(budgets, inventory)
+        self.mask = project(start_U, inventory, budgets[-1])
         self.snapshots: list[Snapshot] = []
 
     def start(self) -> Sequence[Tensor]:
@@ -104,10 +114,26 @@ class _Gates(OfUnits):
         probabilities_U = torch.sigmoid(scores_U / self.config.temperature)
         whole, warmup = self.inventory.total_cost, self.config.budget_warmup
         # Projected by score, not by probability: the same order, but no ties where the sigmoid saturates.
-        self.mask = project(scores_U, self.inventory, budget_at(self.budget, whole, warmup, progress))
+        self.mask = project(scores_U, self.inventory, budget_at(next(self.turns), whole, warmup, progress))
         gates_U = straight_through(self.mask.kept_U.to(scores_U.device), probabilities_U)
         return gates_U * (1 + raw[0]) if raw else gates_U
 
     def shares(self) -> list[str]:
         """How much of each kind is in the model, for the bar."""
         return [f"{kind.name} {self.mask.share(kind):.1%}" for kind in self.inventory.kinds]
+
+
+def in_turn(budgets: Sequence[Budget], inventory: UnitInventory) -> Iterator[Budget]:
+    """Budgets without end, each as often as its cut is deep, evenly spread; none that cuts nothing, beside others.
+
+    A deep cut asks for more change, and the deepest has neighbours on one side only.
+    (Smooth weighted round-robin: all gain their share at every turn, the richest one is taken and pays for it.)
+    """
+    cuts = [budget.share_cut(inventory) for budget in budgets]
+    shares = [cut / (sum(cuts) or 1.0) for cut in cuts]
+    credits = [0.0] * len(budgets)
+    while True:
+        credits = [credit + share for credit, share in zip(credits, shares, strict=True)]
+        turn = max(range(len(budgets)), key=credits.__getitem__)
+        credits[turn] -= 1
+        yield budgets[turn]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -54,6 +55,9 @@ class Method(ABC):
     held_out: int = 0
     """What `held_out=None` is: calibration sequences that choices are judged on; 0 where nothing is left to choose."""
 
+    trains_at_all_budgets: bool = False
+    """Whether `candidates_at` several budgets are others than the candidates at each by itself."""
+
     patterns: tuple[str, ...] = ("units",)
     """What the method can cut."""
 
@@ -73,6 +77,13 @@ class Method(ABC):
     def candidates(self, problem: Problem, scores_U: Tensor) -> dict[str, UnitMask]:
         """Choices of units by name, the method's own last; the best on held-out data wins, if there are any."""
         return {problem.config.method: self.select(problem, scores_U)}
+
+    def candidates_at(self, problems: Sequence[Problem], scores_U: Tensor) -> Callable[[Problem], dict[str, UnitMask]]:
+        """`candidates` at several budgets. A method that trains does so once for all of them here.
+
+        problems: largest budget first. What is returned takes each of them, maybe with fewer units allowed.
+        """
+        return lambda problem: self.candidates(problem, scores_U)
 
     def select_elements(self, problem: Problem) -> ElementMask:
         """The single weights to keep, for a method that lists a pattern other than "units"."""
@@ -96,6 +107,14 @@ class Method(ABC):
         scores_U = None if earlier is None else earlier.scores_U
         scores_U = self.score(problem) if scores_U is None else scores_U
         return Selection(scores_U, (earlier and earlier.candidates) or self.candidates(problem, scores_U))
+
+    def selections(self, problems: Sequence[Problem]) -> Callable[[Problem], Selection]:
+        """`selection` at several budgets of one model and corpus, with one scoring for all, as `candidates_at`."""
+        if problems[0].config.pattern != "units":
+            return self.selection
+        scores_U = self.score(problems[0])
+        candidates = self.candidates_at(problems, scores_U)
+        return lambda problem: Selection(scores_U, candidates(problem))
 
     def resolved(self, config: GRASPConfig) -> GRASPConfig:
         """The configuration with the method's own values for whatever is left to it by "auto"."""

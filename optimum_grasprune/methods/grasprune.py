@@ -1,10 +1,12 @@
 """GRASPrune: gate scores trained through the projected straight-through estimator.  (arXiv 2604.19398, section 3.2)"""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
 from ..config import GRASPConfig
-from ..gates import Snapshot, gate_snapshots
+from ..gates import Snapshot, gate_snapshots, gate_snapshots_at
 from ..problem import Problem
 from ..progress import track
 from ..selection.width_search import SearchLimits, WidthLoss, mask_of_best_widths, widths_of
@@ -24,6 +26,7 @@ class GRASPrune(Method):
     compensation = "refit"
     least_squares = "weighted"
     held_out = 32
+    trains_at_all_budgets = True
 
     def statistics_for(self, config: GRASPConfig) -> tuple[Sensitivity, ...]:
         """Fisher information, unless the start is blind."""
@@ -38,8 +41,20 @@ class GRASPrune(Method):
     def candidates(self, problem: Problem, scores_U: Tensor) -> dict[str, UnitMask]:
         """The masks of the start, unless it is blind, of each snapshot of the gate training, and of searched widths."""
         start_U = self._start(problem, scores_U)
-        snapshots = {} if problem.config.start == "zero" else {"start": Snapshot(start_U)}
         trained = gate_snapshots(problem.runner, problem.budget, problem.tokens_NS, problem.config, start_U)
+        return self._masks(problem, start_U, trained)
+
+    def candidates_at(self, problems: Sequence[Problem], scores_U: Tensor) -> Callable[[Problem], dict[str, UnitMask]]:
+        """The same at several budgets, of gates that were trained for all of them."""
+        if len(problems) == 1:
+            return super().candidates_at(problems, scores_U)
+        *_, smallest = problems
+        start_U, budgets = self._start(smallest, scores_U), [problem.budget for problem in problems]
+        trained = gate_snapshots_at(smallest.runner, budgets, smallest.tokens_NS, smallest.config, start_U)
+        return lambda problem: self._masks(problem, start_U, trained)
+
+    def _masks(self, problem: Problem, start_U: Tensor, trained: Sequence[Snapshot]) -> dict[str, UnitMask]:
+        snapshots = {} if problem.config.start == "zero" else {"start": Snapshot(start_U)}
         for number, snapshot in enumerate(trained, start=1):
             snapshots[f"gates {number}/{len(trained)}"] = snapshot
         masks = {name: snapshot.mask(problem.inventory, problem.budget) for name, snapshot in snapshots.items()}

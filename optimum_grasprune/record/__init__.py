@@ -11,6 +11,7 @@ from .record import (
     ModelIdentity,
     ModelSize,
     Record,
+    SharedRun,
     SharesKept,
 )
 from .stored import INLINE, OPTIONAL, Stored, check_format, read_json
@@ -28,6 +29,7 @@ __all__ = [
     "ModelIdentity",
     "ModelSize",
     "Record",
+    "SharedRun",
     "SharesKept",
     "Stored",
     "check_format",

@@ -95,6 +95,17 @@ class BudgetRecord(Stored):
     kept: SharesKept
 
 
+@dataclass(frozen=True, kw_only=True)
+class SharedRun(Stored):
+    """The run through several ratios that a checkpoint is from, where it depends on the others.
+
+    keep_ratios: all of them, largest first.  nested: whether a unit that went at one of them stays away at the next.
+    """
+
+    keep_ratios: tuple[float, ...]
+    nested: bool
+
+
 class _WithSettings(Stored):
     """What holds settings of stages beside its fields: all names are written, null where the stage is not in force."""
 
@@ -135,6 +146,7 @@ class Record(_WithSettings):
 
     dummy: of a checkpoint with random weights, what it is good for.
     recipe: options of `GRASPConfig` and of the method and stages, by name; `config` is the configuration that they are.
+    shared: the ratios that its gates were trained with, or that it is nested in; None for a run of its own.
     calibration: None where nothing was calibrated.  compensation: names of the stages in force, in order.
     settings: what was chosen for them.  choice: all that was measured to choose.
     plan: the units that were kept; None where single weights were cut.
@@ -143,6 +155,7 @@ class Record(_WithSettings):
     format: int = RECORD_FORMAT
     dummy: str | None = field(default=None, metadata=OPTIONAL)
     recipe: Mapping[str, JsonValue]
+    shared: SharedRun | None = field(default=None, metadata=OPTIONAL)
     base_model: ModelIdentity
     calibration: CalibrationRecord | None
     versions: Mapping[str, str]
@@ -181,6 +194,7 @@ class Record(_WithSettings):
         return replace(
             self,
             recipe={**origin.recipe, **applied},
+            shared=origin.shared,
             calibration=origin.calibration,
             budget=replace(self.budget, asked=origin.budget.asked),
             choice=origin.choice,

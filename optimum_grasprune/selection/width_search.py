@@ -67,12 +67,19 @@ class Ledger:
         """Units that a group grows or shrinks by at once."""
         return self.budget.step(self.inventory.groups[group])
 
+    def widest(self, group: int) -> int:
+        """Units of a group that may stay."""
+        within_U, offsets = self.budget.within_U, self.inventory.offsets
+        if within_U is None:
+            return self.inventory.groups[group].count
+        return int(within_U[offsets[group] : offsets[group + 1]].sum())
+
     def grown(self, widths: Widths, group: int, steps: int) -> Widths:
         """The group wider by as many of `steps` as there are units and budget for."""
-        step, count = self.step(group), self.inventory.groups[group].count
+        step, widest = self.step(group), self.widest(group)
         cost, kv = self.room(widths)
         unit = self.inventory.groups[group]
-        affordable = [steps, (count - widths[group]) // step, cost // (step * unit.cost)]
+        affordable = [steps, (widest - widths[group]) // step, cost // (step * unit.cost)]
         if kv is not None and unit.kv_width:
             affordable.append(kv // (step * unit.kv_width))
         return _changed(widths, group, step * max(0, min(affordable)))
@@ -174,10 +181,10 @@ def mask_of_best_widths(
     scores_U: order of units inside each group, shape (units,).  multipliers_U: those of all units, as in `UnitMask`.
     """
     inventory = loss.runner.inventory
-    ledger = Ledger(inventory, budget)
+    ledger, ranked_U = Ledger(inventory, budget), budget.ranked(scores_U)
 
     def mask(widths: Widths) -> UnitMask:
-        return mask_of(widths, scores_U, inventory, multipliers_U)
+        return mask_of(widths, ranked_U, inventory, multipliers_U)
 
     best, _ = search_widths(start, ledger, lambda widths: loss(mask(widths)), limits, seed)
     return mask(best)

@@ -33,6 +33,7 @@ class Budget:
     options: the request these limits were resolved from, kept for error messages and reports.
     fixed_cost: parameters outside the inventory that count against a `total` budget (0 for `prunable`).
     added_cost: parameters that compensation will add, which count against it too.
+    within_U: True for the units that may stay at all, shape (units,), bool, on the CPU; None for all of them.
     """
 
     cost: int
@@ -42,6 +43,7 @@ class Budget:
     options: BudgetOptions = field(default_factory=lambda: BudgetOptions())
     fixed_cost: int = 0
     added_cost: int = 0
+    within_U: Tensor | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def resolve(
@@ -80,6 +82,14 @@ class Budget:
         if self.kv_width is not None:
             kept.append(self.kv_width / inventory.total_kv_width)
         return max(0.0, 1 - min(kept))
+
+    def within(self, mask: UnitMask) -> Budget:
+        """These limits, and nothing but units of a mask that meets them but for its size."""
+        return replace(self, within_U=mask.kept_U)
+
+    def ranked(self, scores_U: Tensor) -> Tensor:
+        """The scores with all units that may not stay at the end, shape (units,)."""
+        return scores_U if self.within_U is None else scores_U.masked_fill(~self.within_U, -math.inf)
 
     def step(self, group: UnitGroup) -> int:
         """Units that the group grows or shrinks by at once."""
@@ -135,7 +145,8 @@ def project(scores_U: Tensor, inventory: UnitInventory, budget: Budget) -> UnitM
     The smallest allowed width of every group is paid for first; then units are kept in order of score while they fit,
     and when one does not fit any more, cheaper ones behind it still may. So the kept cost is at most the budget, and
     no unit that was cut would still have fitted, except where alignment forbids it. With an alignment of m, units are
-    kept in blocks of m: the m best of a group, its next m best, and so on, each with its mean score.
+    kept in blocks of m: the m best of a group, its next m best, and so on, each with its mean score. Where the budget
+    allows some units only, nothing but those stay.
     Raises BudgetError when the smallest widths alone exceed the budget.
     """
     if scores_U.shape != (inventory.num_units,):
@@ -147,6 +158,7 @@ def project(scores_U: Tensor, inventory: UnitInventory, budget: Budget) -> UnitM
         address, unit = inventory.locate(int(torch.isnan(scores_U).nonzero()[0]))
         raise GraspruneError(f"the score of {address.kind.label} {unit} of layer {address.layer} is NaN")
     budget.check_feasible(inventory)
+    scores_U = budget.ranked(scores_U)
     order_U = _descending(scores_U, inventory)
     kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
     if all(step == 1 for step in budget.multiple_of.values()):
@@ -161,7 +173,8 @@ def project(scores_U: Tensor, inventory: UnitInventory, budget: Budget) -> UnitM
         ranked_U = _rank_inside_groups(order_U, inventory)
         widths_G = _aligned_widths(scores_U[ranked_U], inventory, budget)
         kept_U[ranked_U] = inventory.place_U < widths_G[inventory.group_U]
-    return UnitMask(inventory, kept_U)
+    # What may not stay comes last, so that it only ever took room that nothing else fits into.
+    return UnitMask(inventory, kept_U if budget.within_U is None else kept_U & budget.within_U)
 
 
 def budget_at(budget: Budget, whole: int, warmup: float, progress: float) -> Budget:

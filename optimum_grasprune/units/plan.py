@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import JsonValue
 from torch import Tensor
 
@@ -64,6 +65,13 @@ class PruningPlan:
             return plan
         parts = plan._parts(mask.multipliers_U[mask.kept_U])
         return cls(tuple(replace(group, multipliers=part) for group, part in zip(plan.groups, parts, strict=True)))
+
+    def mask(self, inventory: UnitInventory) -> UnitMask:
+        """The mask that keeps what the plan keeps; inventory: of the model that it was made for."""
+        kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
+        for group, (start, _) in zip(self.groups, inventory.spans(), strict=True):
+            kept_U[[start + unit for unit in group.kept]] = True
+        return UnitMask(inventory, kept_U)
 
     def with_scales(self, scales_K: Tensor) -> PruningPlan:
         """The same plan with one multiplier per kept unit; scales_K: shape (kept units,), in inventory order."""

@@ -49,6 +49,21 @@ def test_every_candidate_meets_the_budget(name: str, make_problem: Callable[...,
         assert mask.kept_kv_width <= (problem.budget.kv_width or 0)
 
 
+def test_candidates_at_several_budgets_meet_each(name: str, make_problem: Callable[..., Problem]) -> None:
+    method, large = get_method(name), make_problem(keep_ratio=0.8)
+    config = large.config.model_copy(update={"keep_ratio": 0.5})
+    small = large.at(Budget.resolve(config, large.inventory, 0), config)
+    selections = method.selections([large, small])
+    for problem in (large, small):
+        candidates = selections(problem).candidates
+        alone = {} if method.trains_at_all_budgets else choices(problem)
+        for key, mask in candidates.items():
+            assert isinstance(mask, UnitMask) and 0 < mask.kept_cost <= problem.budget.cost
+            assert not alone or torch.equal(mask.kept_U, alone[key].kept_U)
+    nested = large.at(small.budget.within(mask), config)
+    assert all(not (one.kept_U & ~mask.kept_U).any() for one in selections(nested).candidates.values())
+
+
 def test_same_seed_same_units(name: str, make_problem: Callable[..., Problem]) -> None:
     first, second, other = (choices(make_problem(seed=seed)) for seed in (1, 1, 2))
     assert list(first) == list(second)

@@ -142,3 +142,12 @@ def test_searched_mask_has_no_higher_loss_on_a_real_model(model: LlamaForCausalL
     found = mask_of_best_widths(widths_of(start), scores, loss, budget, SearchLimits(25), seed=0)
     assert found.kept_cost <= budget.cost
     assert loss(found) < loss(start)
+
+
+def test_no_group_grows_beyond_what_may_stay(small_inventory: UnitInventory) -> None:
+    scores = torch.arange(12.0)
+    larger = project(scores, small_inventory, Budget(cost=45))
+    assert widths_of(larger) == (1, 1, 2, 4)
+    ledger = Ledger(small_inventory, Budget(cost=64).within(larger))
+    assert ledger.filled((1, 1, 1, 1), 0) == (1, 1, 2, 4)
+    assert Ledger(small_inventory, Budget(cost=64)).filled((1, 1, 1, 1), 0) == (2, 4, 2, 4)

@@ -254,3 +254,35 @@ def test_an_infeasible_ratio_becomes_feasible_at_the_value_it_names(
         Budget.resolve(tight.model_copy(update={"keep_ratio": nearest}), inventory, total)
     except OptionError:
         pass  # an alignment that no ratio satisfies
+
+
+def test_only_units_of_the_larger_mask_stay(small_inventory: UnitInventory) -> None:
+    larger = project(torch.arange(12.0), small_inventory, resolve(small_inventory, keep_ratio=0.75))
+    assert kept(larger) == [1, 4, 5, 6, 7, 8, 9, 10, 11]  # 10 + 2 * 3 of layer 0, all of layer 1: 48
+    scores = torch.tensor([9.0, 1, 8, 8, 8, 1, 2, 3, 7, 6, 5, 4])
+    budget = resolve(small_inventory, keep_ratio=0.6)
+    assert kept(project(scores, small_inventory, budget)) == [0, 2, 3, 4, 7, 8, 9, 10]
+    # 38 may stay. Smallest widths: 1, 4, 7, 8 = 26; then channels 9, 10, 11 and 5, since 2 and 3 are out for good.
+    assert kept(project(scores, small_inventory, budget.within(larger))) == [1, 4, 5, 7, 8, 9, 10, 11]
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 10_000), step=st.sampled_from([1, 2]), ratio=st.floats(0.55, 0.8))
+def test_nested_masks_meet_their_budgets(seed: int, step: int, ratio: float) -> None:
+    groups = [group for layer in range(3) for group in (UnitGroup(layer, KV, 2, 11, 4), UnitGroup(layer, FFN, 9, 3))]
+    inventory = UnitInventory(tuple(groups))
+    generator = torch.Generator().manual_seed(seed)
+    larger_U, smaller_U = torch.randn(2, inventory.num_units, generator=generator)
+    options = {"ffn_multiple_of": step, "min_ffn_channels": 2}
+    larger = project(larger_U, inventory, resolve(inventory, keep_ratio=0.85, **options))
+    budget = resolve(inventory, keep_ratio=ratio, **options)
+    mask = project(smaller_U, inventory, budget.within(larger))
+    assert not (mask.kept_U & ~larger.kept_U).any()
+    assert mask.kept_cost <= budget.cost
+    for group in inventory.groups:
+        width = len(mask.kept(group.address))
+        assert width >= budget.smallest_width(group) and width % budget.step(group) == 0
+    # Nothing that may stay would still have fitted.
+    left = budget.cost - mask.kept_cost
+    out_U = larger.kept_U & ~mask.kept_U
+    assert step > 1 or not out_U.any() or int(inventory.cost_U[out_U].min()) > left

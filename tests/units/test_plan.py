@@ -24,6 +24,11 @@ def test_plan_holds_what_the_mask_keeps(small_inventory: UnitInventory) -> None:
     assert plan.num_layers == 2
 
 
+def test_a_plan_is_a_mask_again(small_inventory: UnitInventory) -> None:
+    kept = torch.tensor([1, 0, 1, 0, 0, 1, 1, 1, 0, 1, 0, 0], dtype=torch.bool)
+    assert torch.equal(plan_of(small_inventory).mask(small_inventory).kept_U, kept)
+
+
 def test_round_trip_through_json_keeps_every_bit_of_the_scales(small_inventory: UnitInventory) -> None:
     scales = torch.rand(6, generator=torch.Generator().manual_seed(0)) + 0.5
     plan = plan_of(small_inventory).with_scales(scales)

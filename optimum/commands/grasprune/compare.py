@@ -88,6 +88,7 @@ class CompareCommand(Subcommand):
             window=window,
             limits=limits,
             device=config.device,
+            share_gates=args.share_gates,
             **self.source_options(args.model),
         )
 
@@ -142,6 +143,11 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     )
     optional = parser.add_argument_group("Optional arguments, of all methods")
     add_everyday_options(optional, leave_out=OF_A_CELL)
+    optional.add_argument(
+        "--share-gates",
+        action="store_true",
+        help="train the gates of a method once for all its ratios, as export does for several, not once for each",
+    )
     optional.add_argument("--no-plot", action="store_true", help="write tables only; needs no matplotlib")
     add_model_options(optional)
     own = add_own_options(parser, arguments, method="methods")

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimum.commands.base import CommandInfo
 
-from .base import Subcommand, add_example, add_model_options, declare_late
+from .base import Subcommand, add_example, add_model_options, declare_late, is_number
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from optimum_grasprune.config import GRASPConfig
     from optimum_grasprune.export.outputs import Source
     from optimum_grasprune.pruned import PrunedModel
     from optimum_grasprune.pruner import GRASPPruner
+    from optimum_grasprune.record import Record
 
 
 class ExportCommand(Subcommand):
@@ -30,33 +35,83 @@ class ExportCommand(Subcommand):
         declare_late(parser, _declare)
 
     def execute(self) -> None:
-        """Prune, save, summarise."""
+        """Prune, save, summarise; each ratio by itself where there are several."""
         from optimum_grasprune.config import by_recipe
         from optimum_grasprune.config.flags import given
         from optimum_grasprune.export.checkpoint import check_shard_size
-        from optimum_grasprune.export.staging import check_output
         from optimum_grasprune.pruner import GRASPPruner
+
+        output = self._output()
+        values = given(self.args, self.args.config_fields)
+        ratios = values.pop("keep_ratio", [])
+        config = by_recipe(self.args.recipe, **values, **({"keep_ratio": ratios[0]} if ratios else {}))
+        check_shard_size(self.args.max_shard_size)
+        if len(ratios) > 1 or self.args.nested:
+            self._export_many(GRASPPruner(config), ratios or [str(config.keep_ratio)], Path(output))
+        else:
+            self._check_free(output)
+            pruned = self._prune(GRASPPruner(config))
+            self._save(pruned, output)
+            self.write_result(_without_plan(pruned.record))
+
+    def _check_free(self, output: str) -> None:
+        from optimum_grasprune.export.staging import check_output
+
+        self.check_outputs(output)
+        check_output(output, overwrite=self.args.overwrite)
+
+    def _save(self, pruned: PrunedModel, output: str) -> None:
         from optimum_grasprune.report import print_summary
 
-        config = by_recipe(self.args.recipe, **given(self.args, self.args.config_fields))
-        check_shard_size(self.args.max_shard_size)
-        self.check_outputs(self.args.output)
-        check_output(self.args.output, overwrite=self.args.overwrite)
-        pruned = self._prune(GRASPPruner(config))
-        pruned.save(self.args.output, overwrite=self.args.overwrite, max_shard_size=self.args.max_shard_size)
-        print_summary(pruned.record, f"{self.args.model} -> {self.args.output}")
-        self.write_result({name: value for name, value in pruned.record.to_dict().items() if name != "plan"})
+        pruned.save(output, overwrite=self.args.overwrite, max_shard_size=self.args.max_shard_size)
+        print_summary(pruned.record, f"{self.args.model} -> {output}")
 
     def _prune(self, pruner: GRASPPruner) -> PrunedModel:
         from optimum_grasprune.export.checkpoint import read_plan
+
+        saved = read_plan(self.args.plan) if self.args.plan else None
+        model, tokenizer = self._loaded(pruner.config)
+        return pruner.prune(model, tokenizer) if saved is None else pruner.replay(model, tokenizer, *saved)
+
+    def _loaded(self, config: GRASPConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         from optimum_grasprune.loading import load_config, load_model, load_tokenizer, require_unquantised
 
-        config, source, options = pruner.config, self.args.model, self.source_options(self.args.model)
-        saved = read_plan(self.args.plan) if self.args.plan else None
+        source, options = self.args.model, self.source_options(self.args.model)
         require_unquantised(source, load_config(source, **options))
         model = load_model(source, dtype=config.dtype, device=config.device, **options)
-        tokenizer = load_tokenizer(source, **options)
-        return pruner.prune(model, tokenizer) if saved is None else pruner.replay(model, tokenizer, *saved)
+        return model, load_tokenizer(source, **options)
+
+    def _export_many(self, pruner: GRASPPruner, ratios: Sequence[str], output: Path) -> None:
+        """A checkpoint a ratio in a folder of its own, each written when it is made: what is finished stays."""
+        from optimum_grasprune.errors import GraspruneError, OptionError
+        from optimum_grasprune.ratios import at_ratios
+
+        configs = at_ratios(pruner.config, ratios, nested=self.args.nested)
+        if self.args.plan:
+            raise OptionError("keep_ratio", " ".join(ratios), "a plan is of one ratio, its own")
+        folders = {config.keep_ratio: str(output / f"keep-{config.keep_ratio!r}") for config in configs}
+        for folder in folders.values():
+            self._check_free(folder)
+        run = pruner.prune_many(*self._loaded(pruner.config), list(folders), nested=self.args.nested)
+        checkpoints: list[dict[str, object]] = []
+        for ratio, folder in folders.items():
+            try:
+                pruned = run.prune(ratio)
+                self._save(pruned, folder)
+            except GraspruneError as error:
+                kept = ", ".join(str(done["output"]) for done in checkpoints) or "none"
+                raise GraspruneError(f"at the keep ratio {ratio}: {error}; finished checkpoints: {kept}") from None
+            checkpoints.append({"output": folder, **_without_plan(pruned.record)})
+        self.write_result({"checkpoints": checkpoints})
+
+    def _output(self) -> str:
+        """OUTPUT, which argparse takes for one more ratio where it follows --keep-ratio."""
+        args = self.args
+        if args.output is None and len(args.keep_ratio or ()) > 1 and not is_number(args.keep_ratio[-1]):
+            args.output = args.keep_ratio.pop()
+        if args.output is None:
+            self.fail("the following arguments are required: OUTPUT")
+        return args.output
 
     def sources(self) -> list[Source]:
         """The model, the corpora and the plan."""
@@ -70,13 +125,22 @@ class ExportCommand(Subcommand):
         ]
 
 
+def _without_plan(record: Record) -> dict[str, object]:
+    return {name: value for name, value in record.to_dict().items() if name != "plan"}
+
+
 def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     from optimum_grasprune.config import RECIPES, GRASPConfig
     from optimum_grasprune.config.flags import add_advanced_options, add_everyday_options, add_own_options
 
     required = parser.add_argument_group("Required arguments")
     required.add_argument("-m", "--model", required=True, help="model folder or Hugging Face name")
-    required.add_argument("output", metavar="OUTPUT", help="folder for the pruned checkpoint")
+    required.add_argument(
+        "output",
+        metavar="OUTPUT",
+        nargs="?",
+        help="folder for the pruned checkpoint; of several ratios, for a folder of each, as in OUTPUT/keep-0.8",
+    )
     optional = parser.add_argument_group("Optional arguments")
     optional.add_argument(
         "--recipe",
@@ -84,7 +148,12 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
         default="default",
         help="what the other options default to (default: default)",
     )
-    add_everyday_options(optional)
+    add_everyday_options(optional, several={"keep_ratio": "several make a checkpoint each, from one run"})
+    optional.add_argument(
+        "--nested",
+        action="store_true",
+        help="with several ratios: what goes at one of them is in no smaller one either",
+    )
     optional.add_argument("--plan", metavar="PATH", help="replay a saved plan (a checkpoint or its grasp_config.json)")
     optional.add_argument("--overwrite", action="store_true", help="replace the pruned checkpoint in OUTPUT")
     add_model_options(optional)

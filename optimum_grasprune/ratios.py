@@ -1,0 +1,86 @@
+"""One model at several keep ratios: what does not depend on the ratio is worked out once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Protocol
+
+from .config import GRASPConfig
+from .errors import OptionError
+from .methods import Problem, get_method
+from .methods.selection import Selection
+from .numerics import plain_work
+from .pruned import PrunedModel
+from .record import SharedRun
+from .units import UnitMask
+
+
+def at_ratios(config: GRASPConfig, keep_ratios: Iterable[object], *, nested: bool = False) -> list[GRASPConfig]:
+    """The configuration at each of the ratios, largest first.
+
+    nested: whether masks are to be nested.  Raises OptionError for a ratio that is none or stands there twice, and for
+    what makes sense at one ratio only, or with several.
+    """
+    configs = [config.model_copy(update={"keep_ratio": ratio}) for ratio in keep_ratios]
+    if not configs:
+        raise OptionError("keep_ratio", None, "should be at least one ratio")
+    configs.sort(key=lambda each: -each.keep_ratio)
+    for larger, smaller in pairwise(configs):
+        if larger.keep_ratio == smaller.keep_ratio:
+            raise OptionError("keep_ratio", smaller.keep_ratio, "is given twice")
+    if len(configs) > 1 and ":" in config.pattern:
+        raise OptionError("pattern", config.pattern, "keeps exactly half of the weights, which leaves no other ratio")
+    if nested and len(configs) == 1:
+        raise OptionError("nested", nested, "nests the masks of several keep ratios, and there is one")
+    if nested and config.pattern != "units":
+        raise OptionError("nested", nested, f"is for whole units; pattern {config.pattern} cuts single weights")
+    for each in configs:
+        get_method(each.method).check(each)
+    return configs
+
+
+class _Finish(Protocol):
+    """Chooses among the candidates of a problem, makes up for the cut, and says how it came to be."""
+
+    def __call__(self, problem: Problem, selection: Selection, shared: SharedRun | None) -> PrunedModel: ...
+
+
+class RatioRun:
+    """The pruned models of several ratios, largest ratio first, each made when it is asked for.
+
+    problems: the model at each of the ratios, largest first; they share their statistics.  nested: whether what goes at
+    a ratio stays away at smaller ones.  finish: makes a pruned model of a choice of units.
+    """
+
+    def __init__(self, problems: Sequence[Problem], finish: _Finish, *, nested: bool = False) -> None:
+        self.keep_ratios = tuple(problem.config.keep_ratio for problem in problems)
+        self.nested = nested
+        self._problems, self._finish = tuple(problems), finish
+        self._method = get_method(problems[0].config.method)
+        self._kept: UnitMask | None = None
+
+    def __iter__(self) -> Iterator[PrunedModel]:
+        """One pruned model a ratio; no other is held on to meanwhile."""
+        return map(self.prune, self.keep_ratios)
+
+    def prune(self, keep_ratio: float) -> PrunedModel:
+        """The pruned model of one of the ratios; where masks are nested, they have to be asked for in order."""
+        problem = self._problems[self.keep_ratios.index(keep_ratio)]
+        if self._kept is not None:
+            problem = problem.at(problem.budget.within(self._kept), problem.config)
+        with plain_work(problem.config):
+            pruned = self._finish(problem, self._selection(problem), self._described())
+        if self.nested and pruned.plan is not None:
+            self._kept = pruned.plan.mask(problem.inventory)
+        return pruned
+
+    @cached_property
+    def _selection(self) -> Callable[[Problem], Selection]:
+        return self._method.selections(self._problems)
+
+    def _described(self) -> SharedRun | None:
+        """Where the others decide what comes out at a ratio: a run of its own would give something else."""
+        alone = len(self.keep_ratios) == 1 or not (self.nested or self._method.trains_at_all_budgets)
+        return None if alone else SharedRun(keep_ratios=self.keep_ratios, nested=self.nested)
