@@ -65,7 +65,7 @@ def test_gates_are_trained_and_statistics_gathered_once(
     run = GRASPPruner(config).prune_many(model, tokenizer, RATIOS)
     assert calls == [] and run.keep_ratios == (0.9, 0.75, 0.6)
     records = [pruned.record for pruned in run]
-    assert calls == ["gather", "gates", *["scales"] * 3]
+    assert calls == ["gather", "gates", *["diagonals"] * 3]
     for ratio, record in zip(run.keep_ratios, records, strict=True):
         assert record.recipe["keep_ratio"] == ratio
         assert record.budget.asked is not None and record.budget.pruned.prunable <= record.budget.asked.cost
