@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
@@ -15,7 +16,7 @@ from .config import GRASPConfig
 from .corpora import TokenizedCorpus
 from .errors import GraspruneError, OptionError
 from .execution import WholeModel
-from .export.outputs import corpora, local, models
+from .export.outputs import Source, check_apart, corpora, local, models
 from .families import family_of
 from .generation import generation_settings, set_generation
 from .loading import count_parameters
@@ -28,7 +29,7 @@ from .record import BudgetRecord, Record, installed_versions
 from .record.describe import describe_model, elements_budget, units_budget
 from .recovery.chain import Chain
 from .registry import STAGES
-from .replay import replayed
+from .replay import applied_in_place, replayed
 from .selection import Selected, choose
 from .units import Budget, ElementMask, PruningPlan
 
@@ -92,6 +93,9 @@ class GRASPPruner:
         generation = generation_settings(model)
         sources = [*models("the model that was pruned", model.config.name_or_path)]
         sources += corpora("the corpus", self.config.dataset if texts is None else "")
+        sources += self._sources_of_recovery(sources)
+        for training in self.chain.trainings:
+            training.check_state()
         problem, calibration = self._problem(model, tokenizer, texts)
         selection = self.method.selection(problem, earlier)
         selected = choose(selection.candidates, self.chain, problem)
@@ -113,9 +117,10 @@ class GRASPPruner:
 
         origin: the record that the plan was read from. What it says of recipe, calibration and budget is carried over;
         weights that were refitted to calibration data are refitted to the same data, which must still be there.
-        With another `compensation` than "auto" in the configuration, that one is applied instead. Raises ModelError for
-        a model that cannot be pruned, and PlanError when the plan is for one of other shapes, or its corpus has
-        changed.
+        With another `compensation` than "auto" in the configuration, that one is applied instead of all that made up
+        for the cut, and with another `recover` than "none" that training instead of the recorded one, if any. Raises
+        ModelError for a model that cannot be pruned, and PlanError when the plan is for one of other shapes, or its
+        corpus has changed.
         """
         if self.config.pattern != "units":
             raise OptionError("pattern", self.config.pattern, "a plan holds whole units")
@@ -125,12 +130,12 @@ class GRASPPruner:
         corpus = self.config.dataset if origin is None else str(origin.recipe.get("dataset", ""))
         sources = [*models("the model that was pruned", model.config.name_or_path), *corpora("the corpus", corpus)]
         sources += local("the plan", plan.source)
+        sources += self._sources_of_recovery(sources)
         selected = replayed(model, tokenizer, plan, origin, self.config)
         set_generation(selected.model, generation)
         record = self._record(model, selected, units_budget(family, model, selected.model, None), None)
         if origin is not None:
-            asked = self.config.compensation
-            record = record.continued(origin, None if asked == "auto" else asked)
+            record = record.continued(origin, applied_in_place(origin, self.config))
         self._last = PrunedModel(selected.model, selected.plan, record, tokenizer, sources=sources)
         return self._last
 
@@ -174,9 +179,19 @@ class GRASPPruner:
             budget = Budget.resolve(self.config, runner.inventory, count_parameters(model), added)
         calibration = calibration_for(model, tokenizer, texts, self.config)
         tokens_NS = held_out_NS = NO_TOKENS_NS
+        text = None
         if calibration is not None:
             tokens_NS, held_out_NS = calibration.tokens_NS, calibration.held_out_NS
-        return self.method.problem(runner, budget, tokens_NS, held_out_NS, self.config), calibration
+            text = calibration.recovery_text
+        return self.method.problem(runner, budget, tokens_NS, held_out_NS, self.config, text), calibration
+
+    def _sources_of_recovery(self, others: Sequence[Source]) -> list[Source]:
+        """What a training of weights reads, and where it keeps its state, which may lie in none of the others."""
+        watched = corpora("the text that is watched", self.config.recover_watch)
+        if (folder := self.config.recover_checkpoint) is None:
+            return watched
+        check_apart(folder, [*others, *watched])
+        return [*watched, Source("the state of the recovery", Path(folder).absolute())]
 
     def _record(
         self, model: PreTrainedModel, selected: Selected, budget: BudgetRecord, calibration: Calibration | None
@@ -193,6 +208,7 @@ class GRASPPruner:
             compensation=selected.stages,
             settings=selected.settings,
             choice=selected.judgements,
+            recovery=selected.recovery,
             plan=selected.plan,
         )
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import GraspruneError
@@ -19,7 +20,8 @@ from ..families import linear_at
 from ..numerics import precision_advice, tell_when_slow
 from ..progress import bar, track
 from ..statistics import Statistic
-from .distillation import Teacher, distillation_loss
+from .course import Course
+from .distillation import LiveTeacher, Teacher, distillation_loss
 from .instrument import Gates, frozen, gated, gradients_at, hidden_given, inputs_of
 from .loss import next_token_loss
 from .runner import Runner, Training
@@ -115,13 +117,15 @@ class WholeModel(Runner):
         training: Training,
         dense: Runner | None = None,
         status: Callable[[], Sequence[str]] = tuple,
+        course: Course | None = None,
     ) -> list[Tensor]:
         """See `Runner.learn`."""
-        teacher = (dense or self).teacher(tokens_NS) if training.kl_weight else None
-        numbers = [start.to(self.model.device, torch.float32).clone().requires_grad_() for start in trained.start()]
+        teacher = (dense or self).teacher(tokens_NS, live=training.live_teacher) if training.kl_weight else None
+        # Parameters, so that a module can take them as its own.
+        numbers = [nn.Parameter(start.to(self.model.device, torch.float32).clone()) for start in trained.start()]
         steps = training_steps(len(tokens_NS), training.epochs, training.batch_size)
         optimizer = torch.optim.AdamW(numbers, lr=training.learning_rate, betas=BETAS, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, Schedule(steps, training.schedule).factor)
+        schedule = Schedule(steps, training.schedule)
         drawn = batches(len(tokens_NS), training.epochs, training.batch_size, training.seed)
         smooth = math.nan
         with (
@@ -130,30 +134,40 @@ class WholeModel(Runner):
             trained.attached(self, numbers) as prepare,
             bar(steps, training.label) as stage,
         ):
-            for step, indices_B in enumerate(drawn, start=1):
+            done = 0
+            if course is not None:
+                prepare(0.0)
+                done = course.begin(self, numbers, optimizer, steps)
+                stage.update(done)
+            for step, indices_B in islice(enumerate(drawn, start=1), done, None):
                 prepare((step - 1) / steps)
                 loss = self._loss(tokens_NS[indices_B], indices_B, training.kl_weight, teacher)
                 if not math.isfinite(value := loss.item()):
                     advice = precision_advice(self.model.dtype)
                     raise GraspruneError(f"{training.label}: the loss is {value} at step {step}; {advice}")
-                for number, gradient in zip(numbers, torch.autograd.grad(loss, numbers), strict=True):
-                    number.grad = gradient
-                optimizer.step()
-                schedule.step()
+                _descend(loss, numbers, optimizer, training, schedule.factor(step - 1))
                 smooth = value if math.isnan(smooth) else 0.95 * smooth + 0.05 * value
                 stage.status(", ".join([f"loss {smooth:.3f}", *status()]))
                 stage.update()
+                if course is not None:
+                    prepare(step / steps)
+                    if not course.goes_on(self, numbers, optimizer, step, steps):
+                        break
         return [number.detach().cpu() for number in numbers]
 
-    def _loss(self, tokens_BS: Tensor, indices_B: Tensor, kl_weight: float, teacher: Teacher | None) -> Tensor:
+    def _loss(
+        self, tokens_BS: Tensor, indices_B: Tensor, kl_weight: float, teacher: Teacher | LiveTeacher | None
+    ) -> Tensor:
         tokens_BS, logits_BSV = self._logits(tokens_BS)
         if teacher is None:
             return next_token_loss(logits_BSV, tokens_BS)
         return distillation_loss(logits_BSV, tokens_BS, teacher.logits(indices_B).to(logits_BSV.device), kl_weight)
 
     @torch.no_grad()
-    def teacher(self, tokens_NS: Tensor) -> Teacher:
+    def teacher(self, tokens_NS: Tensor, *, live: bool = False) -> Teacher | LiveTeacher:
         """See `Runner.teacher`."""
+        if live:
+            return LiveTeacher(tokens_NS, self._predicted)
         hidden: list[Tensor] = []
         with frozen(self.model):
             for tokens_S in track(tokens_NS, "teacher", "sequence"):
@@ -180,6 +194,12 @@ class WholeModel(Runner):
         tokens_BS = self._placed(tokens_BS)
         return tokens_BS, self.model(tokens_BS, use_cache=False).logits
 
+    @torch.no_grad()
+    def _predicted(self, tokens_BS: Tensor) -> Tensor:
+        """Its logits alone, shape (B, S, V), whatever it is in the midst of."""
+        with frozen(self.model):
+            return self._logits(tokens_BS)[1]
+
     def _hidden(self, tokens_BS: Tensor) -> Tensor:
         """The last hidden states, from the layers alone: logits of a large vocabulary are dear."""
         return self.model.base_model(self._placed(tokens_BS), use_cache=False).last_hidden_state
@@ -188,3 +208,16 @@ class WholeModel(Runner):
         self._tokens += tokens_BS.numel()
         tell_when_slow(self.model.dtype, self.model.device, self._tokens * self._parameters)
         return tokens_BS.to(self.model.device)
+
+
+def _descend(
+    loss: Tensor, numbers: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, training: Training, factor: float
+) -> None:
+    """One step of the optimiser. factor: what the learning rate is multiplied by."""
+    for group in optimizer.param_groups:
+        group["lr"] = training.learning_rate * factor
+    for number, gradient in zip(numbers, torch.autograd.grad(loss, numbers), strict=True):
+        number.grad = gradient
+    if training.clip is not None:
+        nn.utils.clip_grad_norm_(numbers, training.clip)
+    optimizer.step()

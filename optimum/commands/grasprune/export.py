@@ -41,11 +41,22 @@ class ExportCommand(Subcommand):
         config = by_recipe(self.args.recipe, **given(self.args, self.args.config_fields))
         check_shard_size(self.args.max_shard_size)
         self.check_outputs(self.args.output)
+        self._check_state_folder()
         check_output(self.args.output, overwrite=self.args.overwrite)
         pruned = self._prune(GRASPPruner(config))
         pruned.save(self.args.output, overwrite=self.args.overwrite, max_shard_size=self.args.max_shard_size)
         print_summary(pruned.record, f"{self.args.model} -> {self.args.output}")
         self.write_result({name: value for name, value in pruned.record.to_dict().items() if name != "plan"})
+
+    def _check_state_folder(self) -> None:
+        from pathlib import Path
+
+        from optimum_grasprune.export.outputs import Source, check_apart
+
+        if (folder := self.args.recover_checkpoint) is not None:
+            state = Source("the folder of --recover-checkpoint", Path(folder).absolute())
+            check_apart(self.args.output, [state])
+            check_apart(folder, self.sources())
 
     def _prune(self, pruner: GRASPPruner) -> PrunedModel:
         from optimum_grasprune.export.checkpoint import read_plan
@@ -67,6 +78,7 @@ class ExportCommand(Subcommand):
             *models("the model that is to be pruned", args.model),
             *local("the plan", args.plan),
             *corpora("the corpus", args.dataset),
+            *corpora("the text that is watched", args.recover_watch),
         ]
 
 
