@@ -267,9 +267,7 @@ def test_a_plan_can_be_recovered_later(
     assert same(state_of(again.model), state_of(at_once.model))
 
 
-def test_a_replay_watches_the_same_text(
-    tokenizer: PreTrainedTokenizerFast, corpus_file: Path, tmp_path: Path
-) -> None:
+def test_a_replay_watches_the_same_text(tokenizer: PreTrainedTokenizerFast, corpus_file: Path, tmp_path: Path) -> None:
     model, watched = make_model(), tmp_path / "watched.txt"
     watched.write_text(Path(__file__).read_text())
     pruner_of("lora", corpus_file, recover_watch=str(watched)).prune(model, tokenizer).save(tmp_path / "out")
@@ -360,8 +358,8 @@ def test_both_texts_that_come_along_cannot_be_trained_on_and_watched(
 
 def test_the_layers_are_found_in_every_family(name: str, model: LlamaForCausalLM) -> None:
     runner = WholeModel(given(model, name)[2])
-    weights = STAGES[name](GRASPConfig()).trainable(runner).weights(
-        STAGES[name](GRASPConfig()).trainable(runner).start()
+    weights = (
+        STAGES[name](GRASPConfig()).trainable(runner).weights(STAGES[name](GRASPConfig()).trainable(runner).start())
     )
     assert weights.keys() <= dict(runner.model.named_parameters()).keys()
     assert family_of(runner.model.config).pruned_type == runner.model.config.model_type
