@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .admission import check_model
 from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
-from .config import GRASPConfig
+from .config import GRASPConfig, RecoveryOptions
 from .corpora import TokenizedCorpus
 from .errors import GraspruneError, OptionError
 from .execution import WholeModel
@@ -214,10 +214,15 @@ class GRASPPruner:
 
 
 def recipe_of(config: GRASPConfig) -> dict[str, JsonValue]:
-    """All options that a configuration comes to, with those that the method's own stages bring along."""
+    """All options that a configuration comes to, with those that the method's own stages bring along.
+
+    Those of a training of weights are left out where there is none.
+    """
     names = get_method(config.method).chain_for(config).names
     classes = [options for name in names if (options := STAGES.options_of(name)) is not None]
-    return {**config.to_dict(), **{k: v for options in classes for k, v in config.own(options).to_dict().items()}}
+    unused = RecoveryOptions.model_fields if config.recover == "none" else {}
+    common = {name: value for name, value in config.to_dict().items() if name not in unused}
+    return {**common, **{k: v for options in classes for k, v in config.own(options).to_dict().items()}}
 
 
 def _budget_record(problem: Problem, selected: Selected) -> BudgetRecord:

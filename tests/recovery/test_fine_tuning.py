@@ -21,11 +21,12 @@ from optimum_grasprune.export.checkpoint import load_pruned_model, read_plan
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import count_parameters
 from optimum_grasprune.problem import Problem, RecoveryText
+from optimum_grasprune.recovery.chain import sentence
 from optimum_grasprune.recovery.distill import Distill
 from optimum_grasprune.recovery.fine_tuning import FineTuning, LearntWeights
 from optimum_grasprune.recovery.lora import Adapters, Lora, merged
 from optimum_grasprune.recovery.reference import Reference
-from optimum_grasprune.registry import RECOVERIES
+from optimum_grasprune.registry import RECOVERIES, stages_in
 from optimum_grasprune.surgery import build_pruned_model
 from tests.conftest import logits_of, make_model
 from tests.contracts.test_methods import choices, problem_of
@@ -265,6 +266,28 @@ def test_a_plan_can_be_recovered_later(
     later.save(tmp_path / "later")
     again = GRASPPruner(GRASPConfig()).replay(model, tokenizer, *read_plan(tmp_path / "later"))
     assert same(state_of(again.model), state_of(at_once.model))
+
+
+@pytest.mark.parametrize("compensation", ["scales", "refit"])
+def test_it_comes_after_what_makes_up_for_the_cut(
+    compensation: str, tokenizer: PreTrainedTokenizerFast, corpus_file: Path, tmp_path: Path
+) -> None:
+    model = make_model()
+    options = {"method": "random", "compensation": compensation, "held_out": 0, "recover_learning_rate": 1e-4}
+    pruned = pruner_of("lora", corpus_file, **options).prune(model, tokenizer)
+    assert pruned.record.compensation == (*stages_in(compensation), "lora")
+    assert sentence(pruned.record.compensation).count("fine-tuned") == 0
+    pruned.save(tmp_path / "out")
+    again = GRASPPruner(GRASPConfig()).replay(model, tokenizer, *read_plan(tmp_path / "out"))
+    assert same(state_of(again.model), state_of(pruned.model)) and again.plan == pruned.plan
+
+
+def test_where_nothing_is_trained_the_record_says_nothing_of_it(
+    tokenizer: PreTrainedTokenizerFast, corpus_file: Path
+) -> None:
+    record = pruner_of("none", corpus_file).prune(make_model(), tokenizer).record
+    assert "recovery" not in record.to_dict() and not [name for name in record.recipe if name.startswith("recover")]
+    assert record.config.recover == "none"
 
 
 def test_a_replay_watches_the_same_text(tokenizer: PreTrainedTokenizerFast, corpus_file: Path, tmp_path: Path) -> None:
