@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,14 +12,19 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import GRASPConfig
-from .corpora import FEW_HELD_OUT, TokenizedCorpus, corpus_in_memory, load_corpus, tokenize
-from .errors import GraspruneError, GraspruneWarning
+from .corpora import FEW_HELD_OUT, Corpus, TokenizedCorpus, corpus_in_memory, load_corpus, source_and_split, tokenize
+from .corpora.sources import BUILTIN, SAMPLED
+from .errors import DataError, GraspruneError, GraspruneWarning, OptionError
 from .loading import calibration_length
 from .methods import get_method
-from .record import CalibrationRecord
+from .problem import RecoveryText
+from .record import CalibrationRecord, CorpusRecord
 
 NO_TOKENS_NS = torch.empty(0, 0, dtype=torch.int64, device="cpu")
 """The sequences of what looks at no data."""
+
+WATCHED_SEQUENCES = 16
+"""Sequences, at most, of each text that says when weights are trained enough: it is looked at again and again."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +32,13 @@ class Calibration:
     """A corpus and the sequences drawn from it.
 
     tokens_NS: what methods and compensations learn from, shape (N, S).  held_out_NS: what choices are judged on; none
-    where nothing is to be chosen.
+    where nothing is to be chosen.  recovery_text: what weights are trained on, where they are.
     """
 
     tokenized: TokenizedCorpus
     tokens_NS: Tensor
     held_out_NS: Tensor
+    recovery_text: RecoveryText | None = None
 
     def describe(self) -> CalibrationRecord:
         """What a checkpoint records of it."""
@@ -59,15 +65,24 @@ def calibration_for(
     if not get_method(config.method).looks_at_data(config):
         return None
     length = calibration_length(model.config, config.seq_len)
-    if isinstance(texts, TokenizedCorpus):
-        return drawn(texts, config, length)
-    if texts is None:
-        corpus = load_corpus(config.dataset, config.dataset_split, config.text_column)
-    else:
-        corpus = corpus_in_memory(texts)
-    if tokenizer is None:
+    if tokenizer is None and not (isinstance(texts, TokenizedCorpus) and config.recover == "none"):
         raise GraspruneError("a tokenizer is needed to calibrate")
-    return drawn(tokenize(corpus, tokenizer, model.config.vocab_size, bos=config.bos), config, length)
+
+    def tokenized(corpus: Corpus) -> TokenizedCorpus:
+        return tokenize(corpus, tokenizer, model.config.vocab_size, bos=config.bos)  # type: ignore[arg-type]
+
+    if isinstance(texts, TokenizedCorpus):
+        calibration = drawn(texts, config, length)
+    elif texts is None:
+        calibration = drawn(
+            tokenized(load_corpus(config.dataset, config.dataset_split, config.text_column)), config, length
+        )
+    else:
+        calibration = drawn(tokenized(corpus_in_memory(texts)), config, length)
+    if config.recover == "none":
+        return calibration
+    watched = tokenized(watched_corpus(calibration.tokenized.corpus, config))
+    return replace(calibration, recovery_text=recovery_text(calibration, watched, config, length))
 
 
 def drawn(tokenized: TokenizedCorpus, config: GRASPConfig, length: int) -> Calibration:
@@ -87,3 +102,49 @@ def drawn(tokenized: TokenizedCorpus, config: GRASPConfig, length: int) -> Calib
             stacklevel=2,
         )
     return Calibration(tokenized, sequences_NS, held_out_NS)
+
+
+def watched_corpus(trained_on: Corpus, config: GRASPConfig) -> Corpus:
+    """The text of another kind than the one that weights are trained on; OptionError where it is the same."""
+    named = config.recover_watch
+    if named is None:
+        named = next((name for name in (SAMPLED, BUILTIN) if name not in trained_on.parts), None)
+    if named is None:
+        raise OptionError("recover_watch", None, "both texts that come without download are trained on: name another")
+    try:
+        corpus = load_corpus(*source_and_split(named), config.text_column)
+    except OptionError as error:
+        raise OptionError("recover_watch", named, error.reason) from None
+    for name, part in trained_on.parts.items():
+        for other in corpus.parts.values():
+            if part.content in other.content or other.content in part.content:
+                raise OptionError("recover_watch", named, f"is the text that is trained on: {name}")
+    return corpus
+
+
+def recovery_text(calibration: Calibration, watched: TokenizedCorpus, config: GRASPConfig, length: int) -> RecoveryText:
+    """What weights are trained on: the calibration sequences, and as many more as make `recover_tokens`.
+
+    Raises OptionError where either text is too short.
+    """
+    count = max(1, config.recover_tokens // length)
+    rest, _ = calibration.tokenized.hold_out(get_method(config.method).held_out_for(config), length)
+    try:
+        tokens_NS = rest.sample(config.model_copy(update={"num_samples": count}), length, config.seed)
+    except OptionError as error:
+        if error.option != "num_samples":
+            raise
+        raise OptionError("recover_tokens", config.recover_tokens, error.reason) from None
+    try:
+        watched_NS = watched.windows(length)
+    except DataError:
+        reason = f"has less than one sequence of {length} tokens"
+        raise OptionError("recover_watch", watched.corpus.source, reason) from None
+    record = CorpusRecord(**watched.corpus.describe())
+    return RecoveryText(tokens_NS, calibration.held_out_NS[:WATCHED_SEQUENCES], spread(watched_NS), record)
+
+
+def spread(windows_WS: Tensor) -> Tensor:
+    """At most WATCHED_SEQUENCES windows, evenly over all of a text."""
+    count = min(WATCHED_SEQUENCES, len(windows_WS))
+    return windows_WS[torch.arange(count, device="cpu") * len(windows_WS) // count]

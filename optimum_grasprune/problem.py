@@ -15,8 +15,35 @@ from transformers import PreTrainedModel
 from .config import GRASPConfig
 from .execution import Gathered, Runner
 from .families import Family, linears
+from .record import CorpusRecord
 from .statistics import Statistic
 from .units import Budget, UnitInventory
+
+
+@dataclass(frozen=True)
+class RecoveryText:
+    """What weights are trained on, and what says when that is enough.
+
+    tokens_NS: sequences of the calibration corpus, each taken once, shape (N, S), int64.
+    held_out_NS: of its end.  watched_NS: of a text of another kind; neither is trained on, and there may be none.
+    watched: that text.
+    """
+
+    tokens_NS: Tensor
+    held_out_NS: Tensor
+    watched_NS: Tensor
+    watched: CorpusRecord | None
+
+    @classmethod
+    def unwatched(cls, tokens_NS: Tensor) -> RecoveryText:
+        """Sequences to train on, with nothing to say when that is enough."""
+        return cls(tokens_NS, tokens_NS[:0], tokens_NS[:0], None)
+
+    @property
+    def judged_on(self) -> dict[str, Tensor]:
+        """The texts that are not trained on, by the names of their losses in a record."""
+        texts = {"held_out": self.held_out_NS, "watched": self.watched_NS}
+        return {name: text_NS for name, text_NS in texts.items() if len(text_NS)}
 
 
 @dataclass(frozen=True)
@@ -28,6 +55,7 @@ class Problem:
     held_out_NS: more of them that nothing is trained on, for choosing; none where nothing is to be chosen.
     declared: the statistics that the method, and what makes up for its cut, look at.
     shared: those that are gathered for several problems together; None for this one's own.
+    recovery_text: what weights are trained on, where they are.
     """
 
     runner: Runner
@@ -37,6 +65,7 @@ class Problem:
     config: GRASPConfig
     declared: tuple[Statistic[Any], ...] = ()
     shared: Gathered | None = None
+    recovery_text: RecoveryText | None = None
 
     @property
     def model(self) -> PreTrainedModel:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
@@ -13,11 +14,11 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .admission import check_model
 from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
-from .config import GRASPConfig
+from .config import GRASPConfig, RecoveryOptions
 from .corpora import TokenizedCorpus
 from .errors import GraspruneError, OptionError
 from .execution import WholeModel
-from .export.outputs import Source, corpora, local, models
+from .export.outputs import Source, check_apart, corpora, local, models
 from .families import family_of
 from .generation import generation_settings, set_generation
 from .loading import count_parameters
@@ -31,7 +32,7 @@ from .record import BudgetRecord, Record, SharedRun, installed_versions
 from .record.describe import describe_model, elements_budget, units_budget
 from .recovery.chain import Chain
 from .registry import STAGES
-from .replay import replayed
+from .replay import applied_in_place, replayed
 from .selection import Selected, choose
 from .units import Budget, ElementMask, PruningPlan
 
@@ -135,9 +136,10 @@ class GRASPPruner:
 
         origin: the record that the plan was read from. What it says of recipe, calibration and budget is carried over;
         weights that were refitted to calibration data are refitted to the same data, which must still be there.
-        With another `compensation` than "auto" in the configuration, that one is applied instead. Raises ModelError for
-        a model that cannot be pruned, and PlanError when the plan is for one of other shapes, or its corpus has
-        changed.
+        With another `compensation` than "auto" in the configuration, that one is applied instead of all that made up
+        for the cut, and with another `recover` than "none" that training instead of the recorded one, if any. Raises
+        ModelError for a model that cannot be pruned, and PlanError when the plan is for one of other shapes, or its
+        corpus has changed.
         """
         if self.config.pattern != "units":
             raise OptionError("pattern", self.config.pattern, "a plan holds whole units")
@@ -147,12 +149,12 @@ class GRASPPruner:
         corpus = self.config.dataset if origin is None else str(origin.recipe.get("dataset", ""))
         sources = [*models("the model that was pruned", model.config.name_or_path), *corpora("the corpus", corpus)]
         sources += local("the plan", plan.source)
+        sources += self._sources_of_recovery(sources)
         selected = replayed(model, tokenizer, plan, origin, self.config)
         set_generation(selected.model, generation)
         record = _record(self.config, model, selected, units_budget(family, model, selected.model, None), None)
         if origin is not None:
-            asked = self.config.compensation
-            record = record.continued(origin, None if asked == "auto" else asked)
+            record = record.continued(origin, applied_in_place(origin, self.config))
         self._last = PrunedModel(selected.model, selected.plan, record, tokenizer, sources=sources)
         return self._last
 
@@ -193,13 +195,18 @@ class GRASPPruner:
         generation = generation_settings(model)
         sources = [*models("the model that was pruned", model.config.name_or_path)]
         sources += corpora("the corpus", self.config.dataset if texts is None else "")
+        sources += self._sources_of_recovery(sources)
+        for training in self.chain.trainings:
+            training.check_state()
         runner = WholeModel(model)
         budgets = [self._budget(runner, config) for config in configs]
         calibration = calibration_for(model, tokenizer, texts, self.config)
         tokens_NS = held_out_NS = NO_TOKENS_NS
+        text = None
         if calibration is not None:
             tokens_NS, held_out_NS = calibration.tokens_NS, calibration.held_out_NS
-        first = self.method.problem(runner, budgets[0], tokens_NS, held_out_NS, configs[0])
+            text = calibration.recovery_text
+        first = self.method.problem(runner, budgets[0], tokens_NS, held_out_NS, configs[0], text)
         others = [first.at(budget, config) for budget, config in zip(budgets[1:], configs[1:], strict=True)]
         return _Work(tokenizer, generation, sources, calibration, (first, *others))
 
@@ -219,6 +226,14 @@ class GRASPPruner:
         kept = None if selected.plan is None else selection
         self._last = PrunedModel(selected.model, selected.plan, record, work.tokenizer, kept, work.sources)
         return self._last
+
+    def _sources_of_recovery(self, others: Sequence[Source]) -> list[Source]:
+        """What a training of weights reads, and where it keeps its state, which may lie in none of the others."""
+        watched = corpora("the text that is watched", self.config.recover_watch)
+        if (folder := self.config.recover_checkpoint) is None:
+            return watched
+        check_apart(folder, [*others, *watched])
+        return [*watched, Source("the state of the recovery", Path(folder).absolute())]
 
 
 @dataclass(frozen=True)
@@ -253,15 +268,21 @@ def _record(
         compensation=selected.stages,
         settings=selected.settings,
         choice=selected.judgements,
+        recovery=selected.recovery,
         plan=selected.plan,
     )
 
 
 def recipe_of(config: GRASPConfig) -> dict[str, JsonValue]:
-    """All options that a configuration comes to, with those that the method's own stages bring along."""
+    """All options that a configuration comes to, with those that the method's own stages bring along.
+
+    Those of a training of weights are left out where there is none.
+    """
     names = get_method(config.method).chain_for(config).names
     classes = [options for name in names if (options := STAGES.options_of(name)) is not None]
-    return {**config.to_dict(), **{k: v for options in classes for k, v in config.own(options).to_dict().items()}}
+    unused = RecoveryOptions.model_fields if config.recover == "none" else {}
+    common = {name: value for name, value in config.to_dict().items() if name not in unused}
+    return {**common, **{k: v for options in classes for k, v in config.own(options).to_dict().items()}}
 
 
 def _budget_record(problem: Problem, selected: Selected) -> BudgetRecord:

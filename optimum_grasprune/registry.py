@@ -109,6 +109,9 @@ CHAINS: dict[str, tuple[str, ...]] = {
 }
 """The values of `compensation` that are no single stage: stages that refit weights first, then those that train."""
 
+RECOVERIES: tuple[str, ...] = ("lora", "distill")
+"""The stages that train the weights themselves. `recover` asks for one, after all that `compensation` names."""
+
 METHODS: Registry[type[Any]] = Registry("method", "method")
 """The pruning methods, and below in which file of `methods/` each stands."""
 
@@ -131,11 +134,14 @@ STAGES.declare("least_squares", "optimum_grasprune.recovery.least_squares")
 STAGES.declare("bias", "optimum_grasprune.recovery.bias")
 STAGES.declare("energy", "optimum_grasprune.recovery.energy")
 STAGES.declare("diagonals", "optimum_grasprune.recovery.diagonals", own_options=True)
+STAGES.declare("lora", "optimum_grasprune.recovery.lora")
+STAGES.declare("distill", "optimum_grasprune.recovery.distill")
 
 
 def chain_names() -> tuple[str, ...]:
     """What `compensation` can be beside "auto": a chain, or a stage alone."""
-    return (*(name for name in CHAINS if not CHAINS[name]), *STAGES.names(), *(name for name in CHAINS if CHAINS[name]))
+    stages = (name for name in STAGES.names() if name not in RECOVERIES)
+    return (*(name for name in CHAINS if not CHAINS[name]), *stages, *(name for name in CHAINS if CHAINS[name]))
 
 
 def stages_in(chain: str) -> tuple[str, ...]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pydantic import JsonValue
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .calibration_data import NO_TOKENS_NS, calibration_for
-from .config import GRASPConfig
+from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
+from .config import GRASPConfig, RecoveryOptions
 from .errors import PlanError
 from .execution import WholeModel
 from .methods import get_method
 from .numerics import deterministic_algorithms
+from .problem import RecoveryText
 from .record import Record
 from .recovery import stage_names, stages_in
 from .recovery.chain import Chain, chains_without_data, held_by
+from .recovery.fine_tuning import FineTuning
 from .recovery.reference import Reference, Trial
+from .registry import RECOVERIES
 from .selection import Selected
 from .units import PruningPlan
 
@@ -30,29 +36,73 @@ def replayed(
 
     Where weights were refitted, everything else is as the record has it. Raises PlanError.
     """
-    recipe, tokens_NS = config, NO_TOKENS_NS
-    chain = _chain(plan, origin, recipe, config.compensation)
+    recipe, tokens_NS, text = config, NO_TOKENS_NS, None
+    names = _stages(plan, origin, config)
+    chain = _chain(plan, recipe, names)
     if origin is not None and not chain.in_plan:
-        recipe = origin.config
-        chain = _chain(plan, origin, recipe, config.compensation)
+        recipe = _recipe(origin, config)
+        chain = _chain(plan, recipe, names)
+    for training in chain.trainings:
+        training.check()
+        training.check_state()
     if chain.looks_at_data_again:
-        tokens_NS = _recorded_tokens(model, tokenizer, recipe, origin)
-    reference = Reference.on(WholeModel(model), tokens_NS, recipe.statistic_samples, chain.statistics)
+        calibration = _recorded_data(model, tokenizer, recipe, origin)
+        tokens_NS, text = calibration.tokens_NS, calibration.recovery_text
+        if config.recover == "none" and origin is not None and text is not None:
+            _check_watched(text, origin)
+    reference = Reference.on(WholeModel(model), tokens_NS, recipe.statistic_samples, chain.statistics, text)
     settings = chain.recorded_settings(None if origin is None else origin.settings)
     with deterministic_algorithms(recipe.deterministic):
-        pruned, kept = chain.replayed(reference, Trial(plan, settings))
-    return Selected(kept, pruned, chain.names, settings)
+        pruned, kept = chain.untrained.replayed(reference, Trial(plan, settings))
+        selected = Selected(kept, pruned, chain.untrained.names, settings)
+        for training in chain.trainings:
+            selected = _trained(selected, training, reference)
+    return selected
 
 
-def _chain(plan: PruningPlan, origin: Record | None, recipe: GRASPConfig, compensation: str) -> Chain:
-    """What made up for the cut, as the recipe has it; what the plan should hold and does not is left out.
+def applied_in_place(origin: Record, config: GRASPConfig) -> dict[str, JsonValue]:
+    """The options of a configuration that a replay goes by in place of the recorded ones."""
+    applied: dict[str, JsonValue] = {}
+    if config.compensation != "auto":
+        applied["compensation"] = config.compensation
+        if origin.recovery is not None:
+            applied["recover"] = "none"
+    if config.recover != "none":
+        applied |= {name: value for name, value in config.to_dict().items() if name in RecoveryOptions.model_fields}
+    return applied
 
-    compensation: what is to be applied in its place, or "auto". Raises PlanError for a stage that does not exist here.
-    """
-    if compensation != "auto":
-        names = stages_in(compensation)
+
+def _recipe(origin: Record, config: GRASPConfig) -> GRASPConfig:
+    """The recorded recipe, with what is applied in its place and where a training keeps its state."""
+    running = {name: getattr(config, name) for name in ("recover_checkpoint", "recover_checkpoint_steps")}
+    applied = {name: value for name, value in applied_in_place(origin, config).items() if name != "compensation"}
+    return origin.config.model_copy(update={**applied, **running})
+
+
+def _trained(selected: Selected, training: FineTuning, reference: Reference) -> Selected:
+    """The same model with its weights trained, where that is better."""
+    learnt = training.train(reference, selected.model, Trial(selected.cut).plan)
+    if learnt.verdict is False:
+        return replace(selected, recovery=learnt.record)
+    return replace(selected, cut=learnt.fold(), stages=(*selected.stages, training.name), recovery=learnt.record)
+
+
+def _stages(plan: PruningPlan, origin: Record | None, config: GRASPConfig) -> tuple[str, ...]:
+    """Names of what makes up for the cut: as recorded, or what the configuration asks for in its place."""
+    if config.compensation != "auto":
+        names = stages_in(config.compensation)
     else:
         names = held_by(plan) if origin is None else origin.compensation
+    if config.recover != "none":
+        names = (*(name for name in names if name not in RECOVERIES), config.recover)
+    return tuple(names)
+
+
+def _chain(plan: PruningPlan, recipe: GRASPConfig, names: Sequence[str]) -> Chain:
+    """The named stages, as the recipe has them; what the plan should hold and does not is left out.
+
+    Raises PlanError for a stage that does not exist here.
+    """
     if unknown := [name for name in names if name not in stage_names()]:
         known = ", ".join(stage_names())
         raise PlanError(f"the plan was made with the stage {unknown[0]}, which does not exist here; there are {known}")
@@ -60,10 +110,10 @@ def _chain(plan: PruningPlan, origin: Record | None, recipe: GRASPConfig, compen
     return Chain(tuple(stage for stage in chain.stages if not stage.in_plan or stage.held_by(plan)))
 
 
-def _recorded_tokens(
+def _recorded_data(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, recipe: GRASPConfig, origin: Record | None
-) -> Tensor:
-    """The sequences that weights were refitted to, drawn again by a recorded recipe, shape (N, S).
+) -> Calibration:
+    """The sequences that weights were refitted to or trained on, drawn again by a recorded recipe.
 
     Raises PlanError where they cannot be.
     """
@@ -71,7 +121,7 @@ def _recorded_tokens(
     if calibration is None:
         raise PlanError("the plan's recipe has no calibration data to refit weights to")
     if origin is None:
-        return calibration.tokens_NS
+        return calibration
     if origin.mixed_as_one_text:
         raise PlanError(
             f"the plan's weights were refitted to {recipe.dataset} mixed as version 0.1 did it, which cannot be "
@@ -80,4 +130,11 @@ def _recorded_tokens(
     recorded = None if origin.calibration is None else origin.calibration.sha256
     if recorded != calibration.tokenized.corpus.sha256:
         raise PlanError(f"the corpus {recipe.dataset} is not the one that the plan was calibrated on")
-    return calibration.tokens_NS
+    return calibration
+
+
+def _check_watched(text: RecoveryText, origin: Record) -> None:
+    """Raise PlanError where a recorded training of weights would be judged on another text."""
+    recorded = None if origin.recovery is None else origin.recovery.watched
+    if recorded is not None and text.watched is not None and recorded.sha256 != text.watched.sha256:
+        raise PlanError(f"the text {text.watched.source} is not the one that the plan's recovery was judged on")

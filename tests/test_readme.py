@@ -66,7 +66,16 @@ def options_of_all_commands() -> set[str]:
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "recipes.md", "corpora.md", "which-models.md", "methods.md", "results.md", "troubleshooting.md"],
+    [
+        "README.md",
+        "recipes.md",
+        "corpora.md",
+        "which-models.md",
+        "methods.md",
+        "recovery.md",
+        "results.md",
+        "troubleshooting.md",
+    ],
 )
 def test_options_that_are_named_exist(name: str) -> None:
     (page,) = (page for page in PAGES if page.name == name)

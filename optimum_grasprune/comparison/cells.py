@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import RECIPES, EvaluationOptions, GRASPConfig
 from ..config.method_options import applicable, owner_of
-from ..corpora import Corpus, load_corpus
+from ..corpora import Corpus, load_corpus, source_and_split
 from ..errors import OptionError
 from ..methods import get_method, method_names
 from ..pruner import GRASPPruner
@@ -26,7 +26,7 @@ _ENTRY = re.compile(
     r"(?P<name>[^+:@]+)(?:\+(?P<compensation>[^+:@]+))?(?::(?P<pattern>[^+@]+))?(?:@(?P<options>[^=,]+=[^,]+(?:,.+)?))?"
 )
 _OF_THE_COMPARISON = {"keep_ratio", "method", *SAME_FOR_ALL}
-_CORPUS = re.compile(r"(?P<name>[^=]+)=(?P<source>.+?)(?:\[(?P<part>[^\[\]]+)\])?")
+_CORPUS = re.compile(r"(?P<name>[^=]+)=(?P<source>.+)")
 
 
 @dataclass(frozen=True)
@@ -160,10 +160,8 @@ def read_corpora(entries: Sequence[str], text_column: str) -> dict[str, Corpus]:
             raise OptionError("evaluate", entry, "should look like NAME=PATH or NAME=PATH[90%:]")
         if slug(match["name"]) in map(slug, corpora):
             raise OptionError("evaluate", entry, "another corpus has this name")
-        part = match["part"]
-        split = f"[{part}]" if part and ":" in part else part
         try:
-            corpora[match["name"]] = load_corpus(match["source"], split, text_column)
+            corpora[match["name"]] = load_corpus(*source_and_split(match["source"]), text_column)
         except OptionError as error:
             raise OptionError("evaluate", entry, error.reason) from None
     return corpora

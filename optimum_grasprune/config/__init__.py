@@ -20,6 +20,7 @@ from .grasp import GRASPConfig
 from .least_squares import LeastSquaresOptions
 from .method_options import MethodOptions, OwnOptions, StageOptions
 from .pruning import PruningOptions
+from .recovery import RecoveryOptions
 from .run import RunOptions
 from .scales import ScaleOptions
 from .search import SearchOptions
@@ -39,6 +40,7 @@ __all__ = [
     "Options",
     "OwnOptions",
     "PruningOptions",
+    "RecoveryOptions",
     "RunOptions",
     "ScaleOptions",
     "SearchOptions",

@@ -20,6 +20,7 @@ from .calibration import CalibrationOptions
 from .gates import GateOptions
 from .least_squares import LeastSquaresOptions
 from .pruning import PruningOptions
+from .recovery import RecoveryOptions
 from .run import RunOptions
 from .scales import ScaleOptions
 from .search import SearchOptions
@@ -32,12 +33,13 @@ GROUPS: dict[str, type[Options]] = {
     "search": SearchOptions,
     "least squares": LeastSquaresOptions,
     "scales": ScaleOptions,
+    "recovery": RecoveryOptions,
     "run": RunOptions,
 }
 """The groups of `GRASPConfig` in the order of `--help`."""
 
 _KINDS: tuple[Registry[Any], ...] = (METHODS, STAGES)
-_EVERYDAY = (BudgetOptions, PruningOptions, CalibrationOptions, RunOptions)
+_EVERYDAY = (BudgetOptions, PruningOptions, RecoveryOptions, CalibrationOptions, RunOptions)
 
 
 def add_everyday_options(

@@ -25,7 +25,7 @@ class GateOptions(Options):
         ge=0,
         le=1,
         description="share of the loss, wherever something is trained, that is the divergence from what the dense "
-        "model predicts; by default 0 for gates and scales, 0.5 for diagonals",
+        "model predicts; by default 0 for gates and scales, 0.5 for diagonals and recovery",
     )
     multipliers: Literal["none", "joint"] = Field(
         default="none",

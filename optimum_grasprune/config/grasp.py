@@ -15,6 +15,7 @@ from .least_squares import LeastSquaresOptions
 from .method_options import OwnOptions, own_names, validated
 from .pruning import PruningOptions
 from .recipes import PAPER, QUICK, THOROUGH
+from .recovery import RecoveryOptions
 from .run import RunOptions
 from .scales import ScaleOptions
 from .search import SearchOptions
@@ -23,6 +24,7 @@ Own = TypeVar("Own", bound=OwnOptions)
 
 
 class GRASPConfig(
+    RecoveryOptions,
     LeastSquaresOptions,
     PruningOptions,
     BudgetOptions,

@@ -2,6 +2,7 @@
 
 from .corpus import Conversations, Corpus, Text, corpus_in_memory
 from .sequences import FEW_HELD_OUT, TokenizedCorpus, first_tokens, hold_out, sample_sequences, tokenize, windows_of
+from .slices import source_and_split
 from .sources import load_corpus
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "hold_out",
     "load_corpus",
     "sample_sequences",
+    "source_and_split",
     "tokenize",
     "windows_of",
 ]

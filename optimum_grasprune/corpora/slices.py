@@ -6,6 +6,7 @@ import re
 
 from ..errors import OptionError
 
+_WITH_PART = re.compile(r"(?P<source>.+)\[(?P<part>[^\[\]]+)\]")
 _SLICE = re.compile(r"(?P<name>\w*)(\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\])?")
 
 
@@ -19,6 +20,15 @@ def parse_split(split: str | None, length: int) -> tuple[str, range]:
         raise OptionError("dataset_split", split, "should look like 'train', 'train[:90%]' or '[90%:]'")
     start, stop = _position(match["start"], length, 0), _position(match["stop"], length, length)
     return match["name"], range(length)[start:stop]
+
+
+def source_and_split(named: str) -> tuple[str, str | None]:
+    """A corpus given as SOURCE, or as SOURCE[PART] with PART a slice or the name of a split: (source, split)."""
+    match = _WITH_PART.fullmatch(named)
+    if match is None:
+        return named, None
+    part = match["part"]
+    return match["source"], f"[{part}]" if ":" in part else part
 
 
 def sliced_text(text: str, split: str | None) -> str:

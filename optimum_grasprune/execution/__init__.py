@@ -1,24 +1,32 @@
 """How a model is run: the runner, and what it puts on a model for a while."""
 
-from .distillation import Teacher, distillation_loss
+from .course import Course
+from .distillation import LiveTeacher, Teacher, distillation_loss
 from .gathered import Gathered
-from .instrument import Gates
+from .instrument import Gates, weights_given
 from .runner import Runner, Training
+from .state_file import CheckUp, StateFile, digest
 from .stream import LayerStream
 from .trainable import OfUnits, Pace, Trainable, UnitMultipliers
 from .whole import WholeModel
 
 __all__ = [
+    "CheckUp",
+    "Course",
     "Gates",
     "Gathered",
     "LayerStream",
+    "LiveTeacher",
     "OfUnits",
     "Pace",
     "Runner",
+    "StateFile",
     "Teacher",
     "Trainable",
     "Training",
     "UnitMultipliers",
     "WholeModel",
+    "digest",
     "distillation_loss",
+    "weights_given",
 ]

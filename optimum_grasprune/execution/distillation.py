@@ -29,6 +29,21 @@ class Teacher:
         return self.head(self.hidden_NSD[indices_B])
 
 
+@dataclass(frozen=True)
+class LiveTeacher:
+    """The same, run when it is asked: as much work where each sequence is seen once, and nothing to keep.
+
+    tokens_NS: the sequences, int64.  model: from tokens, shape (B, S), to logits.
+    """
+
+    tokens_NS: Tensor
+    model: Callable[[Tensor], Tensor]
+
+    def logits(self, indices_B: Tensor) -> Tensor:
+        """Logits of the sequences at these places, shape (B, S, V)."""
+        return self.model(self.tokens_NS[indices_B])
+
+
 def distillation_loss(logits_BSV: Tensor, tokens_BS: Tensor, teacher_BSV: Tensor, kl_weight: float) -> Tensor:
     """(1 − w) · cross-entropy of the next token + w · KL(teacher ‖ model), means over all predictions, in nats.
 

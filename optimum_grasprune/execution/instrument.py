@@ -9,7 +9,7 @@ axes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -78,6 +78,33 @@ def hidden_given(model: PreTrainedModel, hidden_BSD: Tensor) -> Iterator[None]:
         yield
     finally:
         del stack.forward
+
+
+@contextmanager
+def weights_given(model: nn.Module, names: Sequence[str]) -> Iterator[Callable[[Sequence[Tensor]], None]]:
+    """While the block runs, what is given last stands in for the named parameters, which nothing touches.
+
+    names: as in `named_parameters`.  Yields what gives tensors for them, in their order; before it is called the model
+    has none. Gradients reach the tensors that are given.
+    """
+    places = [(model.get_submodule(path), leaf) for path, _, leaf in (name.rpartition(".") for name in names)]
+    # Put back as a whole, since the order of a module's parameters is that of the model's.
+    own = {module: dict(module._parameters) for module, _ in places}
+
+    def give(tensors: Sequence[Tensor]) -> None:
+        for (module, leaf), tensor in zip(places, tensors, strict=True):
+            vars(module)[leaf] = tensor
+
+    try:
+        for module, leaf in places:
+            del module._parameters[leaf]
+        yield give
+    finally:
+        for module, leaf in places:
+            vars(module).pop(leaf, None)
+        for module, parameters in own.items():
+            module._parameters.clear()
+            module._parameters.update(parameters)
 
 
 @contextmanager

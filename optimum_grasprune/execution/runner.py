@@ -20,7 +20,8 @@ from ..config import GRASPConfig
 from ..families import Block, Family, family_of, inventory_of
 from ..statistics import Statistic
 from ..units import UnitInventory
-from .distillation import Teacher
+from .course import Course
+from .distillation import LiveTeacher, Teacher
 from .instrument import Gates
 from .stream import LayerStream
 from .trainable import Trainable
@@ -28,13 +29,16 @@ from .trainable import Trainable
 
 @dataclass(frozen=True)
 class Training:
-    """How numbers are trained on a fixed model.
+    """How numbers are trained on a model that is fixed but for them.
 
     epochs: passes over the sequences.  batch_size: sequences in a step.  seed: of their order.
     learning_rate: AdamW's, at the first step.  schedule: `GateOptions.schedule`.
     gradient_checkpointing: recompute each layer in the backward pass.  label: of its bar and in messages.
     kl_weight: share of the loss that is the divergence from what a teacher predicts; 0 trains on the text alone.
     warmup: share of the steps over which the learning rate rises.
+    clip: largest norm of all gradients together; None for any.
+    live_teacher: run the teacher at every step, which is no more work where each sequence is seen once, instead of
+    keeping its hidden states for all of them.
     """
 
     epochs: int
@@ -46,6 +50,8 @@ class Training:
     label: str
     kl_weight: float = 0.0
     warmup: float = 0.0
+    clip: float | None = None
+    live_teacher: bool = False
 
     @classmethod
     def of(
@@ -134,17 +140,21 @@ class Runner(ABC):
         training: Training,
         dense: Runner | None = None,
         status: Callable[[], Sequence[str]] = tuple,
+        course: Course | None = None,
     ) -> list[Tensor]:
         """Fit numbers with AdamW, behind a bar that shows loss and status, while the weights are fixed.
 
         tokens_NS: shape (N, S), int64.  dense: whose predictions count by `training.kl_weight`; by default the model's
-        own, as it is without the numbers.
+        own, as it is without the numbers.  course: what looks on after each step, and may end the training.
         Returns what the numbers came to, on the CPU.  Raises GraspruneError when the loss is not finite.
         """
 
     @abstractmethod
-    def teacher(self, tokens_NS: Tensor) -> Teacher:
-        """What the model, as it stands, predicts on the sequences; tokens_NS: shape (N, S), int64."""
+    def teacher(self, tokens_NS: Tensor, *, live: bool = False) -> Teacher | LiveTeacher:
+        """What the model, as it stands, predicts on the sequences; tokens_NS: shape (N, S), int64.
+
+        live: have it run when it is asked, instead of once for all.
+        """
 
     @abstractmethod
     def stream(self, tokens_NS: Tensor) -> AbstractContextManager[LayerStream]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..errors import GraspruneError
@@ -19,7 +20,8 @@ from ..families import linear_at
 from ..numerics import precision_advice, tell_when_slow
 from ..progress import bar, track
 from ..statistics import Statistic
-from .distillation import Teacher, distillation_loss
+from .course import Course
+from .distillation import LiveTeacher, Teacher, distillation_loss
 from .instrument import Gates, frozen, gated, gradients_at, hidden_given, inputs_of
 from .loss import next_token_loss
 from .runner import Runner, Training
@@ -115,14 +117,15 @@ class WholeModel(Runner):
         training: Training,
         dense: Runner | None = None,
         status: Callable[[], Sequence[str]] = tuple,
+        course: Course | None = None,
     ) -> list[Tensor]:
         """See `Runner.learn`."""
-        teacher = (dense or self).teacher(tokens_NS) if training.kl_weight else None
-        numbers = [start.to(self.model.device, torch.float32).clone().requires_grad_() for start in trained.start()]
+        teacher = (dense or self).teacher(tokens_NS, live=training.live_teacher) if training.kl_weight else None
+        # Parameters, so that a module can take them as its own.
+        numbers = [nn.Parameter(start.to(self.model.device, torch.float32).clone()) for start in trained.start()]
         steps = training_steps(len(tokens_NS), training.epochs, training.batch_size)
         optimizer = _adamw(numbers, trained.paces(), training.learning_rate)
-        course = Schedule(steps, training.schedule, training.warmup)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, course.factor)
+        schedule = Schedule(steps, training.schedule, training.warmup)
         drawn = batches(len(tokens_NS), training.epochs, training.batch_size, training.seed)
         smooth = math.nan
         with (
@@ -131,7 +134,12 @@ class WholeModel(Runner):
             trained.attached(self, numbers) as prepare,
             bar(steps, training.label) as stage,
         ):
-            for step, indices_B in enumerate(drawn, start=1):
+            done = 0
+            if course is not None:
+                prepare(0.0)
+                done = course.begin(self, numbers, optimizer, steps)
+                stage.update(done)
+            for step, indices_B in islice(enumerate(drawn, start=1), done, None):
                 prepare(progress := (step - 1) / steps)
                 loss = self._loss(tokens_NS[indices_B], indices_B, training.kl_weight, teacher)
                 if not math.isfinite(value := loss.item()):
@@ -139,24 +147,29 @@ class WholeModel(Runner):
                     raise GraspruneError(f"{training.label}: the loss is {value} at step {step}; {advice}")
                 if (penalty := trained.penalty(numbers, progress)) is not None:
                     loss = loss + penalty
-                for number, gradient in zip(numbers, torch.autograd.grad(loss, numbers), strict=True):
-                    number.grad = gradient
-                optimizer.step()
-                schedule.step()
+                _descend(loss, numbers, optimizer, training.clip, schedule.factor(step - 1))
                 smooth = value if math.isnan(smooth) else 0.95 * smooth + 0.05 * value
                 stage.status(", ".join([f"loss {smooth:.3f}", *status()]))
                 stage.update()
+                if course is not None:
+                    prepare(step / steps)
+                    if not course.goes_on(self, numbers, optimizer, step, steps):
+                        break
         return [number.detach().cpu() for number in numbers]
 
-    def _loss(self, tokens_BS: Tensor, indices_B: Tensor, kl_weight: float, teacher: Teacher | None) -> Tensor:
+    def _loss(
+        self, tokens_BS: Tensor, indices_B: Tensor, kl_weight: float, teacher: Teacher | LiveTeacher | None
+    ) -> Tensor:
         tokens_BS, logits_BSV = self._logits(tokens_BS)
         if teacher is None:
             return next_token_loss(logits_BSV, tokens_BS)
         return distillation_loss(logits_BSV, tokens_BS, teacher.logits(indices_B).to(logits_BSV.device), kl_weight)
 
     @torch.no_grad()
-    def teacher(self, tokens_NS: Tensor) -> Teacher:
+    def teacher(self, tokens_NS: Tensor, *, live: bool = False) -> Teacher | LiveTeacher:
         """See `Runner.teacher`."""
+        if live:
+            return LiveTeacher(tokens_NS, self._predicted)
         hidden: list[Tensor] = []
         with frozen(self.model):
             for tokens_S in track(tokens_NS, "teacher", "sequence"):
@@ -183,6 +196,12 @@ class WholeModel(Runner):
         tokens_BS = self._placed(tokens_BS)
         return tokens_BS, self.model(tokens_BS, use_cache=False).logits
 
+    @torch.no_grad()
+    def _predicted(self, tokens_BS: Tensor) -> Tensor:
+        """Its logits alone, shape (B, S, V), whatever it is in the midst of."""
+        with frozen(self.model):
+            return self._logits(tokens_BS)[1]
+
     def _hidden(self, tokens_BS: Tensor) -> Tensor:
         """The last hidden states, from the layers alone: logits of a large vocabulary are dear."""
         return self.model.base_model(self._placed(tokens_BS), use_cache=False).last_hidden_state
@@ -193,9 +212,27 @@ class WholeModel(Runner):
         return tokens_BS.to(self.model.device)
 
 
-def _adamw(numbers: Sequence[Tensor], paces: Sequence[Pace], learning_rate: float) -> torch.optim.AdamW:
+_RATE = "rate at the start"
+"""The key of a parameter group of the optimiser under which the learning rate stands that the schedule scales."""
+
+
+def _adamw(numbers: Sequence[nn.Parameter], paces: Sequence[Pace], learning_rate: float) -> torch.optim.AdamW:
+    rates = [learning_rate * pace.rate for pace in paces]
     groups = [
-        {"params": [number], "lr": learning_rate * pace.rate, "maximize": pace.ascends}
-        for number, pace in zip(numbers, paces, strict=True)
+        {"params": [number], "lr": rate, _RATE: rate, "maximize": pace.ascends}
+        for number, pace, rate in zip(numbers, paces, rates, strict=True)
     ]
     return torch.optim.AdamW(groups, betas=BETAS, weight_decay=0.0)
+
+
+def _descend(
+    loss: Tensor, numbers: Sequence[nn.Parameter], optimizer: torch.optim.AdamW, clip: float | None, factor: float
+) -> None:
+    """One step of the optimiser. clip: as in `Training`.  factor: what the learning rates are multiplied by."""
+    for group in optimizer.param_groups:
+        group["lr"] = group[_RATE] * factor
+    for number, gradient in zip(numbers, torch.autograd.grad(loss, numbers), strict=True):
+        number.grad = gradient
+    if clip is not None:
+        nn.utils.clip_grad_norm_(numbers, clip)
+    optimizer.step()

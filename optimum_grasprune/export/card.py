@@ -5,7 +5,7 @@ from __future__ import annotations
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..methods import get_method
-from ..record import Record, SharedRun
+from ..record import HeldOutLosses, Record, SharedRun
 from ..record.describe import public_name
 from ..recovery.chain import sentence
 from ..report import budget_rows
@@ -37,7 +37,7 @@ def model_card(record: Record) -> str:
             f"# {base.name or base.model_type}, pruned\n\n"
             f"{what}\n\n"
             f"| | dense | pruned | kept |\n|---|---:|---:|---:|\n{rows}\n\n"
-            f"{_calibration_line(record)}{_shared_line(record.shared)}\n\n"
+            f"{_calibration_line(record)}{_shared_line(record.shared)}{_recovery_line(record)}\n\n"
             f"{_USE_STOCK if stock else _USE}\n"
             f"{_widths(record.plan) if record.plan is not None else ''}"
             f"The whole recipe{contents} are in `grasp_config.json`.\n"
@@ -110,6 +110,23 @@ def _shared_line(shared: SharedRun | None) -> str:
     *others, last = map(str, shared.keep_ratios)
     nested = "; its units are among those of the larger ones" if shared.nested else ""
     return f" Its units were chosen in one run for the keep ratios {', '.join(others)} and {last}{nested}."
+
+
+def _recovery_line(record: Record) -> str:
+    """What the weights were trained on, and what it came to; empty where they were not."""
+    recovery = record.recovery
+    if recovery is None or not recovery.kept_step:
+        return ""
+    before, after = recovery.before or HeldOutLosses(), recovery.after or HeldOutLosses()
+    watched = public_name(recovery.watched.source) if recovery.watched else ""
+    texts = [(before.held_out, after.held_out, "of its end"), (before.watched, after.watched, f"of `{watched}`")]
+    losses = " and ".join(
+        f"{first:.3f} to {last:.3f} on text {where}"
+        for first, last, where in texts
+        if first is not None and last is not None
+    )
+    line = f" The weights were trained on {recovery.tokens:,} tokens of the same text"
+    return f"{line}; the loss fell from {losses}, in nats a token." if losses else f"{line}."
 
 
 def _widths(plan: PruningPlan) -> str:

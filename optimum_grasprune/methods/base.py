@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import GRASPConfig, MethodOptions
 from ..errors import OptionError
 from ..execution import Runner
-from ..problem import Problem
+from ..problem import Problem, RecoveryText
 from ..recovery import stages_in
 from ..recovery.chain import Chain
 from ..statistics import Statistic
@@ -94,11 +94,17 @@ class Method(ABC):
         return self.statistics
 
     def problem(
-        self, runner: Runner, budget: Budget, tokens_NS: Tensor, held_out_NS: Tensor, config: GRASPConfig
+        self,
+        runner: Runner,
+        budget: Budget,
+        tokens_NS: Tensor,
+        held_out_NS: Tensor,
+        config: GRASPConfig,
+        recovery_text: RecoveryText | None = None,
     ) -> Problem:
         """What the method is to solve, in which the statistics of all that looks at any are gathered together."""
         declared = (*self.statistics_for(config), *self.chain_for(config).statistics)
-        return Problem(runner, budget, tokens_NS, held_out_NS, config, declared)
+        return Problem(runner, budget, tokens_NS, held_out_NS, config, declared, recovery_text=recovery_text)
 
     def selection(self, problem: Problem, earlier: Selection | None = None) -> Selection:
         """The cuts to choose from, whole units or single weights. earlier: what of them is known already."""
@@ -122,9 +128,10 @@ class Method(ABC):
         return config.model_copy(update=own)
 
     def chain_for(self, config: GRASPConfig) -> Chain:
-        """What is to make up for the cut."""
+        """What is to make up for the cut, the training of weights last."""
         config = self.resolved(config)
-        return Chain.of(stages_in(config.compensation), config)
+        recovery = () if config.recover == "none" else (config.recover,)
+        return Chain.of((*stages_in(config.compensation), *recovery), config)
 
     def looks_at_data(self, config: GRASPConfig) -> bool:
         """Whether the method, or what makes up for its cut, needs calibration sequences."""
@@ -142,6 +149,11 @@ class Method(ABC):
         """Raise OptionError when the method does not support what the configuration asks for."""
         if config.pattern not in self.patterns:
             raise OptionError("pattern", config.pattern, f"{config.method} supports only {', '.join(self.patterns)}")
+        if config.pattern != "units" and config.recover != "none":
+            reason = f"pattern {config.pattern} cuts single weights, which training would bring back"
+            raise OptionError("recover", config.recover, reason)
+        for stage in self.chain_for(config).stages:
+            stage.check()
         if self.allocation_for(config) not in self.allocations:
             raise OptionError(
                 "allocation", config.allocation, f"{config.method} supports only {', '.join(self.allocations)}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..config import GRASPConfig
+from ..config import GRASPConfig, RecoveryOptions
 from ..registry import STAGES
 from ..units import ElementMask, UnitMask
 
@@ -52,7 +52,7 @@ def options_of_recovery() -> set[str]:
     classes = [STAGES.get(name) for name in STAGES.names()]
     common = {option for stage in classes for option in getattr(stage, "options", ())}
     own = {option for name in STAGES.names() if (options := STAGES.options_of(name)) for option in options.model_fields}
-    return {"compensation", *common, *own}
+    return {"compensation", *RecoveryOptions.model_fields, *common, *own}
 
 
 def _not_of_scores() -> set[str]:

@@ -131,6 +131,38 @@ class Judgement(_WithSettings):
     loss: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeldOutLosses(Stored):
+    """Mean next-token losses, in nats, on text that nothing is trained on; None where there is no such text.
+
+    held_out: of the calibration corpus.  watched: of another kind.
+    """
+
+    held_out: float | None = None
+    watched: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecoveryRecord(Stored):
+    """A training of the pruned model's weights.
+
+    stage: its name.  tokens, steps: that it took, of `planned_steps`.  kept_step: steps after which its state was the
+    best, which is in the checkpoint; 0 where none was better than before, so that nothing was changed.
+    before, after: losses without it and in that state.  watched: the text of another kind.
+    minutes: what it took; the one value that differs between two runs of the same.
+    """
+
+    stage: str
+    tokens: int
+    steps: int
+    planned_steps: int
+    kept_step: int
+    before: HeldOutLosses | None
+    after: HeldOutLosses | None
+    watched: CorpusRecord | None
+    minutes: float
+
+
 def _plan(value: Any) -> PruningPlan | None:
     if value is None or isinstance(value, PruningPlan):
         return value
@@ -149,6 +181,7 @@ class Record(_WithSettings):
     shared: the ratios that its gates were trained with, or that it is nested in; None for a run of its own.
     calibration: None where nothing was calibrated.  compensation: names of the stages in force, in order.
     settings: what was chosen for them.  choice: all that was measured to choose.
+    recovery: the training of the weights, where there was one.
     plan: the units that were kept; None where single weights were cut.
     """
 
@@ -163,6 +196,7 @@ class Record(_WithSettings):
     compensation: tuple[str, ...] = ()
     settings: Mapping[str, float] = field(default_factory=dict, metadata=INLINE)
     choice: tuple[Judgement, ...] = ()
+    recovery: RecoveryRecord | None = field(default=None, metadata=OPTIONAL)
     plan: Annotated[PruningPlan | None, PlainValidator(_plan)] = None
 
     @classmethod
@@ -185,12 +219,11 @@ class Record(_WithSettings):
         """Whether the calibration sequences were drawn from several corpora in the way of format 1."""
         return self.format == 1 and self.calibration is not None and "," in self.calibration.source
 
-    def continued(self, origin: Record, compensation: str | None) -> Record:
+    def continued(self, origin: Record, applied: Mapping[str, JsonValue]) -> Record:
         """This record, of a replay, with what the record of the plan says of recipe, data and budget.
 
-        compensation: what was applied in place of the recorded one; None if nothing was.
+        applied: options that were applied in place of the recorded ones.
         """
-        applied = {} if compensation is None else {"compensation": compensation}
         return replace(
             self,
             recipe={**origin.recipe, **applied},
@@ -198,4 +231,5 @@ class Record(_WithSettings):
             calibration=origin.calibration,
             budget=replace(self.budget, asked=origin.budget.asked),
             choice=origin.choice,
+            recovery=self.recovery if applied else origin.recovery,
         )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
+from ..record import RecoveryRecord
 from ..statistics import Statistic
 from ..units import PruningPlan
 from .reference import Reference, Settings, Trial
@@ -69,6 +70,9 @@ class Stage(ABC):
     def from_config(cls, config: GRASPConfig) -> Self:
         """The stage as a configuration asks for it, in which every "auto" is already the method's own value."""
         return cls()
+
+    def check(self) -> None:  # noqa: B027
+        """Raise OptionError where the stage cannot do what the configuration asks for."""
 
     @classmethod
     def held_by(cls, plan: PruningPlan) -> bool:
@@ -131,6 +135,16 @@ class TrainedStage(Stage):
 
 class Learnt(ABC):
     """What training came to: it can be tried before it is kept."""
+
+    @property
+    def verdict(self) -> bool | None:
+        """Whether it is better than nothing by what training itself looked at; None leaves that to held-out data."""
+        return None
+
+    @property
+    def record(self) -> RecoveryRecord | None:
+        """What the record says of it beside the name of the stage."""
+        return None
 
     @abstractmethod
     def in_force(self) -> AbstractContextManager[object]:

@@ -15,6 +15,7 @@ from ..surgery import build_pruned_model
 from ..surgery.single_weights import build_sparse_model
 from ..units import ElementMask, PruningPlan
 from .base import Stage, TrainedStage, WeightStage
+from .fine_tuning import FineTuning
 from .reference import Cut, Reference, Settings, Trial
 from .registry import chain_names, get_stage, stage_names, stages_in
 
@@ -47,6 +48,16 @@ class Chain:
     def trained_stages(self) -> tuple[TrainedStage, ...]:
         """The stages that train."""
         return tuple(stage for stage in self.stages if isinstance(stage, TrainedStage))
+
+    @property
+    def trainings(self) -> tuple[FineTuning, ...]:
+        """Those of them that train the weights themselves."""
+        return tuple(stage for stage in self.stages if isinstance(stage, FineTuning))
+
+    @property
+    def untrained(self) -> Chain:
+        """The chain without those."""
+        return Chain(tuple(stage for stage in self.stages if not isinstance(stage, FineTuning)))
 
     @property
     def statistics(self) -> tuple[Statistic[Any], ...]:

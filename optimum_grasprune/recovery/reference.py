@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ..execution import Gathered, Runner
 from ..families import Block, Family, linear_at
-from ..problem import Problem
+from ..problem import Problem, RecoveryText
 from ..statistics import Statistic
 from ..surgery import feature_indices
 from ..units import ElementMask, PruningPlan
@@ -50,24 +50,38 @@ class Reference:
     tokens_NS: calibration sequences, shape (N, S), int64; none where no stage looks at any.
     statistic_samples: how many of them, at most, statistics look at.
     statistics: of the dense model, those that the stages declare.
+    text: what weights are trained on, where they are.
     """
 
     runner: Runner
     tokens_NS: Tensor
     statistic_samples: int
     statistics: Gathered
+    text: RecoveryText | None = None
 
     @classmethod
     def of(cls, problem: Problem) -> Reference:
         """The dense model of a problem, with the statistics that are gathered for it."""
-        return cls(problem.runner, problem.tokens_NS, problem.config.statistic_samples, problem.statistics)
+        return cls(
+            problem.runner,
+            problem.tokens_NS,
+            problem.config.statistic_samples,
+            problem.statistics,
+            problem.recovery_text,
+        )
 
     @classmethod
     def on(
-        cls, runner: Runner, tokens_NS: Tensor, statistic_samples: int, declared: Iterable[Statistic[Any]] = ()
+        cls,
+        runner: Runner,
+        tokens_NS: Tensor,
+        statistic_samples: int,
+        declared: Iterable[Statistic[Any]] = (),
+        text: RecoveryText | None = None,
     ) -> Reference:
         """A dense model by itself, with statistics of the inputs of its output projections."""
-        return cls(runner, tokens_NS, statistic_samples, Gathered(runner, declared, tokens_NS[:statistic_samples]))
+        statistics = Gathered(runner, declared, tokens_NS[:statistic_samples])
+        return cls(runner, tokens_NS, statistic_samples, statistics, text)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -78,6 +92,11 @@ class Reference:
     def family(self) -> Family:
         """Its family."""
         return self.runner.family
+
+    @property
+    def recovery_text(self) -> RecoveryText:
+        """What weights are trained on: the calibration sequences, unwatched, where nothing else is said."""
+        return self.text or RecoveryText.unwatched(self.tokens_NS)
 
     @property
     def statistic_tokens_NS(self) -> Tensor:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from ..problem import Problem
 from ..progress import track
-from ..record import Judgement
+from ..record import Judgement, RecoveryRecord
 from ..recovery.base import TrainedStage
 from ..recovery.chain import Chain
 from ..recovery.reference import Cut, Reference, Settings, Trial
@@ -25,7 +25,7 @@ class Selected:
     """A candidate with what makes up for its cut.
 
     candidate: its name.  stages: names of those in force.  settings: of those that refit weights.
-    judgements: all that was measured to decide.
+    judgements: all that was measured to decide.  recovery: the training of the weights, where there was one.
     """
 
     cut: Cut
@@ -34,6 +34,7 @@ class Selected:
     settings: Settings = field(default_factory=dict)
     judgements: tuple[Judgement, ...] = ()
     candidate: str = ""
+    recovery: RecoveryRecord | None = None
 
     @property
     def plan(self) -> PruningPlan | None:
@@ -119,17 +120,22 @@ class _Judge:
 def _trained(
     selected: Selected, stage: TrainedStage, reference: Reference, problem: Problem, best: Selected
 ) -> Selected:
-    """The selected model with what the stage learns folded in, or the best if its held-out loss is lower."""
+    """The selected model with what the stage learns folded in, or the best if its held-out loss is lower.
+
+    A stage that has a verdict of its own, on more text than this, is taken by its word.
+    """
     learnt = stage.train(reference, selected.model, Trial(selected.cut).plan)
     stages, judgements = (*selected.stages, stage.name), selected.judgements
+    better, recovery = learnt.verdict, learnt.record or selected.recovery
     if len(problem.held_out_NS):
         lowest = min(judgement.loss for judgement in judgements)
         with learnt.in_force():
             loss = problem.runner.beside(selected.model).mean_loss(problem.held_out_NS)
         judgements = (*judgements, _judgement(selected.candidate, stages, selected.settings, loss))
-        if loss >= lowest:
-            return replace(best, judgements=judgements)
-    return replace(selected, cut=learnt.fold(), stages=stages, judgements=judgements)
+        better = loss < lowest if better is None else better
+    if better is False:
+        return replace(best, judgements=judgements, recovery=recovery)
+    return replace(selected, cut=learnt.fold(), stages=stages, judgements=judgements, recovery=recovery)
 
 
 def _judgement(candidate: str, stages: Sequence[str], settings: Settings, loss: float) -> Judgement:

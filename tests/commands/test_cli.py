@@ -63,7 +63,10 @@ def options_in(help_text: str) -> list[str]:
     return re.findall(r"^  (?:-\w[^-]*)?--([a-z-]+)", help_text.partition("\n\n")[2], re.MULTILINE)
 
 
-@pytest.mark.parametrize(("command", "absent"), [("export", ()), ("compare", ("method", "keep_ratio"))])
+OF_EXPORT = ("method", "keep_ratio", "recover_checkpoint", "recover_checkpoint_steps")
+
+
+@pytest.mark.parametrize(("command", "absent"), [("export", ()), ("compare", OF_EXPORT)])
 def test_options_are_the_fields_of_the_config(cli: Cli, command: str, absent: tuple[str, ...]) -> None:
     help_text = cli(command, "--help").out
     options = {name.replace("-", "_") for name in options_in(help_text)}

@@ -13,6 +13,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask
+from optimum_grasprune.config import RecoveryOptions
 from optimum_grasprune.errors import OptionError, PlanError
 from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.export.checkpoint import read_plan
@@ -30,7 +31,7 @@ from optimum_grasprune.recovery import (
 from optimum_grasprune.recovery.base import Learnt, Stage, TrainedStage, WeightStage
 from optimum_grasprune.recovery.chain import Chain, sentence
 from optimum_grasprune.recovery.reference import Reference, Settings, Trial
-from optimum_grasprune.registry import CHAINS, STAGES
+from optimum_grasprune.registry import CHAINS, RECOVERIES, STAGES
 from optimum_grasprune.selection import choose
 from optimum_grasprune.statistics import MOMENTS
 from tests.conftest import make_model
@@ -177,7 +178,7 @@ def test_statistics_are_collected_once_for_all_candidates(
 def test_a_choice_of_units_depends_on_no_option_of_a_stage() -> None:
     of_stages = {"restoration", "least_squares", "damping", "scale_samples", "scale_epochs", "scale_learning_rate"}
     of_stages |= {"diagonal_samples", "diagonal_epochs", "diagonal_learning_rate"}
-    assert options_of_recovery() == {"compensation", *of_stages}
+    assert options_of_recovery() == {"compensation", *RecoveryOptions.model_fields, *of_stages}
 
 
 def test_a_name_is_taken_once() -> None:
@@ -212,7 +213,10 @@ def pruned_with(
     compensation: str, tokenizer: PreTrainedTokenizerFast, corpus_file: Path, **options: object
 ) -> tuple[GRASPPruner, LlamaForCausalLM]:
     values = {"method": "wanda_sp", "num_samples": 4, "seq_len": 24, "scale_learning_rate": 0.1, **options}
-    pruner = GRASPPruner(GRASPConfig(compensation=compensation, dataset=str(corpus_file), **values))
+    made_up = {"compensation": compensation}
+    if compensation in RECOVERIES:
+        made_up = {"compensation": "none", "recover": compensation, "recover_watch": __file__, "recover_tokens": 96}
+    pruner = GRASPPruner(GRASPConfig(dataset=str(corpus_file), **{**made_up, **values}))
     model = make_model()
     pruner.prune_model(model, tokenizer)
     return pruner, model

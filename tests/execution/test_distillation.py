@@ -8,7 +8,7 @@ from torch.nn import functional
 from transformers import GraniteConfig, GraniteForCausalLM, LlamaForCausalLM
 
 from optimum_grasprune import Budget, GRASPConfig
-from optimum_grasprune.execution import Training, UnitMultipliers, WholeModel, distillation_loss
+from optimum_grasprune.execution import Training, UnitMultipliers, WholeModel, distillation_loss, weights_given
 from optimum_grasprune.execution.loss import next_token_loss
 from optimum_grasprune.gates import train_gates
 from optimum_grasprune.recovery.scales import train_scales
@@ -62,6 +62,29 @@ def test_the_teacher_predicts_what_its_model_does_whatever_its_head_makes_of_hid
     teacher = WholeModel(model).teacher(TOKENS)
     torch.testing.assert_close(teacher.logits(torch.tensor([2, 0])), logits_of(model, TOKENS[[2, 0]]))
     assert "forward" not in vars(model.base_model) and teacher.hidden_NSD.shape == (3, 20, 32)
+
+
+def test_a_live_teacher_says_the_same_and_leaves_its_model_as_it_was(model: LlamaForCausalLM) -> None:
+    model.train()
+    cached, live = (WholeModel(model).teacher(TOKENS, live=flag) for flag in (False, True))
+    places = torch.tensor([2, 0])
+    torch.testing.assert_close(live.logits(places), cached.logits(places))
+    assert model.training and all(each.requires_grad for each in model.parameters())
+    assert not live.logits(places).requires_grad
+
+
+def test_weights_that_are_given_are_gone_afterwards(model: LlamaForCausalLM) -> None:
+    names = ["lm_head.weight", "model.layers.1.mlp.up_proj.weight"]
+    before = dict(model.named_parameters())
+    with pytest.raises(KeyError, match="in the midst"), weights_given(model, names) as give:
+        tensors = [torch.zeros_like(before[name], requires_grad=True) for name in names]
+        give(tensors)
+        logits = model(TOKENS).logits
+        assert not logits.any() and torch.autograd.grad(logits.sum(), tensors[:1])[0].any()
+        raise KeyError("in the midst")
+    after = dict(model.named_parameters())
+    assert list(after) == list(before) and all(after[name] is before[name] for name in before)
+    assert logits_of(model, TOKENS).any()
 
 
 def test_training_with_a_teacher_comes_closer_to_it(model: LlamaForCausalLM) -> None:

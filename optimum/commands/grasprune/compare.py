@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 OF_A_CELL = ("method", "keep_ratio")
 """Fields that `--methods` and `--keep-ratios` set, cell by cell."""
 
+_OF_ONE_RUN = ("recover_checkpoint", "recover_checkpoint_steps")
+"""Fields that make no sense for many runs at once."""
+
 
 class CompareCommand(Subcommand):
     """Prune one model by several methods at several ratios on the same data and seed, and measure perplexity."""
@@ -69,6 +72,7 @@ class CompareCommand(Subcommand):
         return [
             *models("the model that is to be pruned", args.model),
             *corpora("the corpus", args.dataset, *args.evaluate or ()),
+            *corpora("the text that is watched", args.recover_watch),
         ]
 
     def _comparison(self, output: Path) -> Comparison:
@@ -151,8 +155,8 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     optional.add_argument("--no-plot", action="store_true", help="write tables only; needs no matplotlib")
     add_model_options(optional)
     own = add_own_options(parser, arguments, method="methods")
-    add_advanced_options(parser, leave_out=OF_A_CELL)
-    common = [name for name in GRASPConfig.model_fields if name not in OF_A_CELL]
+    add_advanced_options(parser, leave_out=(*OF_A_CELL, *_OF_ONE_RUN))
+    common = [name for name in GRASPConfig.model_fields if name not in (*OF_A_CELL, *_OF_ONE_RUN)]
     parser.set_defaults(config_fields=(*common, *own))
 
 

@@ -50,6 +50,7 @@ class ExportCommand(Subcommand):
             self._export_many(GRASPPruner(config), ratios or [str(config.keep_ratio)], Path(output))
         else:
             self._check_free(output)
+            self._check_state_folder(output)
             pruned = self._prune(GRASPPruner(config))
             self._save(pruned, output)
             self.write_result(_without_plan(pruned.record))
@@ -65,6 +66,14 @@ class ExportCommand(Subcommand):
 
         pruned.save(output, overwrite=self.args.overwrite, max_shard_size=self.args.max_shard_size)
         print_summary(pruned.record, f"{self.args.model} -> {output}")
+
+    def _check_state_folder(self, output: str) -> None:
+        from optimum_grasprune.export.outputs import Source, check_apart
+
+        if (folder := self.args.recover_checkpoint) is not None:
+            state = Source("the folder of --recover-checkpoint", Path(folder).absolute())
+            check_apart(output, [state])
+            check_apart(folder, self.sources())
 
     def _prune(self, pruner: GRASPPruner) -> PrunedModel:
         from optimum_grasprune.export.checkpoint import read_plan
@@ -122,6 +131,7 @@ class ExportCommand(Subcommand):
             *models("the model that is to be pruned", args.model),
             *local("the plan", args.plan),
             *corpora("the corpus", args.dataset),
+            *corpora("the text that is watched", args.recover_watch),
         ]
 
 

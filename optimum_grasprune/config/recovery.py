@@ -1,0 +1,52 @@
+"""Whether the pruned model's weights are trained, and how."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+from ..registry import RECOVERIES
+from .base import Flag, Options
+
+
+def _known_recovery(value: Any) -> Any:
+    names = ("none", *RECOVERIES)
+    if value not in names:
+        *others, last = map(repr, names)
+        raise PydanticCustomError("recovery", f"Input should be {', '.join(others)} or {last}")
+    return value
+
+
+class RecoveryOptions(Options):
+    """Whether the pruned model's weights are trained, and how."""
+
+    recover: Annotated[str, BeforeValidator(_known_recovery), Flag("|".join(("none", *RECOVERIES)), everyday=True)] = (
+        Field(
+            default="none",
+            description="train the weights of the pruned model at the end: lora trains low-rank updates of all maps in "
+            "the layers and merges them (needs peft), distill trains all weights of the layers",
+        )
+    )
+    recover_tokens: int = Field(
+        default=2**17, ge=1, description="tokens of the calibration corpus that weights are trained on, each once"
+    )
+    recover_learning_rate: Annotated[float | None, Flag("RATE")] = Field(
+        default=None,
+        gt=0,
+        description="AdamW's learning rate for the weights; it falls to zero on a cosine; by default 2e-3 for lora, "
+        "3e-4 for distill",
+    )
+    recover_rank: int = Field(default=16, ge=1, description="rank of LoRA's updates")
+    recover_watch: Annotated[str | None, Flag("PATH|NAME")] = Field(
+        default=None,
+        description="text of another kind than the calibration corpus, also as PATH[SLICE], that the training must not "
+        "make worse; by default 'sampled', or 'builtin' where that is calibrated on",
+    )
+    recover_checkpoint: Annotated[str | None, Flag("FOLDER")] = Field(
+        default=None,
+        exclude=True,  # where a run keeps its state says nothing of what comes out
+        description="keep the state of the training in this folder: the same command goes on from there",
+    )
+    recover_checkpoint_steps: int = Field(
+        default=100, ge=1, exclude=True, description="steps after which that state is written"
+    )
