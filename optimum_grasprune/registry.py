@@ -133,7 +133,7 @@ STAGES.declare("scales", "optimum_grasprune.recovery.scales")
 STAGES.declare("least_squares", "optimum_grasprune.recovery.least_squares")
 STAGES.declare("bias", "optimum_grasprune.recovery.bias")
 STAGES.declare("energy", "optimum_grasprune.recovery.energy")
-STAGES.declare("diagonals", "optimum_grasprune.recovery.diagonals", own_options=True)
+STAGES.declare("diagonals", "optimum_grasprune.recovery.diagonals")
 STAGES.declare("lora", "optimum_grasprune.recovery.lora")
 STAGES.declare("distill", "optimum_grasprune.recovery.distill")
 

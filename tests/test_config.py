@@ -9,7 +9,6 @@ from optimum_grasprune.corpora.sequences import CALIBRATION_TOKENS
 from optimum_grasprune.errors import OptionError
 from optimum_grasprune.loading import CALIBRATION_LENGTH
 from optimum_grasprune.methods import get_method
-from optimum_grasprune.recovery.diagonals import Diagonals
 from optimum_grasprune.recovery.least_squares import FITS
 
 
@@ -44,8 +43,7 @@ def recovery_cost(config: GRASPConfig, number: int) -> float:
     """Sequences run forward and backward for scales, or for diagonals and their teacher."""
     if config.compensation == "scales":
         return config.scale_epochs * min(number, config.scale_samples)
-    diagonals = config.own(Diagonals.Options)
-    return (diagonals.diagonal_epochs + 0.5) * min(number, diagonals.diagonal_samples)
+    return (config.diagonal_epochs + 0.5) * min(number, config.diagonal_samples)
 
 
 def test_default_costs_less_than_the_paper_and_recipes_are_in_order() -> None:

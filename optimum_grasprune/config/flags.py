@@ -13,10 +13,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from ..registry import METHODS, STAGES, Registry
+from ..registry import METHODS, STAGES, Registry, stages_in
 from .base import Flag, Options
 from .budget import BudgetOptions
 from .calibration import CalibrationOptions
+from .diagonals import DiagonalOptions
 from .gates import GateOptions
 from .least_squares import LeastSquaresOptions
 from .pruning import PruningOptions
@@ -33,6 +34,7 @@ GROUPS: dict[str, type[Options]] = {
     "search": SearchOptions,
     "least squares": LeastSquaresOptions,
     "scales": ScaleOptions,
+    "diagonals": DiagonalOptions,
     "recovery": RecoveryOptions,
     "run": RunOptions,
 }
@@ -92,7 +94,8 @@ def _chosen_in(arguments: Sequence[str], options: Iterable[str]) -> set[str]:
     for option in options:
         early.add_argument(f"--{option}", dest="entries", nargs="*", action="extend", default=[])
     entries = early.parse_known_args(arguments)[0].entries
-    return {name for entry in entries for name in re.split("[+:@]", entry)}
+    names = [name for entry in entries for name in re.split("[+:@]", entry)]
+    return {stage for name in names for stage in (name, *stages_in(name))}
 
 
 def add_options(

@@ -10,6 +10,7 @@ from typing_extensions import Self
 
 from .budget import BudgetOptions
 from .calibration import CalibrationOptions
+from .diagonals import DiagonalOptions
 from .gates import GateOptions
 from .least_squares import LeastSquaresOptions
 from .method_options import OwnOptions, own_names, validated
@@ -32,6 +33,7 @@ class GRASPConfig(
     GateOptions,
     SearchOptions,
     ScaleOptions,
+    DiagonalOptions,
     RunOptions,
 ):
     """The whole recipe of a pruned model. Immutable; unknown names and values out of range raise `OptionError`.

@@ -11,15 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
-from ..config import Flag, StageOptions
 from ..execution import Runner, Trainable, Training
 from ..execution.trainable import Step
 from ..families import linears
@@ -42,22 +40,12 @@ KL_WEIGHT = 0.5
 class Diagonals(TrainedStage):
     """Trains the diagonals on the sliced model, with the dense one as its teacher."""
 
-    class Options(StageOptions):
-        """How the diagonals are trained."""
-
-        diagonal_samples: int = Field(
-            default=192, ge=1, description="calibration sequences, at most, that diagonals are trained on"
-        )
-        diagonal_epochs: int = Field(default=1, ge=1, description="passes over them while diagonals are trained")
-        diagonal_learning_rate: Annotated[float, Flag("RATE")] = Field(
-            default=1e-2, gt=0, description="AdamW's learning rate for the diagonals"
-        )
-
     config: GRASPConfig
 
     name = "diagonals"
     sentence = "The rows and columns of all maps in the layers were scaled by trained factors, which are folded"
     needs_sequences = True
+    options = ("diagonal_samples", "diagonal_epochs", "diagonal_learning_rate")
     starts_refitted = True
 
     @classmethod
@@ -67,13 +55,13 @@ class Diagonals(TrainedStage):
 
     def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> LearntDiagonals:
         """Train the diagonals on the first calibration sequences."""
-        own, runner = self.config.own(self.Options), reference.runner.beside(pruned)
-        tokens_NS = reference.tokens_NS[: own.diagonal_samples]
+        config, runner = self.config, reference.runner.beside(pruned)
+        tokens_NS = reference.tokens_NS[: config.diagonal_samples]
         training = Training.of(
-            self.config,
+            config,
             "diagonals",
-            epochs=own.diagonal_epochs,
-            learning_rate=own.diagonal_learning_rate,
+            epochs=config.diagonal_epochs,
+            learning_rate=config.diagonal_learning_rate,
             kl_weight=KL_WEIGHT,
         )
         trained = DiagonalMultipliers(linears(pruned, runner.blocks))
