@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -14,12 +15,13 @@ import torch
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
 from optimum_grasprune.config import MethodOptions, StageOptions
+from optimum_grasprune.config.flags import add_own_options
 from optimum_grasprune.errors import OptionError
 from optimum_grasprune.methods import Method, Problem
 from optimum_grasprune.methods.selection import SelectionCache
 from optimum_grasprune.recovery.base import WeightStage
 from optimum_grasprune.recovery.reference import Reference, Trial
-from optimum_grasprune.registry import METHODS, STAGES, Registry
+from optimum_grasprune.registry import CHAINS, METHODS, STAGES, Registry
 from tests.commands.conftest import Outcome
 from tests.conftest import make_model, make_tokenizer
 
@@ -248,6 +250,25 @@ def test_a_recovery_stage_brings_options_along_too(cli: Cli, stages: None) -> No
     assert "strength" not in GRASPConfig(compensation="bias").to_dict()
     assert GRASPConfig().own(ToyStage.Options).strength == 0.5
     assert "--strength X" in cli("export", "--help").out
+
+
+def test_a_chain_brings_the_options_of_its_stages(
+    stages: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "toy_stage.py").write_text(
+        "from optimum_grasprune.config import StageOptions\n"
+        "from optimum_grasprune.registry import STAGES\n"
+        "@STAGES.register('toy_stage')\n"
+        "class ToyStage:\n"
+        "    class Options(StageOptions):\n"
+        "        strength: float = 0.5\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "toy_stage", raising=False)
+    STAGES.declare("toy_stage", "toy_stage", own_options=True)
+    monkeypatch.setitem(CHAINS, "pair", ("toy_stage", "scales"))
+    assert "strength" not in add_own_options(argparse.ArgumentParser(), ["--compensation", "scales"])
+    assert "strength" in add_own_options(argparse.ArgumentParser(), ["--compensation", "pair"])
 
 
 class Fade(WeightStage):
