@@ -1,7 +1,9 @@
-"""What every family's layers need beside vLLM's stock ones: their own widths, biases, and a check of the split."""
+"""What families' layers need beside vLLM's stock ones: their own widths and windows, biases, a check of the split."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -30,12 +32,33 @@ def add_output_biases(layer: nn.Module, config: PreTrainedConfig, *outputs: str)
 
     outputs: their paths below the layer.
     """
-    if not getattr(config, "output_bias", False):  # checkpoints that carry older code of ours do not know the field
-        return
+    if getattr(config, "output_bias", False):  # checkpoints that carry older code of ours do not know the field
+        add_biases(layer, *outputs)
+
+
+def add_biases(layer: nn.Module, *outputs: str) -> None:
+    """Give maps that lead out of a stock layer's blocks a bias where they have none. outputs: paths below the layer."""
     for path in outputs:
         parent, _, name = path.rpartition(".")
         linear: Any = layer.get_submodule(path)
         setattr(layer.get_submodule(parent), name, _with_bias(linear))
+
+
+def window(config: PreTrainedConfig, prefix: str) -> int | None:
+    """Tokens that the layer at a prefix sees at once, where the configuration says so of some layers; else None."""
+    types = getattr(config, "layer_types", None)
+    return config.sliding_window if types and types[extract_layer_index(prefix)] == "sliding_attention" else None
+
+
+@contextmanager
+def without_layers(config: PreTrainedConfig) -> Iterator[None]:
+    """While the block runs, stock constructors build everything but layers from a configuration."""
+    layers = config.num_hidden_layers
+    config.num_hidden_layers = 0
+    try:
+        yield
+    finally:
+        config.num_hidden_layers = layers
 
 
 def check_tensor_parallel(layer: int, config: PreTrainedConfig, size: int) -> None:

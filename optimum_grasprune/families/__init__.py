@@ -12,12 +12,19 @@ from .base import (
     PrunedClasses,
     SizeFields,
     Slot,
+    Unsupported,
     inventory_of,
     linear_at,
     linears,
     unit_features,
 )
+from .gemma3 import GEMMA3
 from .llama import LLAMA
+from .ministral import MINISTRAL
+from .mistral import MISTRAL
+from .phi3 import PHI3
+from .qwen2 import QWEN2
+from .qwen3 import QWEN3
 
 FAMILIES: dict[str, Family] = {}
 """The families by name."""
@@ -30,6 +37,7 @@ __all__ = [
     "PrunedClasses",
     "SizeFields",
     "Slot",
+    "Unsupported",
     "family_of",
     "family_of_type",
     "inventory_of",
@@ -54,7 +62,8 @@ def register(family: Family) -> Family:
     return family
 
 
-register(LLAMA)
+for _family in (LLAMA, MISTRAL, MINISTRAL, QWEN2, QWEN3, PHI3, GEMMA3):
+    register(_family)
 
 
 def family_of(config: PreTrainedConfig) -> Family:

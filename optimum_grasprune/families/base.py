@@ -5,7 +5,7 @@ Nothing else in the project knows such a name. Shape suffixes: U units of one bl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..errors import ModelError
+from ..errors import ModelError, UnsupportedFamilyError
 from ..units import FFN, KV, Address, UnitGroup, UnitInventory, UnitKind
 
 
@@ -88,14 +88,28 @@ class SizeFields:
 
 
 @dataclass(frozen=True)
+class Unsupported:
+    """A variant of a family that is refused.
+
+    what: its name, in the message, after "with".  holds: whether a configuration is one.
+    """
+
+    what: str
+    holds: Callable[[PreTrainedConfig], bool]
+
+
+@dataclass(frozen=True)
 class Family:
     """A decoder-only family with one attention and one FFN in each layer; a subclass writes what differs.
+
+    The names of modules are LLaMA's unless others are given, as most families have taken them over.
 
     name: how the family is called in messages.  dense_types, pruned_type: `config.model_type` of its models.
     code: the module whose classes pruned models are, and `classes` their names, as in `PrunedClasses`.
     layers: path of the decoder layers; all other paths are below one of them.
     attention_inputs: the projections to queries, keys and values ("query", "key", "value" among their parts).
     ffn_inputs: the projections into the FFN.  attention_output, ffn_output: those back to the residual stream.
+    unsupported: variants of it that are refused.
     """
 
     name: str
@@ -103,12 +117,17 @@ class Family:
     pruned_type: str
     code: str
     classes: tuple[str, str, str]
-    layers: str
-    attention_inputs: tuple[Projection, ...]
-    attention_output: str
-    ffn_inputs: tuple[Projection, ...]
-    ffn_output: str
+    layers: str = "model.layers"
+    attention_inputs: tuple[Projection, ...] = (
+        Projection("self_attn.q_proj", ("query",)),
+        Projection("self_attn.k_proj", ("key",)),
+        Projection("self_attn.v_proj", ("value",)),
+    )
+    attention_output: str = "self_attn.o_proj"
+    ffn_inputs: tuple[Projection, ...] = (Projection("mlp.gate_proj", ("gate",)), Projection("mlp.up_proj", ("up",)))
+    ffn_output: str = "mlp.down_proj"
     sizes: SizeFields = SizeFields()
+    unsupported: tuple[Unsupported, ...] = ()
 
     @property
     def model_types(self) -> tuple[str, ...]:
@@ -122,7 +141,13 @@ class Family:
         return PrunedClasses(*(getattr(module, name) for name in self.classes))
 
     def check(self, config: PreTrainedConfig) -> None:
-        """Raise ModelError for a configuration that is of no whole model: without layers, channels or heads."""
+        """Raise ModelError for a configuration of no whole model: without layers, channels or heads.
+
+        Raises UnsupportedFamilyError, naming it, for a variant of the family that is not supported.
+        """
+        for variant in self.unsupported:
+            if variant.holds(config):
+                raise UnsupportedFamilyError(f"the model is a {self.name} with {variant.what}, which is not supported")
         sizes = self.sizes
         for size in (sizes.layers, sizes.query_heads, sizes.kv_heads, sizes.ffn_channels):
             if (value := getattr(config, size, 1)) < 1:
