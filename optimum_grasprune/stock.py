@@ -20,7 +20,7 @@ from .errors import ModelError
 from .families import Family, family_of
 
 _RUN_BY = ("forward", "__call__")
-_CHANGING_ROTARY = ("dynamic", "longrope")
+_CHANGING_ROTARY = frozenset({"dynamic", "longrope"})
 """Rotary embeddings whose frequencies follow the length of what was read last."""
 _ROUNDED = 1e-2
 """What casting a whole model to bfloat16 may change of a frequency."""
@@ -98,7 +98,8 @@ def _check_tensors(model: nn.Module, stock: PreTrainedModel, family: Family) -> 
 def _check_buffers(model: nn.Module, stock: nn.Module) -> None:
     """What is computed from the configuration and stored nowhere: the frequencies of rotary embeddings."""
     for name, module in stock.named_modules():
-        if getattr(module, "rope_type", None) in (None, *_CHANGING_ROTARY):
+        types = getattr(module, "rope_type", None)  # one, or one for each kind of layer
+        if types is None or {*(types.values() if isinstance(types, dict) else (types,))} & _CHANGING_ROTARY:
             continue
         fresh: Any = type(module)(module.config)
         for buffer in sorted(module._non_persistent_buffers_set):

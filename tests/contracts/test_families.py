@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, load_pruned_model
 from optimum_grasprune.admission import check_model
@@ -240,6 +242,39 @@ def test_unsupported_family_names_those_that_are() -> None:
         UnsupportedFamilyError, match=r"model type 'gpt2' is not supported; supported are: LLaMA \(llama"
     ):
         family_of(GPT2Config())
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kind"),
+    [
+        ("qwen2_moe", "a mixture of experts"),
+        ("mixtral", "a mixture of experts"),
+        ("qwen3_moe", "a mixture of experts"),
+        ("phimoe", "a mixture of experts"),
+        ("deepseek_v3", "a mixture of experts"),
+        ("minicpm3", "a model with multi-head latent attention"),
+        ("mamba", "a model with recurrent layers"),
+        ("mamba2", "a model with recurrent layers"),
+        ("falcon_h1", "a model with recurrent layers"),
+        ("rwkv", "a model with recurrent layers"),
+        ("recurrent_gemma", "a model with recurrent layers"),
+        ("gemma3", "a model of more than text (vision_config)"),
+        ("mistral3", "a model of more than text (vision_config)"),
+        ("qwen2_audio", "a model of more than text (audio_config)"),
+    ],
+)
+def test_what_cannot_be_pruned_is_named(model_type: str, kind: str) -> None:
+    with pytest.raises(UnsupportedFamilyError, match=re.escape(f"model type {model_type!r}, {kind}, is not supported; supported are: LLaMA")):
+        family_of(CONFIG_MAPPING[model_type]())
+
+
+def test_unsupported_variants_of_a_family_are_named() -> None:
+    both_ways = tiny_model("Gemma 3", use_bidirectional_attention=True).config
+    with pytest.raises(UnsupportedFamilyError, match="is a Gemma 3 with attention in both directions"):
+        family_of(both_ways)
+    mixed = CONFIG_MAPPING["mistral"](num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"])
+    with pytest.raises(UnsupportedFamilyError, match="is a Mistral with several kinds of attention .* 'ministral'"):
+        family_of(mixed)
 
 
 def test_no_model_type_belongs_to_two_families() -> None:
