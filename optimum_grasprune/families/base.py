@@ -168,6 +168,16 @@ class Family:
         """Elements of one attention head."""
         return getattr(config, "head_dim", None) or config.hidden_size // self.query_heads(config)
 
+    def window(self, config: PreTrainedConfig, layer: int) -> int | None:
+        """Tokens that the attention of a layer sees at once; None for all.
+
+        `layer_types` says which layers have a window, where the configuration knows them; else all have, or none.
+        """
+        types = getattr(config, "layer_types", None)
+        if types is not None and types[layer] != "sliding_attention":
+            return None
+        return getattr(config, "sliding_window", None)
+
     def decoder_layers(self, model: PreTrainedModel) -> list[nn.Module]:
         """The decoder layers, in order."""
         return list(model.get_submodule(self.layers).children())
