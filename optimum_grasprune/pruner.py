@@ -171,7 +171,8 @@ class GRASPPruner:
         budget = Budget(runner.inventory.total_cost)
         if self.config.pattern == "units":
             added = self.chain.added_parameters(model, runner.family)
-            budget = Budget.resolve(self.config, runner.inventory, count_parameters(model), added)
+            sizes = count_parameters(model), added
+            budget = self.method.budget(self.config, runner.family, runner.inventory, *sizes)
         calibration = calibration_for(model, tokenizer, texts, self.config)
         tokens_NS = held_out_NS = NO_TOKENS_NS
         if calibration is not None:

@@ -7,16 +7,16 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.gemma3 import Gemma3DecoderLayer, Gemma3ForCausalLM
 from vllm.model_executor.models.utils import make_layers, maybe_prefix
 
-from .layers import add_output_biases, layer_config, without_layers
+from .layers import finish, layer_config, without_layers
 
 
 class GRASPGemma3DecoderLayer(Gemma3DecoderLayer):
-    """A stock layer, built from `per_layer_config[layer]`, with output biases where the configuration says so."""
+    """A stock layer, built from `per_layer_config[layer]`, what is gone left out."""
 
     def __init__(self, vllm_config: VllmConfig, prefix: str = "") -> None:
         config = layer_config(vllm_config.model_config.hf_config, prefix)
         super().__init__(config, vllm_config.cache_config, vllm_config.quant_config, prefix=prefix)
-        add_output_biases(self, config, "self_attn.o_proj", "mlp.down_proj")
+        finish(self, vllm_config, prefix)
 
 
 class GRASPGemma3ForCausalLM(Gemma3ForCausalLM):

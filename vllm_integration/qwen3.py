@@ -11,11 +11,11 @@ from vllm.config import VllmConfig
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3DecoderLayer
 
-from .layers import add_biases, add_output_biases, layer_config, window
+from .layers import add_biases, finish, layer_config, window
 
 
 class GRASPQwen3DecoderLayer(Qwen3DecoderLayer):
-    """A stock layer, built from `per_layer_config[layer]`, with output biases where the configuration says so."""
+    """A stock layer, built from `per_layer_config[layer]`, what is gone left out."""
 
     def __init__(self, vllm_config: VllmConfig, prefix: str = "") -> None:
         config = layer_config(vllm_config.model_config.hf_config, prefix)
@@ -26,9 +26,9 @@ class GRASPQwen3DecoderLayer(Qwen3DecoderLayer):
             prefix=prefix,
             per_layer_sliding_window=window(config, prefix),
         )
-        add_output_biases(self, config, "self_attn.o_proj", "mlp.down_proj")
         if config.attention_bias:  # in transformers that is one on the output too; the stock layer has none
             add_biases(self, "self_attn.o_proj")
+        finish(self, vllm_config, prefix)
 
 
 class GRASPQwen3ForCausalLM(LlamaForCausalLM):

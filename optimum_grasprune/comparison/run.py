@@ -39,7 +39,6 @@ from ..model_files import ReadAs, commit_of
 from ..pruner import GRASPPruner, recipe_of
 from ..record import installed_versions, read_json
 from ..record.describe import describe_model
-from ..units import Budget
 from ..writing import results_folder, write_json
 from .cells import SAME_FOR_ALL, Cell, EvaluationText, as_given
 from .results import (
@@ -158,8 +157,9 @@ class Comparison:
             options = cell.config
             try:
                 if options.pattern == "units":
-                    added = get_method(options.method).chain_for(options).added_parameters(model, family)
-                    Budget.resolve(options, inventory, parameters, added)
+                    method = get_method(options.method)
+                    added = method.chain_for(options).added_parameters(model, family)
+                    method.budget(options, family, inventory, parameters, added)
             except OptionError as error:
                 raise as_given(error, cell.entry, {}) from None
             if not cell.calibrated:

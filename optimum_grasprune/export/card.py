@@ -27,9 +27,10 @@ def model_card(record: Record) -> str:
     )
     rows = "\n".join(f"| {' | '.join(row)} |" for row in budget_rows(record))
     in_units = record.plan is not None
-    what = _what_units(method, record.compensation) if in_units else _what_elements(method, record.recipe["pattern"])
+    what = _what(record)
     contents = ", the calibration corpus's hash and the plan" if in_units else " and the calibration corpus's hash"
-    stock = not in_units and not needs_code(base.model_type)
+    of_own_class = record.plan is None or record.plan.whole_layers
+    stock = of_own_class and not needs_code(base.model_type)
     return str(
         ModelCard(
             f"---\n{data.to_yaml()}\n---\n\n"
@@ -38,7 +39,7 @@ def model_card(record: Record) -> str:
             f"| | dense | pruned | kept |\n|---|---:|---:|---:|\n{rows}\n\n"
             f"{_calibration_line(record)}\n\n"
             f"{_USE_STOCK if stock else _USE}\n"
-            f"{_widths(record.plan) if record.plan is not None else ''}"
+            f"{'' if record.plan is None or record.plan.whole_layers else _widths(record.plan)}"
             f"The whole recipe{contents} are in `grasp_config.json`.\n"
         )
     )
@@ -71,6 +72,23 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 vllm serve path/to/this/folder
 ```
 """
+
+
+def _what(record: Record) -> str:
+    method = str(record.recipe["method"])
+    if record.plan is None:
+        return _what_elements(method, record.recipe["pattern"])
+    return _what_layers(method, record.plan) if record.plan.whole_layers else _what_units(method, record.compensation)
+
+
+def _what_layers(method: str, plan: PruningPlan) -> str:
+    layers = sorted({group.layer for group in plan.groups})
+    dropped = sorted(set(layers) - {group.layer for group in plan.groups if group.kept})
+    which = f"Of its {len(layers)} layers, number {', '.join(map(str, dropped))} went" if dropped else "No layer went"
+    return (
+        f"A model of fewer layers, made by {GITHUB_NAME} with the method `{method}` ({get_method(method).source}). "
+        f"{which} (counted from 0); the others are as they were."
+    )
 
 
 def _what_units(method: str, stages: Sequence[str]) -> str:

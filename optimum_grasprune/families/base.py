@@ -42,12 +42,14 @@ class Block:
     slots: the parameters that they run through, those that lead in first, biases among them.
     output: path of the linear map that leads out; its input is what the units compute, neighbouring features for each.
     width: features of a unit in that input.
+    shared: parameters of the block that no unit runs through, as norms of heads. They go with the last unit.
     """
 
     units: UnitGroup
     slots: tuple[Slot, ...]
     output: str
     width: int
+    shared: tuple[str, ...] = ()
 
     @property
     def address(self) -> Address:
@@ -86,6 +88,11 @@ class SizeFields:
     kv_heads: str = "num_key_value_heads"
     ffn_channels: str = "intermediate_size"
 
+    @property
+    def widths(self) -> tuple[str, str, str]:
+        """Those that layers may differ in."""
+        return self.query_heads, self.kv_heads, self.ffn_channels
+
 
 @dataclass(frozen=True)
 class Unsupported:
@@ -109,7 +116,10 @@ class Family:
     layers: path of the decoder layers; all other paths are below one of them.
     attention_inputs: the projections to queries, keys and values ("query", "key", "value" among their parts).
     ffn_inputs: the projections into the FFN.  attention_output, ffn_output: those back to the residual stream.
+    head_norms: norms that all heads of a layer share, where a model has them.
+    layer_lists: fields of a configuration that hold a value for each layer.
     unsupported: variants of it that are refused.
+    blocks_may_go: whether its pruned classes, and the engine's, build a layer without attention or without an FFN.
     """
 
     name: str
@@ -126,8 +136,11 @@ class Family:
     attention_output: str = "self_attn.o_proj"
     ffn_inputs: tuple[Projection, ...] = (Projection("mlp.gate_proj", ("gate",)), Projection("mlp.up_proj", ("up",)))
     ffn_output: str = "mlp.down_proj"
+    head_norms: tuple[str, ...] = ("self_attn.q_norm", "self_attn.k_norm")
     sizes: SizeFields = SizeFields()
+    layer_lists: tuple[str, ...] = ("layer_types",)
     unsupported: tuple[Unsupported, ...] = ()
+    blocks_may_go: bool = False
 
     @property
     def model_types(self) -> tuple[str, ...]:
@@ -148,8 +161,7 @@ class Family:
         for variant in self.unsupported:
             if variant.holds(config):
                 raise UnsupportedFamilyError(f"the model is a {self.name} with {variant.what}, which is not supported")
-        sizes = self.sizes
-        for size in (sizes.layers, sizes.query_heads, sizes.kv_heads, sizes.ffn_channels):
+        for size in (self.sizes.layers, *self.sizes.widths):
             if (value := getattr(config, size, 1)) < 1:
                 raise ModelError(f"the model's configuration is of no whole model: {size} is {value}")
         queries, keys = self.query_heads(config), self.kv_heads(config)
@@ -202,6 +214,16 @@ class Family:
         """The map that leads out of each block, in inventory order."""
         return {block.address: linear_at(model, block.output) for block in self.blocks(model)}
 
+    def output_biases(self, model: PreTrainedModel) -> dict[str, Tensor | None]:
+        """The bias of what leads out of each block by its name, None for no bias; of blocks that are gone too."""
+        parameters = dict(model.named_parameters())
+        names = (
+            f"{self.path(layer, output)}.bias"
+            for layer in range(len(self.decoder_layers(model)))
+            for output in (self.attention_output, self.ffn_output)
+        )
+        return {name: parameters.get(name) for name in names}
+
     def num_layers(self, config: PreTrainedConfig) -> int:
         """Decoder layers of a model."""
         return getattr(config, self.sizes.layers)
@@ -214,9 +236,9 @@ class Family:
         return {"head_dim": self.head_dimension(config), "per_layer_config": self.layer_widths(config, widths)}
 
     def layer_widths(self, config: PreTrainedConfig, widths: Mapping[Address, int]) -> dict[int, dict[str, int]]:
-        """Each layer's own values of the configuration's fields. widths: units of each block that stay."""
+        """Each layer's own values of the configuration's fields. widths: units of the blocks that stay."""
         queries_per_kv = self.query_heads(config) // self.kv_heads(config)
-        values: dict[int, dict[str, int]] = {layer: {} for layer in range(self.num_layers(config))}
+        values = {layer: dict.fromkeys(self.sizes.widths, 0) for layer in range(self.num_layers(config))}
         for address, width in widths.items():
             own = values[address.layer]
             if address.kind == FFN:
@@ -231,6 +253,8 @@ class Family:
         head_dim = self.head_dimension(model.config)
         heads_of = {"query": queries_per_kv, "key": 1, "value": 1}
         first = self.attention_inputs[0]
+        if not _has_weight(model, self.path(layer, first.path)):
+            return None
         rows_of_unit = head_dim * sum(heads_of[part] for part in first.parts)
         count = linear_at(model, self.path(layer, first.path)).out_features // rows_of_unit
         sections = {
@@ -240,6 +264,8 @@ class Family:
         return self._block(model, layer, KV, count, sections, self.attention_output, head_dim)
 
     def _ffn(self, model: PreTrainedModel, layer: int) -> Block | None:
+        if not _has_weight(model, self.path(layer, self.ffn_output)):
+            return None
         count = linear_at(model, self.path(layer, self.ffn_output)).in_features
         sections = {projection.path: (count,) * len(projection.parts) for projection in self.ffn_inputs}
         return self._block(model, layer, FFN, count, sections, self.ffn_output, 1)
@@ -269,7 +295,9 @@ class Family:
         slots.append(Slot(f"{path}.weight", 1))
         cost += linear.weight.numel()
         units = UnitGroup(layer, kind, count, cost // count, kind.cached_vectors * cached_width)
-        return Block(units, tuple(slots), path, linear.in_features // count)
+        norms = [self.path(layer, name) for name in self.head_norms] if kind == KV else []
+        shared = tuple(f"{norm}.weight" for norm in norms if _has_weight(model, norm))
+        return Block(units, tuple(slots), path, linear.in_features // count, shared)
 
     def path(self, layer: int, name: str) -> str:
         """Full path of a module of a layer."""
@@ -296,6 +324,14 @@ def inventory_of(blocks: Iterable[Block]) -> UnitInventory:
 def linear_at(model: nn.Module, path: str) -> nn.Linear:
     """The linear map at a path."""
     return model.get_submodule(path)  # type: ignore[return-value]
+
+
+def _has_weight(model: nn.Module, path: str) -> bool:
+    """Whether there is a module at a path, and more of it than a bias."""
+    try:
+        return getattr(model.get_submodule(path), "weight", None) is not None
+    except AttributeError:
+        return False
 
 
 def linears(model: nn.Module, blocks: Iterable[Block]) -> dict[str, nn.Linear]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..units import FFN, KV
 from .base import Block, Family, linear_at
@@ -103,6 +103,12 @@ def model_shape(model: PreTrainedModel, family: Family) -> ModelShape:
         tied=head is table,
         replicated=everything - vocabulary - prunable,
     )
+
+
+def layer_shape(own: PreTrainedConfig, family: Family) -> LayerShape:
+    """The widths that a layer's own configuration says."""
+    channels = getattr(own, family.sizes.ffn_channels)
+    return LayerShape(family.query_heads(own), family.kv_heads(own), channels)
 
 
 def _layer(blocks: Iterable[Block], index: int, queries_per_kv: int, window: int | None) -> LayerShape:

@@ -39,7 +39,7 @@ def splits(layer: LayerShape, size: int) -> bool:
     Query heads and FFN channels must divide by it; KV heads must too, or divide it where there are fewer of them.
     """
     heads = layer.kv_heads
-    shared_evenly = heads % size == 0 if heads >= size else size % heads == 0
+    shared_evenly = heads % size == 0 if heads >= size or not heads else size % heads == 0
     return shared_evenly and layer.query_heads % size == 0 and layer.ffn_channels % size == 0
 
 
@@ -54,7 +54,7 @@ def tensor_parallel_sizes(layers: Iterable[LayerShape]) -> list[int]:
 
 def kv_heads_per_gpu(layer: LayerShape, size: int) -> int:
     """KV heads that each of `size` GPUs holds of a layer that they can split."""
-    return max(1, layer.kv_heads // size)
+    return -(-layer.kv_heads // size)
 
 
 def kv_bytes_per_token(shape: ModelShape, element_bytes: int, size: int = 1) -> int:
@@ -63,8 +63,8 @@ def kv_bytes_per_token(shape: ModelShape, element_bytes: int, size: int = 1) -> 
 
 
 def cached_layers(shape: ModelShape, size: int = 1) -> tuple[CachedLayer, ...]:
-    """What each of `size` GPUs caches of every layer."""
-    return tuple(CachedLayer(kv_heads_per_gpu(layer, size), layer.window) for layer in shape.layers)
+    """What each of `size` GPUs caches of every layer that caches anything."""
+    return tuple(CachedLayer(kv_heads_per_gpu(layer, size), layer.window) for layer in shape.layers if layer.kv_heads)
 
 
 def _head_bytes(shape: ModelShape, element_bytes: int) -> int:

@@ -31,6 +31,6 @@ def fold_scales(pruned: PreTrainedModel, plan: PruningPlan, family: Family) -> N
     """Multiply the plan's scales into the output projections of an already sliced model, in place."""
     outputs = family.output_projections(pruned)
     for group in plan.groups:
-        if group.scales is not None:
+        if group.scales:
             weight_OI = outputs[group.address].weight
             weight_OI.copy_(scale_columns(weight_OI, torch.tensor(group.scales, dtype=torch.float32, device="cpu")))

@@ -16,10 +16,15 @@ from .kinds import UnitKind
 
 @dataclass(frozen=True)
 class UnitMask:
-    """A choice of units. kept_U: True where the unit stays, shape (units,), bool, on the CPU."""
+    """A choice of units.
+
+    kept_U: True where the unit stays, shape (units,), bool, on the CPU.
+    whole_layers: whether a layer without units goes as a whole, with its norms and biases; the others keep all of them.
+    """
 
     inventory: UnitInventory
     kept_U: Tensor
+    whole_layers: bool = False
 
     def kept(self, address: Address) -> list[int]:
         """Indices, inside their group, of the units that stay; ascending."""

@@ -21,7 +21,7 @@ from .masks import UnitMask
 class GroupPlan:
     """One block of units.
 
-    count: units before pruning.  kept: indices of those that stay, ascending.
+    count: units before pruning.  kept: indices of those that stay, ascending; none where the whole block goes.
     scales: one multiplier per kept unit, in the same order, or None for all ones.  number: of the block, as in
     `Address`.
     """
@@ -43,10 +43,12 @@ class GroupPlan:
 class PruningPlan:
     """All groups of a model, in inventory order.
 
+    whole_layers: as in `UnitMask`.
     source: the file that it was read from, which a checkpoint made by it must not replace.
     """
 
     groups: tuple[GroupPlan, ...]
+    whole_layers: bool = False
     source: Path | None = field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -56,7 +58,7 @@ class PruningPlan:
             GroupPlan(group.layer, group.kind, group.count, tuple(mask.kept(group.address)), number=group.number)
             for group in mask.inventory.groups
         )
-        return cls(tuple(groups))
+        return cls(tuple(groups), mask.whole_layers)
 
     def with_scales(self, scales_K: Tensor) -> PruningPlan:
         """The same plan with one multiplier per kept unit; scales_K: shape (kept units,), in inventory order."""
@@ -66,11 +68,11 @@ class PruningPlan:
             part = values[start : start + len(group.kept)]
             groups.append(replace(group, scales=tuple(float(str(value)) for value in part)))
             start += len(group.kept)
-        return PruningPlan(tuple(groups))
+        return replace(self, groups=tuple(groups))
 
     def without_scales(self) -> PruningPlan:
         """The same plan, unscaled."""
-        return PruningPlan(tuple(replace(group, scales=None) for group in self.groups))
+        return replace(self, groups=tuple(replace(group, scales=None) for group in self.groups))
 
     @cached_property
     def _by_address(self) -> dict[Address, GroupPlan]:
@@ -102,6 +104,7 @@ class PruningPlan:
     def to_dict(self) -> dict[str, JsonValue]:
         """The plan as JSON types."""
         return {
+            **({"whole_layers": True} if self.whole_layers else {}),
             "groups": [
                 {
                     "layer": group.layer,
@@ -112,18 +115,21 @@ class PruningPlan:
                     **({"number": group.number} if group.number else {}),
                 }
                 for group in self.groups
-            ]
+            ],
         }
 
     @classmethod
     def from_dict(cls, values: Any) -> PruningPlan:
         """The inverse of `to_dict`; PlanError when the values are no plan."""
         try:
-            plan = cls(tuple(_group_from_dict(entry) for entry in values["groups"]))
+            groups = tuple(_group_from_dict(entry) for entry in values["groups"])
+            plan = cls(groups, bool(values.get("whole_layers", False)))
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"not a pruning plan: {error!r}") from None
         if not plan.groups:
             raise PlanError("not a pruning plan: it has no groups")
+        if plan.whole_layers and any(0 < len(group.kept) < group.count for group in plan.groups):
+            raise PlanError("not a pruning plan: it drops whole layers and cuts others")
         return plan
 
 
@@ -135,7 +141,7 @@ def _group_from_dict(entry: Any) -> GroupPlan:
         raise ValueError(f"unknown kind in {where}")
     number = int(entry.get("number", 0))
     group = GroupPlan(int(entry["layer"]), KINDS[entry["kind"]], int(entry["count"]), kept, scales, number)
-    if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= group.count:
+    if list(kept) != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < group.count):
         raise ValueError(f"{where}: kept units must be distinct, ascending and below {group.count}")
     if scales is not None and len(scales) != len(kept):
         raise ValueError(f"{where}: {len(kept)} kept units but {len(scales)} scales")

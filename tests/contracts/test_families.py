@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GPT2Config, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, load_pruned_model
 from optimum_grasprune.admission import check_model
+from optimum_grasprune.config import DeploymentOptions
 from optimum_grasprune.errors import UnsupportedFamilyError
 from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.export.checkpoint import save_checkpoint
@@ -21,9 +22,10 @@ from optimum_grasprune.families.shape import model_shape
 from optimum_grasprune.loading import empty_model
 from optimum_grasprune.methods import get_method, method_names
 from optimum_grasprune.recovery import stage_names
+from optimum_grasprune.serving.inspection import fit_of, inspection
 from optimum_grasprune.statistics import MOMENTS
 from optimum_grasprune.surgery import build_pruned_model
-from optimum_grasprune.units import FFN, KV, Address, PruningPlan
+from optimum_grasprune.units import FFN, KV, Address, PruningPlan, UnitMask
 from tests.conftest import logits_of, make_record, make_tokenizer
 from tests.contracts.test_methods import choices, problem_of
 from tests.contracts.test_recovery import chain_of, reference_of
@@ -104,6 +106,7 @@ class TestFamily:
             assert difference(logits_of(pruned, TOKENS), expected) <= 1e-5, f"pruned {times} times"
             assert parameters(model) - parameters(pruned) == runner.inventory.total_cost - mask.kept_cost
             model = pruned
+
     def test_checkpoint_loads_as_it_was(self, pruner: GRASPPruner, folder: Path) -> None:
         expected = logits_of(pruned_model(pruner), TOKENS)
         for loaded in (load_pruned_model(folder), AutoModelForCausalLM.from_pretrained(folder)):
@@ -264,7 +267,10 @@ def test_unsupported_family_names_those_that_are() -> None:
     ],
 )
 def test_what_cannot_be_pruned_is_named(model_type: str, kind: str) -> None:
-    with pytest.raises(UnsupportedFamilyError, match=re.escape(f"model type {model_type!r}, {kind}, is not supported; supported are: LLaMA")):
+    with pytest.raises(
+        UnsupportedFamilyError,
+        match=re.escape(f"model type {model_type!r}, {kind}, is not supported; supported are: LLaMA"),
+    ):
         family_of(CONFIG_MAPPING[model_type]())
 
 
@@ -280,3 +286,86 @@ def test_unsupported_variants_of_a_family_are_named() -> None:
 def test_no_model_type_belongs_to_two_families() -> None:
     types = [model_type for family in FAMILIES.values() for model_type in family.model_types]
     assert len(types) == len(set(types))
+
+
+@pytest.fixture(scope="module")
+def holes(model: PreTrainedModel) -> UnitMask:
+    """A layer without attention, one without an FFN (layers 1 and 2)."""
+    mask = some_mask(model)
+    for layer, kind in ((0, KV), (1, FFN), (2, FFN)):
+        mask.kept_U[mask.inventory.slice_of(Address(layer, kind))] = False
+    return mask
+
+
+@pytest.fixture(scope="module")
+def with_holes(model: PreTrainedModel, holes: UnitMask) -> PreTrainedModel:
+    """The model cut so. The layer whose cache tells positions is the one without attention."""
+    return built(model, PruningPlan.from_mask(holes))
+
+
+class TestWholeBlocks:
+    def test_it_computes_as_gated_and_all_that_goes_is_counted(
+        self, model: PreTrainedModel, holes: UnitMask, with_holes: PreTrainedModel
+    ) -> None:
+        runner = WholeModel(model)
+        with torch.no_grad(), runner.gated() as gates:
+            gates.values_U = holes.kept_U.float()
+            expected = logits_of(model, TOKENS)
+        assert difference(logits_of(with_holes, TOKENS), expected) <= 1e-5
+        norms = sum(model.get_parameter(name).numel() for name in runner.blocks[0].shared)
+        assert parameters(model) - parameters(with_holes) == runner.inventory.total_cost - holes.kept_cost + norms
+        inventory = family_of(with_holes.config).inventory(with_holes)
+        assert [group.address for group in inventory.groups] == [
+            Address(0, FFN),
+            Address(1, KV),
+            Address(2, KV),
+        ]
+        assert inventory.total_cost == holes.kept_cost and inventory.total_kv_width == holes.kept_kv_width
+
+    def test_shape_and_configuration_know_of_it(self, with_holes: PreTrainedModel) -> None:
+        shape = model_shape(empty_model(with_holes.config), family_of(with_holes.config))
+        assert shape.parameters == parameters(with_holes)
+        assert [layer.kv_heads > 0 for layer in shape.layers] == [False, True, True]
+        assert [layer.ffn_channels > 0 for layer in shape.layers] == [True, False, False]
+        assert fit_of(with_holes.config, DeploymentOptions(gpu_memory="2GiB", context=32), "it").kv_tokens > 0
+        assert inspection("it", with_holes.config).parameters == parameters(with_holes)
+
+    @pytest.mark.parametrize("cache", [None, "static"])
+    def test_generation_with_and_without_cache_agree(self, with_holes: PreTrainedModel, cache: str | None) -> None:
+        options = {"max_new_tokens": 16, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
+        padding = torch.ones(2, 5, dtype=torch.int64)
+        padding[1, :2] = 0
+        prompt = {"input_ids": TOKENS[:, :5], "attention_mask": padding}
+        expected = with_holes.generate(**prompt, **options, use_cache=False)  # type: ignore[operator]
+        cached = with_holes.generate(  # type: ignore[operator]
+            **prompt, **options, cache_implementation=cache, disable_compile=True
+        )
+        assert torch.equal(cached, expected)
+
+    @pytest.mark.parametrize("with_config", [True, False])
+    def test_a_prompt_may_come_in_parts(self, with_holes: PreTrainedModel, with_config: bool) -> None:
+        tokens = TOKENS[:, :22]  # long RoPE begins behind 24
+        cache = DynamicCache(config=with_holes.config) if with_config else DynamicCache()
+        with torch.no_grad():
+            with_holes(tokens[:, :14], past_key_values=cache)
+            assert cache.get_seq_length() == 14 and cache.layers[0].keys.numel() == 0
+            rest = with_holes(tokens[:, 14:], past_key_values=cache).logits
+        torch.testing.assert_close(rest, logits_of(with_holes, tokens)[:, 14:], rtol=1e-3, atol=1e-4)
+
+    def test_beams(self, with_holes: PreTrainedModel) -> None:
+        options = {"max_new_tokens": 6, "num_beams": 3, "do_sample": False, "pad_token_id": 1, "eos_token_id": None}
+        beams = [with_holes.generate(TOKENS[:, :5], **options, use_cache=use) for use in (True, False)]  # type: ignore[operator]
+        assert torch.equal(*beams)
+
+    def test_checkpoint_loads_as_it_was(self, with_holes: PreTrainedModel, tmp_path: Path) -> None:
+        save_checkpoint(with_holes, None, make_record(), tmp_path / "pruned")
+        loaded = load_pruned_model(tmp_path / "pruned")
+        assert torch.equal(logits_of(loaded, TOKENS), logits_of(with_holes, TOKENS))
+        check_model(loaded)
+
+    def test_pruned_again_with_biases_where_nothing_was(self, with_holes: PreTrainedModel) -> None:
+        again = some_plan(with_holes)
+        twice = built(with_holes, again, output_bias=True)
+        assert difference(logits_of(twice, TOKENS), logits_of(built(with_holes, again), TOKENS)) == 0
+        biases = family_of(twice.config).output_biases(twice)
+        assert len(biases) == 6 and all(bias is not None for bias in biases.values())

@@ -14,4 +14,5 @@ GEMMA3 = Family(
             lambda config: bool(getattr(config, "use_bidirectional_attention", False)),
         ),
     ),
+    blocks_may_go=True,
 )

@@ -8,4 +8,5 @@ LLAMA = Family(
     pruned_type="grasp_llama",
     code="optimum_grasprune.families.llama.modeling_grasp",
     classes=("GRASPLlamaConfig", "GRASPLlamaModel", "GRASPLlamaForCausalLM"),
+    blocks_may_go=True,
 )

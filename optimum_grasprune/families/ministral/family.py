@@ -8,4 +8,5 @@ MINISTRAL = Family(
     pruned_type="grasp_ministral",
     code="optimum_grasprune.families.ministral.modeling_grasp",
     classes=("GRASPMinistralConfig", "GRASPMinistralModel", "GRASPMinistralForCausalLM"),
+    blocks_may_go=True,
 )

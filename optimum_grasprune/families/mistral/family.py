@@ -14,4 +14,5 @@ MISTRAL = Family(
             lambda config: len(set(getattr(config, "layer_types", None) or ())) > 1,
         ),
     ),
+    blocks_may_go=True,
 )

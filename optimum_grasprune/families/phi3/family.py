@@ -10,4 +10,5 @@ PHI3 = Family(
     classes=("GRASPPhi3Config", "GRASPPhi3Model", "GRASPPhi3ForCausalLM"),
     attention_inputs=(Projection("self_attn.qkv_proj", ("query", "key", "value")),),
     ffn_inputs=(Projection("mlp.gate_up_proj", ("gate", "up")),),
+    blocks_may_go=True,
 )

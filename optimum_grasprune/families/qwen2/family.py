@@ -8,4 +8,5 @@ QWEN2 = Family(
     pruned_type="grasp_qwen2",
     code="optimum_grasprune.families.qwen2.modeling_grasp",
     classes=("GRASPQwen2Config", "GRASPQwen2Model", "GRASPQwen2ForCausalLM"),
+    blocks_may_go=True,
 )

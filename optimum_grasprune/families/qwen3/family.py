@@ -8,4 +8,5 @@ QWEN3 = Family(
     pruned_type="grasp_qwen3",
     code="optimum_grasprune.families.qwen3.modeling_grasp",
     classes=("GRASPQwen3Config", "GRASPQwen3Model", "GRASPQwen3ForCausalLM"),
+    blocks_may_go=True,
 )
