@@ -115,6 +115,7 @@ METHODS: Registry[type[Any]] = Registry("method", "method")
 STAGES: Registry[type[Any]] = Registry("stage", "compensation", reserved=("auto", *CHAINS))
 """The recovery stages, and below in which file of `recovery/` each stands."""
 
+METHODS.declare("block_influence", "optimum_grasprune.methods.block_influence")
 METHODS.declare("fasp", "optimum_grasprune.methods.fasp")
 METHODS.declare("fisher", "optimum_grasprune.methods.fisher")
 METHODS.declare("flap", "optimum_grasprune.methods.flap")
