@@ -2,8 +2,8 @@
 
     python benchmarks/transplant.py MODEL --dataset TEXT [--method fisher] [--keep-ratio 0.8] [--num-samples 4]
 
-A Mistral has LLaMA's tensors, a Qwen2 biases as well, which are zero here, a Phi-3 fuses matrices. Prints, for each, how
-many units it keeps otherwise than the LLaMA, and the perplexity of the pruned model.
+A Mistral has LLaMA's tensors, a Qwen2 biases as well, which are zero here, a Phi-3 fuses matrices. Prints, for each,
+how many units it keeps otherwise than the LLaMA, and the perplexity of the pruned model.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ def main() -> None:
         dense = transplanted(model, family)
         smaller, other = pruned(dense, tokenizer, room_for(plan, dense, config))
         found = perplexity(smaller, windows_WS).perplexity
-        print(json.dumps({"family": family, "differing": differing_units(plan, other), "perplexity": found}), flush=True)
+        print(
+            json.dumps({"family": family, "differing": differing_units(plan, other), "perplexity": found}), flush=True
+        )
 
 
 if __name__ == "__main__":

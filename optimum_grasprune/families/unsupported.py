@@ -5,7 +5,14 @@ from __future__ import annotations
 from transformers import PreTrainedConfig
 
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
-_RECURRENT = ("mamba_d_state", "mamba_n_heads", "ssm_state_size", "state_size", "time_step_rank", "attention_hidden_size")
+_RECURRENT = (
+    "mamba_d_state",
+    "mamba_n_heads",
+    "ssm_state_size",
+    "state_size",
+    "time_step_rank",
+    "attention_hidden_size",
+)
 _RECURRENT_LAYERS = frozenset({"linear_attention", "mamba", "recurrent", "conv", "hybrid", "hybrid_sliding"})
 
 

@@ -104,6 +104,7 @@ class TestFamily:
             assert difference(logits_of(pruned, TOKENS), expected) <= 1e-5, f"pruned {times} times"
             assert parameters(model) - parameters(pruned) == runner.inventory.total_cost - mask.kept_cost
             model = pruned
+
     def test_checkpoint_loads_as_it_was(self, pruner: GRASPPruner, folder: Path) -> None:
         expected = logits_of(pruned_model(pruner), TOKENS)
         for loaded in (load_pruned_model(folder), AutoModelForCausalLM.from_pretrained(folder)):
@@ -264,7 +265,10 @@ def test_unsupported_family_names_those_that_are() -> None:
     ],
 )
 def test_what_cannot_be_pruned_is_named(model_type: str, kind: str) -> None:
-    with pytest.raises(UnsupportedFamilyError, match=re.escape(f"model type {model_type!r}, {kind}, is not supported; supported are: LLaMA")):
+    with pytest.raises(
+        UnsupportedFamilyError,
+        match=re.escape(f"model type {model_type!r}, {kind}, is not supported; supported are: LLaMA"),
+    ):
         family_of(CONFIG_MAPPING[model_type]())
 
 

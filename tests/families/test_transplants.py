@@ -1,4 +1,4 @@
-"""A LLaMA in the clothes of other families is pruned as the LLaMA is: `benchmarks/transplant.py`, on the trained model."""
+"""A LLaMA in the clothes of other families is pruned as the LLaMA is: `benchmarks/transplant.py` on the trained one."""
 
 from __future__ import annotations
 
