@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4 with different widths in every layer: to vLLM they are LLaMA with fused matrices in the checkpoint."""
+"""Phi-3 and Phi-4 with different widths in every layer: to vLLM, LLaMA with fused matrices in the checkpoint."""
 
 from __future__ import annotations
 

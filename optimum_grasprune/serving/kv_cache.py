@@ -2,8 +2,8 @@
 
 Layers that all see everything, or all the same window, share one table of blocks, and each takes what its heads need.
 Where both kinds are in a model, every kind has tables of its own over one pool of equal pages: a layer with fewer heads
-has longer blocks in its page if they fit it evenly, else the rest of the page is lost. (vLLM 0.32, `get_kv_cache_groups`;
-with `--disable-hybrid-kv-cache-manager` all layers share one table again and hold all tokens.)
+has longer blocks in its page if they fit it evenly, else the rest of the page is lost. So does `get_kv_cache_groups` of
+vLLM 0.32; with `--disable-hybrid-kv-cache-manager` all layers share one table again, and hold all tokens.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The files that travel in checkpoints stand by themselves, so each family has its own: all of one text but for names."""
+"""The files that travel in checkpoints stand alone, so each family has its own: all of one text but for names."""
 
 from __future__ import annotations
 

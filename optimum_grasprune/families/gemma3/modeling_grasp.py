@@ -119,7 +119,7 @@ class GRASPGemma3TextModel(Gemma3TextModel):
         with _without_layers(config):
             super().__init__(config)
         if config.is_heterogeneous:  # read again when weights are loaded; the layer's own is as good, and not refused
-            self.rotary_emb.config = config.per_layer_config[0]
+            self.rotary_emb.config = config.per_layer_config[0]  # type: ignore[assignment]
         self.layers = nn.ModuleList(GRASPGemma3DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.post_init()
 

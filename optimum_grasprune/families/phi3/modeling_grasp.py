@@ -111,7 +111,8 @@ class _LayersFollow(PreTrainedModel):
     def set_attn_implementation(self, *arguments: Any, **options: Any) -> None:
         """Change the attention implementation, of the layers too."""
         super().set_attn_implementation(*arguments, **options)
-        for layer in self.base_model.layers:
+        layers: Any = self.base_model.layers
+        for layer in layers:
             layer.self_attn.config._attn_implementation_internal = self.config._attn_implementation
 
 
