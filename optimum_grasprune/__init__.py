@@ -1,4 +1,4 @@
-"""Structured pruning of LLaMA-family models under one global budget.  (GRASPrune, arXiv 2604.19398)
+"""Structured pruning of language models under one global budget.  (GRASPrune, arXiv 2604.19398)
 
 Importing the package makes transformers' Auto classes load pruned checkpoints, as soon as they are there; everything
 else loads when it is used. So it is quick: neither torch nor transformers is imported for it.

@@ -21,7 +21,7 @@ from transformers.utils.import_utils import is_accelerate_available
 
 from .admission import check_finite
 from .errors import CheckpointError, ModelError, OptionError
-from .families import FAMILIES, family_of, unsupported
+from .families import FAMILIES, family_of, kind_of, unsupported
 from .generation import repaired_settings
 from .model_files import check_source, check_stored_types, first_line, quantization_of
 
@@ -250,6 +250,8 @@ def _require_causal(source: str, config: Any) -> None:
     known = {name for names in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() for name in _names(names)}
     known |= {family.pruned.causal_lm.__name__ for family in FAMILIES.values()}
     if architectures and not any(name in known or name.endswith("ForCausalLM") for name in architectures):
+        if (kind := kind_of(config)) is not None:
+            raise unsupported(config.model_type, kind)
         raise ModelError(f"{source} is not a causal language model: its architecture is {', '.join(architectures)}")
 
 

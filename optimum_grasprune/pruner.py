@@ -214,7 +214,7 @@ class GRASPPruner:
         if config.pattern != "units":  # where single weights are cut, every unit stays
             return Budget(runner.inventory.total_cost)
         added = self.chain.added_parameters(runner.model, runner.family)
-        return Budget.resolve(config, runner.inventory, count_parameters(runner.model), added)
+        return self.method.budget(config, runner.family, runner.inventory, count_parameters(runner.model), added)
 
     def _finished(
         self, work: _Work, problem: Problem, selection: Selection, shared: SharedRun | None = None

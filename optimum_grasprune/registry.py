@@ -118,6 +118,7 @@ METHODS: Registry[type[Any]] = Registry("method", "method")
 STAGES: Registry[type[Any]] = Registry("stage", "compensation", reserved=("auto", *CHAINS))
 """The recovery stages, and below in which file of `recovery/` each stands."""
 
+METHODS.declare("block_influence", "optimum_grasprune.methods.block_influence")
 METHODS.declare("ddp", "optimum_grasprune.methods.ddp", own_options=True)
 METHODS.declare("fasp", "optimum_grasprune.methods.fasp")
 METHODS.declare("fisher", "optimum_grasprune.methods.fisher")

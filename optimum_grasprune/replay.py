@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
 from .config import GRASPConfig, RecoveryOptions
-from .errors import PlanError
+from .errors import OptionError, PlanError
 from .execution import WholeModel
 from .methods import get_method
 from .numerics import deterministic_algorithms
@@ -34,8 +34,12 @@ def replayed(
 ) -> Selected:
     """The model of a saved plan, with what made up for the cut, or what the configuration asks for in its place.
 
-    Where weights were refitted, everything else is as the record has it. Raises PlanError.
+    Where weights were refitted, everything else is as the record has it. Raises PlanError, or
+    OptionError for what would make up for whole layers.
     """
+    if plan.whole_layers and config.compensation != "auto" and stages_in(config.compensation):
+        reason = "nothing makes up for whole layers, which the plan drops"
+        raise OptionError("compensation", config.compensation, reason)
     recipe, tokens_NS, text = config, NO_TOKENS_NS, None
     names = _stages(plan, origin, config)
     chain = _chain(plan, recipe, names)

@@ -20,7 +20,7 @@ from .errors import ModelError
 from .families import Family, family_of
 
 _RUN_BY = ("forward", "__call__")
-_CHANGING_ROTARY = ("dynamic", "longrope")
+_CHANGING_ROTARY = frozenset({"dynamic", "longrope"})
 """Rotary embeddings whose frequencies follow the length of what was read last."""
 _ROUNDED = 1e-2
 """What casting a whole model to bfloat16 may change of a frequency."""
@@ -65,7 +65,7 @@ def _check_module(name: str, module: nn.Module, stock: nn.Module) -> None:
     where = f"{name} is" if name else "the model is"
     if module._compiled_call_impl is not None:
         raise ModelError(f"{where} compiled (torch.compile): compile the pruned model instead")
-    if any(getattr(type(module), run) is not getattr(type(stock), run) for run in _RUN_BY):
+    if not all(_same(getattr(type(module), run), getattr(type(stock), run)) for run in _RUN_BY):
         raise ModelError(
             f"{where} of class {_name_of(module)}, whose forward is not that of {_name_of(stock)}, and the pruned "
             "model would be built from the latter"
@@ -79,6 +79,15 @@ def _check_module(name: str, module: nn.Module, stock: nn.Module) -> None:
         # Numbers that a forward multiplies by, as the scale of attention and the epsilon of norms.
         if isinstance(value, float) and (found := getattr(module, attribute, None)) != value:
             raise ModelError(f"{where} not as the configuration says: {attribute} is {found}, not {value}")
+
+
+def _same(found: Any, expected: Any) -> bool:
+    """Whether two functions are one, or the same text in a checkpoint's code and in ours, where nothing is enclosed."""
+    if found is expected:
+        return True
+    if not found.__module__.startswith("transformers_modules.") or not expected.__module__.endswith(".modeling_grasp"):
+        return False
+    return found.__code__ == expected.__code__ and found.__closure__ is expected.__closure__ is None
 
 
 def _check_tensors(model: nn.Module, stock: PreTrainedModel, family: Family) -> None:
@@ -98,7 +107,8 @@ def _check_tensors(model: nn.Module, stock: PreTrainedModel, family: Family) -> 
 def _check_buffers(model: nn.Module, stock: nn.Module) -> None:
     """What is computed from the configuration and stored nowhere: the frequencies of rotary embeddings."""
     for name, module in stock.named_modules():
-        if getattr(module, "rope_type", None) in (None, *_CHANGING_ROTARY):
+        types = getattr(module, "rope_type", None)  # one, or one for each kind of layer
+        if types is None or {*(types.values() if isinstance(types, dict) else (types,))} & _CHANGING_ROTARY:
             continue
         fresh: Any = type(module)(module.config)
         for buffer in sorted(module._non_persistent_buffers_set):

@@ -4,7 +4,15 @@ vLLM calls `register` in the API server, the engine core, every worker and the p
 be cheap and may run more than once. The model classes are named by strings and imported only where a model is built.
 """
 
-MODELS = {"GRASPLlamaForCausalLM": "vllm_integration.llama:GRASPLlamaForCausalLM"}
+MODELS = {
+    "GRASPLlamaForCausalLM": "vllm_integration.llama:GRASPLlamaForCausalLM",
+    "GRASPMistralForCausalLM": "vllm_integration.mistral:GRASPMistralForCausalLM",
+    "GRASPMinistralForCausalLM": "vllm_integration.mistral:GRASPMistralForCausalLM",
+    "GRASPQwen2ForCausalLM": "vllm_integration.qwen2:GRASPQwen2ForCausalLM",
+    "GRASPQwen3ForCausalLM": "vllm_integration.qwen3:GRASPQwen3ForCausalLM",
+    "GRASPPhi3ForCausalLM": "vllm_integration.phi3:GRASPPhi3ForCausalLM",
+    "GRASPGemma3ForCausalLM": "vllm_integration.gemma3:GRASPGemma3ForCausalLM",
+}
 """Architecture in a checkpoint's config.json -> the class that vLLM serves it with."""
 
 

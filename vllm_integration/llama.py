@@ -10,16 +10,16 @@ from torch import nn
 from vllm.config import VllmConfig
 from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaForCausalLM
 
-from .layers import add_output_biases, layer_config
+from .layers import finish, layer_config
 
 
 class GRASPLlamaDecoderLayer(LlamaDecoderLayer):
-    """A stock layer, built from `per_layer_config[layer]`, with output biases where the configuration says so."""
+    """A stock layer, built from `per_layer_config[layer]`, what is gone left out."""
 
     def __init__(self, vllm_config: VllmConfig, prefix: str = "") -> None:
         config = layer_config(vllm_config.model_config.hf_config, prefix)
         super().__init__(vllm_config, prefix=prefix, config=config)
-        add_output_biases(self, config, "self_attn.o_proj", "mlp.down_proj")
+        finish(self, vllm_config, prefix)
 
 
 class GRASPLlamaForCausalLM(LlamaForCausalLM):

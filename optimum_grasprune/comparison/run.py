@@ -40,7 +40,6 @@ from ..pruner import GRASPPruner, recipe_of
 from ..ratios import RatioRun
 from ..record import SharedRun, installed_versions, read_json
 from ..record.describe import describe_model
-from ..units import Budget
 from ..writing import results_folder, write_json
 from .cells import SAME_FOR_ALL, Cell, EvaluationText, as_given
 from .results import (
@@ -163,8 +162,9 @@ class Comparison:
             options = cell.config
             try:
                 if options.pattern == "units":
-                    added = get_method(options.method).chain_for(options).added_parameters(model, family)
-                    Budget.resolve(options, inventory, parameters, added)
+                    method = get_method(options.method)
+                    added = method.chain_for(options).added_parameters(model, family)
+                    method.budget(options, family, inventory, parameters, added)
             except OptionError as error:
                 raise as_given(error, cell.entry, {}) from None
             if not cell.calibrated:

@@ -21,8 +21,14 @@ class BudgetOptions(Options):
     kv_keep_ratio: Annotated[float | None, Flag("RATIO", everyday=True)] = Field(
         default=None, gt=0, le=1, description="a second cap: share of the KV cache per token that may stay"
     )
-    min_ffn_channels: int = Field(default=1, ge=1, description="FFN channels that every layer keeps at least")
-    min_kv_groups: int = Field(default=1, ge=1, description="KV head groups that every layer keeps at least")
+    min_ffn_channels: int = Field(
+        default=1, ge=0, description="FFN channels that every layer keeps at least; with 0 a layer may lose its FFN"
+    )
+    min_kv_groups: int = Field(
+        default=1,
+        ge=0,
+        description="KV head groups that every layer keeps at least; with 0 a layer may lose its attention",
+    )
     ffn_multiple_of: int = Field(default=1, ge=1, description="every layer's FFN width is a multiple of this")
     kv_multiple_of: int = Field(default=1, ge=1, description="every layer's number of KV heads is a multiple of this")
     tensor_parallel_size: int = Field(

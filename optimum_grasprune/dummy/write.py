@@ -10,7 +10,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData, split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import GenerationConfig, LlamaConfig, PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from ..export.card import GITHUB_NAME
 from ..export.checkpoint import check_shard_size
@@ -38,7 +38,7 @@ class Dummy:
     """
 
     shape: str
-    config: LlamaConfig
+    config: PreTrainedConfig
     plan: PruningPlan | None = None
     budget: Budget | None = None
     widths: str = ""
@@ -83,14 +83,14 @@ def is_replaceable(folder: Path) -> bool:
 
 
 def write_random_weights(config: PreTrainedConfig, folder: Path, seed: int, max_shard_size: str) -> None:
-    """Safetensors shards of a model with norms of one and all other weights drawn as at initialisation."""
+    """Safetensors shards of a model with norms of one, biases of zero and all other weights drawn."""
     tensors: dict[str, Tensor] = dict(empty_model(config).named_parameters())  # tied ones once
     shards = split_torch_state_dict_into_shards(tensors, max_shard_size=max_shard_size)
     generator = torch.Generator("cpu").manual_seed(seed)
     for file, names in track(shards.filename_to_tensors.items(), "shards", "shard"):
         # Unnamed, so that this shard is gone before the next is drawn.
         save_file(
-            {name: _drawn(tensors[name], config.initializer_range, generator) for name in names},
+            {name: _drawn(name, tensors[name], config.initializer_range, generator) for name in names},
             folder / file,
             metadata={"format": "pt"},
         )
@@ -98,9 +98,11 @@ def write_random_weights(config: PreTrainedConfig, folder: Path, seed: int, max_
         write_json(folder / INDEX_NAME, {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename})
 
 
-def _drawn(like: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
+def _drawn(name: str, like: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
     tensor = torch.empty_like(like, device="cpu")
-    return tensor.fill_(1) if like.dim() == 1 else tensor.normal_(std=deviation, generator=generator)
+    if like.dim() == 1:
+        return tensor.fill_(0 if name.endswith(".bias") else 1)
+    return tensor.normal_(std=deviation, generator=generator)
 
 
 def _record(dummy: Dummy, config: PreTrainedConfig, seed: int) -> Record:

@@ -25,12 +25,10 @@ def model_card(record: Record) -> str:
     )
     rows = "\n".join(f"| {' | '.join(row)} |" for row in budget_rows(record))
     in_units = record.plan is not None
-    if record.plan is None:
-        what = _what_elements(method, record.recipe["pattern"])
-    else:
-        what = _what_units(method, sentence(record.compensation, multiplied=record.plan.multiplied))
+    what = _what(record)
     contents = ", the calibration corpus's hash and the plan" if in_units else " and the calibration corpus's hash"
-    stock = not in_units and not needs_code(base.model_type)
+    of_own_class = record.plan is None or record.plan.whole_layers
+    stock = of_own_class and not needs_code(base.model_type)
     return str(
         ModelCard(
             f"---\n{data.to_yaml()}\n---\n\n"
@@ -39,7 +37,7 @@ def model_card(record: Record) -> str:
             f"| | dense | pruned | kept |\n|---|---:|---:|---:|\n{rows}\n\n"
             f"{_calibration_line(record)}{_shared_line(record.shared)}{_recovery_line(record)}\n\n"
             f"{_USE_STOCK if stock else _USE}\n"
-            f"{_widths(record.plan) if record.plan is not None else ''}"
+            f"{'' if record.plan is None or record.plan.whole_layers else _widths(record.plan)}"
             f"The whole recipe{contents} are in `grasp_config.json`.\n"
         )
     )
@@ -72,6 +70,25 @@ model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
 vllm serve path/to/this/folder
 ```
 """
+
+
+def _what(record: Record) -> str:
+    method = str(record.recipe["method"])
+    if record.plan is None:
+        return _what_elements(method, record.recipe["pattern"])
+    if record.plan.whole_layers:
+        return _what_layers(method, record.plan)
+    return _what_units(method, sentence(record.compensation, multiplied=record.plan.multiplied))
+
+
+def _what_layers(method: str, plan: PruningPlan) -> str:
+    layers = sorted({group.layer for group in plan.groups})
+    dropped = sorted(set(layers) - {group.layer for group in plan.groups if group.kept})
+    which = f"Of its {len(layers)} layers, number {', '.join(map(str, dropped))} went" if dropped else "No layer went"
+    return (
+        f"A model of fewer layers, made by {GITHUB_NAME} with the method `{method}` ({get_method(method).source}). "
+        f"{which} (counted from 0); the others are as they were."
+    )
 
 
 def _what_units(method: str, made_up: str) -> str:

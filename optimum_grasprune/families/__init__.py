@@ -12,12 +12,20 @@ from .base import (
     PrunedClasses,
     SizeFields,
     Slot,
+    Unsupported,
     inventory_of,
     linear_at,
     linears,
     unit_features,
 )
+from .gemma3 import GEMMA3
 from .llama import LLAMA
+from .ministral import MINISTRAL
+from .mistral import MISTRAL
+from .phi3 import PHI3
+from .qwen2 import QWEN2
+from .qwen3 import QWEN3
+from .unsupported import kind_of
 
 FAMILIES: dict[str, Family] = {}
 """The families by name."""
@@ -30,9 +38,11 @@ __all__ = [
     "PrunedClasses",
     "SizeFields",
     "Slot",
+    "Unsupported",
     "family_of",
     "family_of_type",
     "inventory_of",
+    "kind_of",
     "linear_at",
     "linears",
     "register",
@@ -54,7 +64,8 @@ def register(family: Family) -> Family:
     return family
 
 
-register(LLAMA)
+for _family in (LLAMA, MISTRAL, MINISTRAL, QWEN2, QWEN3, PHI3, GEMMA3):
+    register(_family)
 
 
 def family_of(config: PreTrainedConfig) -> Family:
@@ -65,7 +76,7 @@ def family_of(config: PreTrainedConfig) -> Family:
     """
     family = family_of_type(config.model_type)
     if family is None:
-        raise unsupported(config.model_type)
+        raise unsupported(config.model_type, kind_of(config))
     family.check(config)
     return family
 
@@ -75,7 +86,8 @@ def family_of_type(model_type: str) -> Family | None:
     return next((family for family in FAMILIES.values() if model_type in family.model_types), None)
 
 
-def unsupported(model_type: object) -> UnsupportedFamilyError:
-    """The error for a model type that has no family, with those that have one."""
+def unsupported(model_type: object, kind: str | None = None) -> UnsupportedFamilyError:
+    """The error for a model type that has no family, with those that have one. kind: what it is, in words."""
     supported = ", ".join(f"{family.name} ({', '.join(family.model_types)})" for family in FAMILIES.values())
-    return UnsupportedFamilyError(f"model type {model_type!r} is not supported; supported are: {supported}")
+    what = f"model type {model_type!r}" + (f", {kind}," if kind else "")
+    return UnsupportedFamilyError(f"{what} is not supported; supported are: {supported}")

@@ -5,7 +5,7 @@ Nothing else in the project knows such a name. Shape suffixes: U units of one bl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..errors import ModelError
+from ..errors import ModelError, UnsupportedFamilyError
 from ..units import FFN, KV, Address, UnitGroup, UnitInventory, UnitKind
 
 
@@ -42,12 +42,14 @@ class Block:
     slots: the parameters that they run through, those that lead in first, biases among them.
     output: path of the linear map that leads out; its input is what the units compute, neighbouring features for each.
     width: features of a unit in that input.
+    shared: parameters of the block that no unit runs through, as norms of heads. They go with the last unit.
     """
 
     units: UnitGroup
     slots: tuple[Slot, ...]
     output: str
     width: int
+    shared: tuple[str, ...] = ()
 
     @property
     def address(self) -> Address:
@@ -86,16 +88,38 @@ class SizeFields:
     kv_heads: str = "num_key_value_heads"
     ffn_channels: str = "intermediate_size"
 
+    @property
+    def widths(self) -> tuple[str, str, str]:
+        """Those that layers may differ in."""
+        return self.query_heads, self.kv_heads, self.ffn_channels
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """A variant of a family that is refused.
+
+    what: its name, in the message, after "with".  holds: whether a configuration is one.
+    """
+
+    what: str
+    holds: Callable[[PreTrainedConfig], bool]
+
 
 @dataclass(frozen=True)
 class Family:
     """A decoder-only family with one attention and one FFN in each layer; a subclass writes what differs.
+
+    The names of modules are LLaMA's unless others are given, as most families have taken them over.
 
     name: how the family is called in messages.  dense_types, pruned_type: `config.model_type` of its models.
     code: the module whose classes pruned models are, and `classes` their names, as in `PrunedClasses`.
     layers: path of the decoder layers; all other paths are below one of them.
     attention_inputs: the projections to queries, keys and values ("query", "key", "value" among their parts).
     ffn_inputs: the projections into the FFN.  attention_output, ffn_output: those back to the residual stream.
+    head_norms: norms that all heads of a layer share, where a model has them.
+    layer_lists: fields of a configuration that hold a value for each layer.
+    unsupported: variants of it that are refused.
+    blocks_may_go: whether its pruned classes, and the engine's, build a layer without attention or without an FFN.
     """
 
     name: str
@@ -103,12 +127,20 @@ class Family:
     pruned_type: str
     code: str
     classes: tuple[str, str, str]
-    layers: str
-    attention_inputs: tuple[Projection, ...]
-    attention_output: str
-    ffn_inputs: tuple[Projection, ...]
-    ffn_output: str
+    layers: str = "model.layers"
+    attention_inputs: tuple[Projection, ...] = (
+        Projection("self_attn.q_proj", ("query",)),
+        Projection("self_attn.k_proj", ("key",)),
+        Projection("self_attn.v_proj", ("value",)),
+    )
+    attention_output: str = "self_attn.o_proj"
+    ffn_inputs: tuple[Projection, ...] = (Projection("mlp.gate_proj", ("gate",)), Projection("mlp.up_proj", ("up",)))
+    ffn_output: str = "mlp.down_proj"
+    head_norms: tuple[str, ...] = ("self_attn.q_norm", "self_attn.k_norm")
     sizes: SizeFields = SizeFields()
+    layer_lists: tuple[str, ...] = ("layer_types",)
+    unsupported: tuple[Unsupported, ...] = ()
+    blocks_may_go: bool = False
 
     @property
     def model_types(self) -> tuple[str, ...]:
@@ -122,9 +154,14 @@ class Family:
         return PrunedClasses(*(getattr(module, name) for name in self.classes))
 
     def check(self, config: PreTrainedConfig) -> None:
-        """Raise ModelError for a configuration that is of no whole model: without layers, channels or heads."""
-        sizes = self.sizes
-        for size in (sizes.layers, sizes.query_heads, sizes.kv_heads, sizes.ffn_channels):
+        """Raise ModelError for a configuration of no whole model: without layers, channels or heads.
+
+        Raises UnsupportedFamilyError, naming it, for a variant of the family that is not supported.
+        """
+        for variant in self.unsupported:
+            if variant.holds(config):
+                raise UnsupportedFamilyError(f"the model is a {self.name} with {variant.what}, which is not supported")
+        for size in (self.sizes.layers, *self.sizes.widths):
             if (value := getattr(config, size, 1)) < 1:
                 raise ModelError(f"the model's configuration is of no whole model: {size} is {value}")
         queries, keys = self.query_heads(config), self.kv_heads(config)
@@ -142,6 +179,16 @@ class Family:
     def head_dimension(self, config: PreTrainedConfig) -> int:
         """Elements of one attention head."""
         return getattr(config, "head_dim", None) or config.hidden_size // self.query_heads(config)
+
+    def window(self, config: PreTrainedConfig, layer: int) -> int | None:
+        """Tokens that the attention of a layer sees at once; None for all.
+
+        `layer_types` says which layers have a window, where the configuration knows them; else all have, or none.
+        """
+        types = getattr(config, "layer_types", None)
+        if types is not None and types[layer] != "sliding_attention":
+            return None
+        return getattr(config, "sliding_window", None)
 
     def decoder_layers(self, model: PreTrainedModel) -> list[nn.Module]:
         """The decoder layers, in order."""
@@ -167,6 +214,16 @@ class Family:
         """The map that leads out of each block, in inventory order."""
         return {block.address: linear_at(model, block.output) for block in self.blocks(model)}
 
+    def output_biases(self, model: PreTrainedModel) -> dict[str, Tensor | None]:
+        """The bias of what leads out of each block by its name, None for no bias; of blocks that are gone too."""
+        parameters = dict(model.named_parameters())
+        names = (
+            f"{self.path(layer, output)}.bias"
+            for layer in range(len(self.decoder_layers(model)))
+            for output in (self.attention_output, self.ffn_output)
+        )
+        return {name: parameters.get(name) for name in names}
+
     def num_layers(self, config: PreTrainedConfig) -> int:
         """Decoder layers of a model."""
         return getattr(config, self.sizes.layers)
@@ -179,9 +236,9 @@ class Family:
         return {"head_dim": self.head_dimension(config), "per_layer_config": self.layer_widths(config, widths)}
 
     def layer_widths(self, config: PreTrainedConfig, widths: Mapping[Address, int]) -> dict[int, dict[str, int]]:
-        """Each layer's own values of the configuration's fields. widths: units of each block that stay."""
+        """Each layer's own values of the configuration's fields. widths: units of the blocks that stay."""
         queries_per_kv = self.query_heads(config) // self.kv_heads(config)
-        values: dict[int, dict[str, int]] = {layer: {} for layer in range(self.num_layers(config))}
+        values = {layer: dict.fromkeys(self.sizes.widths, 0) for layer in range(self.num_layers(config))}
         for address, width in widths.items():
             own = values[address.layer]
             if address.kind == FFN:
@@ -196,6 +253,8 @@ class Family:
         head_dim = self.head_dimension(model.config)
         heads_of = {"query": queries_per_kv, "key": 1, "value": 1}
         first = self.attention_inputs[0]
+        if not _has_weight(model, self.path(layer, first.path)):
+            return None
         rows_of_unit = head_dim * sum(heads_of[part] for part in first.parts)
         count = linear_at(model, self.path(layer, first.path)).out_features // rows_of_unit
         sections = {
@@ -205,6 +264,8 @@ class Family:
         return self._block(model, layer, KV, count, sections, self.attention_output, head_dim)
 
     def _ffn(self, model: PreTrainedModel, layer: int) -> Block | None:
+        if not _has_weight(model, self.path(layer, self.ffn_output)):
+            return None
         count = linear_at(model, self.path(layer, self.ffn_output)).in_features
         sections = {projection.path: (count,) * len(projection.parts) for projection in self.ffn_inputs}
         return self._block(model, layer, FFN, count, sections, self.ffn_output, 1)
@@ -234,7 +295,9 @@ class Family:
         slots.append(Slot(f"{path}.weight", 1))
         cost += linear.weight.numel()
         units = UnitGroup(layer, kind, count, cost // count, kind.cached_vectors * cached_width)
-        return Block(units, tuple(slots), path, linear.in_features // count)
+        norms = [self.path(layer, name) for name in self.head_norms] if kind == KV else []
+        shared = tuple(f"{norm}.weight" for norm in norms if _has_weight(model, norm))
+        return Block(units, tuple(slots), path, linear.in_features // count, shared)
 
     def path(self, layer: int, name: str) -> str:
         """Full path of a module of a layer."""
@@ -261,6 +324,14 @@ def inventory_of(blocks: Iterable[Block]) -> UnitInventory:
 def linear_at(model: nn.Module, path: str) -> nn.Linear:
     """The linear map at a path."""
     return model.get_submodule(path)  # type: ignore[return-value]
+
+
+def _has_weight(model: nn.Module, path: str) -> bool:
+    """Whether there is a module at a path, and more of it than a bias."""
+    try:
+        return getattr(model.get_submodule(path), "weight", None) is not None
+    except AttributeError:
+        return False
 
 
 def linears(model: nn.Module, blocks: Iterable[Block]) -> dict[str, nn.Linear]:

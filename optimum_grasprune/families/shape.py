@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..units import FFN, KV
 from .base import Block, Family, linear_at
@@ -14,11 +14,12 @@ from .base import Block, Family, linear_at
 
 @dataclass(frozen=True)
 class LayerShape:
-    """The widths of one decoder layer; 0 where it has none."""
+    """The widths of one decoder layer; 0 where it has none. window: tokens that it sees at once; None for all."""
 
     query_heads: int
     kv_heads: int
     ffn_channels: int
+    window: int | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,10 @@ def model_shape(model: PreTrainedModel, family: Family) -> ModelShape:
     blocks = family.blocks(model)
     head_dim = family.head_dimension(model.config)
     queries_per_kv = family.query_heads(model.config) // family.kv_heads(model.config)
-    layers = tuple(_layer(blocks, index, queries_per_kv) for index in range(len(family.decoder_layers(model))))
+    layers = tuple(
+        _layer(blocks, index, queries_per_kv, family.window(model.config, index))
+        for index in range(len(family.decoder_layers(model)))
+    )
     query_head, kv_head = _head_costs(model, family, blocks, head_dim)
     ffn_channel = next((block.units.cost for block in blocks if block.units.kind == FFN), 0)
     ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
@@ -101,10 +105,16 @@ def model_shape(model: PreTrainedModel, family: Family) -> ModelShape:
     )
 
 
-def _layer(blocks: Iterable[Block], index: int, queries_per_kv: int) -> LayerShape:
+def layer_shape(own: PreTrainedConfig, family: Family) -> LayerShape:
+    """The widths that a layer's own configuration says."""
+    channels = getattr(own, family.sizes.ffn_channels)
+    return LayerShape(family.query_heads(own), family.kv_heads(own), channels)
+
+
+def _layer(blocks: Iterable[Block], index: int, queries_per_kv: int, window: int | None) -> LayerShape:
     widths = {block.units.kind: block.units.count for block in blocks if block.units.layer == index}
     heads = widths.get(KV, 0)
-    return LayerShape(heads * queries_per_kv, heads, widths.get(FFN, 0))
+    return LayerShape(heads * queries_per_kv, heads, widths.get(FFN, 0), window)
 
 
 def _head_costs(model: PreTrainedModel, family: Family, blocks: Iterable[Block], head_dim: int) -> tuple[int, int]:

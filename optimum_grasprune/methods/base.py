@@ -12,6 +12,7 @@ from torch import Tensor
 from ..config import GRASPConfig, MethodOptions
 from ..errors import OptionError
 from ..execution import Runner
+from ..families import Family
 from ..problem import Problem, RecoveryText
 from ..recovery import stages_in
 from ..recovery.chain import Chain
@@ -92,6 +93,20 @@ class Method(ABC):
     def statistics_for(self, config: GRASPConfig) -> tuple[Statistic[Any], ...]:
         """The statistics that it looks at where a configuration decides that."""
         return self.statistics
+
+    def budget(
+        self, config: GRASPConfig, family: Family, inventory: UnitInventory, parameters: int, added: int
+    ) -> Budget:
+        """The limits that a configuration comes to for a model of a family.
+
+        parameters: all of the model, tied ones once.  added: those that compensation adds.
+        Raises BudgetError or OptionError where they cannot be met.
+        """
+        for kind in inventory.kinds:
+            option = kind.minimum_option
+            if option is not None and not getattr(config, option) and not family.blocks_may_go:
+                raise OptionError(option, 0, f"every layer of a {family.name} keeps at least one {kind.label}")
+        return Budget.resolve(config, inventory, parameters, added)
 
     def problem(
         self,

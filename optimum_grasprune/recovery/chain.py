@@ -83,7 +83,7 @@ class Chain:
         """Parameters that the stages add to a model: a bias to each output projection that has none."""
         if not any(stage.output_bias for stage in self.stages):
             return 0
-        return sum(linear.out_features for linear in family.output_projections(model).values() if linear.bias is None)
+        return model.config.hidden_size * sum(bias is None for bias in family.output_biases(model).values())
 
     def trials(self, cut: Cut) -> list[Trial]:
         """The cut with every combination of variants that the weight stages offer.

@@ -31,6 +31,8 @@ class RowEnergy(WeightStage):
     def refit(self, reference: Reference, trial: Trial, pruned: PreTrainedModel) -> None:
         """Scale the rows, from the moments of the dense model's own inputs; biases change where single weights went."""
         for cut in reference.cut_maps(pruned, trial.cut):
+            if not len(cut.kept_K):
+                continue
             moments = reference.statistics[MOMENTS][cut.path]
             has_bias = isinstance(trial.cut, ElementMask) and cut.after.bias is not None
             weight_OK, shift_O = corrected(cut.before.weight, cut.after.weight, moments, cut.kept_K, has_bias=has_bias)

@@ -160,6 +160,8 @@ def restored_on_dense_inputs(
                 for block in blocks:
                     before, gram_II = outputs[block.output], grams[block.output]
                     columns_K = kept_columns(plan, block, before)
+                    if not len(columns_K):
+                        continue
                     cross_IK = gram_II[:, columns_K]
                     weight_OK = restored_weight(
                         before.weight, columns_K, cross_IK[columns_K], cross_IK, damping, block.output, fit.diagonal
@@ -219,6 +221,8 @@ def restore_in_sequence(
     with dense.stream(tokens_NS) as reference, pruned.stream(tokens_NS) as current:
         for index in track(range(len(reference.layers)), "least squares", "layer"):
             for block in of_layer(dense, index):  # attention first: the FFN's inputs depend on it
+                if not plan.group(block.address).kept:
+                    continue
                 before, after = (linear_at(runner.model, block.output) for runner in (dense, pruned))
                 gram_KK = after.weight.new_zeros(after.in_features, after.in_features, dtype=torch.float32)
                 cross_IK = after.weight.new_zeros(before.in_features, after.in_features, dtype=torch.float32)

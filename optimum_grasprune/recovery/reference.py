@@ -118,7 +118,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class CutMap:
-    """A linear map before and after the cut.
+    """A linear map before and after the cut; after it, no more than a bias where its whole block is gone.
 
     kept_K: indices of the columns that stay, shape (K,), on the weight's device; all, where single weights were cut.
     """

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..execution import Runner
 from ..progress import bar
-from ..units import Budget, UnitInventory, UnitMask
+from ..units import Budget, UnitInventory, UnitMask, attends
 
 Widths = tuple[int, ...]
 """Units that stay in each group, in inventory order."""
@@ -140,7 +140,7 @@ def search_widths(
             if limits.seconds is not None and time.monotonic() - begun > limits.seconds:
                 break
             proposal = transfer(best, ledger, 0.25 * (1 - trial / limits.trials), generator)
-            if proposal not in seen:
+            if proposal not in seen and attends(proposal, ledger.inventory):
                 seen.add(proposal)
                 loss = loss_of(proposal)
                 if loss < lowest:

@@ -1,7 +1,7 @@
 """What a model needs on each GPU, and how many sequences fit beside it. Pure arithmetic; no tensor is made.
 
-The KV cache is counted as vLLM counts it: layer by layer, in whole blocks. A GPU holds its share of the weights, and
-where there are fewer KV heads than GPUs, its own copy of a head.
+The KV cache is counted as vLLM counts it: layer by layer, in whole blocks, with what sliding windows give back. A GPU
+holds its share of the weights, and where there are fewer KV heads than GPUs, its own copy of a head.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..families.shape import LayerShape, ModelShape
 from ..units import KV
+from .kv_cache import CachedLayer, Windows, held_heads, windows
 
 GIB = 2**30
 
@@ -38,7 +39,7 @@ def splits(layer: LayerShape, size: int) -> bool:
     Query heads and FFN channels must divide by it; KV heads must too, or divide it where there are fewer of them.
     """
     heads = layer.kv_heads
-    shared_evenly = heads % size == 0 if heads >= size else size % heads == 0
+    shared_evenly = heads % size == 0 if heads >= size or not heads else size % heads == 0
     return shared_evenly and layer.query_heads % size == 0 and layer.ffn_channels % size == 0
 
 
@@ -53,13 +54,21 @@ def tensor_parallel_sizes(layers: Iterable[LayerShape]) -> list[int]:
 
 def kv_heads_per_gpu(layer: LayerShape, size: int) -> int:
     """KV heads that each of `size` GPUs holds of a layer that they can split."""
-    return max(1, layer.kv_heads // size)
+    return -(-layer.kv_heads // size)
 
 
 def kv_bytes_per_token(shape: ModelShape, element_bytes: int, size: int = 1) -> int:
-    """Bytes that one token takes in the KV cache of each of `size` GPUs: keys and values of all layers."""
-    heads = sum(kv_heads_per_gpu(layer, size) for layer in shape.layers)
-    return KV.cached_vectors * heads * shape.head_dim * element_bytes
+    """Bytes that one token takes in the KV cache of each of `size` GPUs, while all layers keep it: keys and values."""
+    return held_heads(cached_layers(shape, size)) * _head_bytes(shape, element_bytes)
+
+
+def cached_layers(shape: ModelShape, size: int = 1) -> tuple[CachedLayer, ...]:
+    """What each of `size` GPUs caches of every layer that caches anything."""
+    return tuple(CachedLayer(kv_heads_per_gpu(layer, size), layer.window) for layer in shape.layers if layer.kv_heads)
+
+
+def _head_bytes(shape: ModelShape, element_bytes: int) -> int:
+    return KV.cached_vectors * shape.head_dim * element_bytes
 
 
 def parameters_per_gpu(shape: ModelShape, size: int) -> int:
@@ -98,6 +107,7 @@ class Fit:
 
     granted: memory that the engine may use.  weights: this GPU's share.  overhead: activations and runtime.
     kv_bytes_per_token: on this GPU.  block_tokens: tokens in a block of the cache.  context: tokens in a sequence.
+    windows: how the cache is shared out where not all layers keep all tokens.  head_bytes: of a token in one KV head.
     """
 
     granted: int
@@ -106,6 +116,8 @@ class Fit:
     kv_bytes_per_token: int
     block_tokens: int
     context: int
+    windows: Windows | None = None
+    head_bytes: int = 0
 
     @property
     def kv_memory(self) -> int:
@@ -114,13 +126,20 @@ class Fit:
 
     @property
     def kv_tokens(self) -> int:
-        """Tokens that the KV cache holds."""
+        """Tokens that the KV cache holds; with windows, those of as many sequences of `context` as it holds."""
+        if self.windows is not None:
+            return int(self._pool_blocks(self.windows) / self.windows.blocks * self.context)
         return self.block_tokens * cache_blocks(self.kv_memory, self.kv_bytes_per_token, self.block_tokens)
 
     @property
     def sequences(self) -> int:
         """Sequences of `context` tokens that fit at once, each in whole blocks."""
+        if self.windows is not None:
+            return self._pool_blocks(self.windows) // self.windows.blocks
         return self.kv_tokens // self.block_tokens // -(-self.context // self.block_tokens)
+
+    def _pool_blocks(self, windows: Windows) -> int:
+        return cache_blocks(self.kv_memory, windows.head_blocks * self.head_bytes, self.block_tokens)
 
     def to_dict(self) -> dict[str, int]:
         """The numbers as JSON types."""
@@ -153,4 +172,6 @@ def fit(
         kv_bytes_per_token=kv_bytes_per_token(shape, kv_element_bytes, size),
         block_tokens=block_tokens,
         context=context,
+        windows=windows(cached_layers(shape, size), context, BATCHED_TOKENS, block_tokens),
+        head_bytes=_head_bytes(shape, kv_element_bytes),
     )

@@ -6,6 +6,7 @@ No weights are loaded.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -40,6 +41,7 @@ class Inspection:
     """A checkpoint. dtype: of its weights.  other_parameters: those of no unit, by their place.
 
     quantization: how its weights are quantised, None for plain ones.  ffn_multiple_of: what divides every FFN width.
+    windows: tokens that each layer sees at once, None for all.
     """
 
     model: str
@@ -52,13 +54,15 @@ class Inspection:
     ffn_multiple_of: int
     tensor_parallel_sizes: tuple[int, ...]
     layers: tuple[LayerRow, ...]
+    windows: tuple[int | None, ...]
     dtype: str
 
     def to_dict(self) -> dict[str, JsonValue]:
         """What the result says of it, as JSON types."""
         facts = asdict(self)
         del facts["dtype"]
-        return {**facts, "tensor_parallel_sizes": list(self.tensor_parallel_sizes), "layers": list(facts["layers"])}
+        lists = ("tensor_parallel_sizes", "layers", "windows")
+        return {**facts, **{name: list(facts[name]) for name in lists}}
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table: every parameter of the model is in one row."""
@@ -76,6 +80,11 @@ class Inspection:
             f"{self.parameters:,} parameters in all, {self.prunable_parameters:,} of them prunable; {self.dtype}",
             f"every FFN width is a multiple of {self.ffn_multiple_of}; "
             f"tensor-parallel sizes: {', '.join(map(str, self.tensor_parallel_sizes))}",
+            *(
+                f"{count} of {len(self.windows)} layers see {window:,} tokens at once"
+                for window, count in Counter(self.windows).items()
+                if window is not None
+            ),
             *([f"the weights are quantised: {self.quantization}"] if self.quantization else []),
         )
         return "\n".join(lines)
@@ -110,6 +119,7 @@ def inspection(name: str, config: PreTrainedConfig) -> Inspection:
             )
             for index, layer in enumerate(shape.layers)
         ),
+        windows=tuple(layer.window for layer in shape.layers),
         dtype=str(dtype),
     )
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import CheckpointError
-from ..families import Block, Family, family_of, inventory_of
+from ..families import Family, family_of, inventory_of
 from ..progress import without_library_bars
 from ..units import PruningPlan
+from .depth import layers_that_stay, shallower_config, shallower_state
 from .folding import fold_multipliers, fold_scales
 from .slicing import slice_state
 
@@ -54,6 +55,8 @@ def build_pruned_model(
 ) -> PreTrainedModel:
     """A new model with the plan's units, its multipliers and scales folded in; the given model stays as it is.
 
+    Where the plan drops whole layers it is one of the same class with fewer layers, and no biases are added.
+
     Weights that no unit runs through (embeddings, head, norms) are shared with the given model; those of output
     projections never are, so that they may be edited in place.
     output_bias: give every output projection that has no bias one of zeros, to be filled by the caller.
@@ -61,28 +64,39 @@ def build_pruned_model(
     """
     blocks = family.blocks(model)
     plan.check(inventory_of(blocks))
+    if plan.whole_layers:
+        return _build_shallower_model(model, plan, family)
     config = pruned_config(model.config, plan, output_bias=output_bias)
     state = slice_state(model.state_dict(), plan, blocks)
-    _own_output_biases(state, blocks, config.output_bias)
-    pruned = _materialise(config, state, model)
+    _own_output_biases(state, family.output_biases(model), model, everywhere=config.output_bias)
+    pruned = _materialise(family.pruned.causal_lm, config, state, model)
     fold_multipliers(pruned, plan, family)
     fold_scales(pruned, plan, family)
     return pruned
 
 
-def _own_output_biases(state: dict[str, Tensor], blocks: Iterable[Block], everywhere: bool) -> None:
+def _build_shallower_model(model: PreTrainedModel, plan: PruningPlan, family: Family) -> PreTrainedModel:
+    kept = layers_that_stay(plan, family.num_layers(model.config))
+    config = shallower_config(model.config, kept, family)
+    return _materialise(type(model), config, shallower_state(model.state_dict(), kept, family), model)
+
+
+def _own_output_biases(
+    state: dict[str, Tensor], biases: Mapping[str, Tensor | None], model: PreTrainedModel, *, everywhere: bool
+) -> None:
     # Slicing has already copied the weights, even of blocks that keep all their units.
-    for block in blocks:
-        weight_OI, bias_O = state[f"{block.output}.weight"], state.get(f"{block.output}.bias")
+    for name, bias_O in biases.items():
         if bias_O is not None:
-            state[f"{block.output}.bias"] = bias_O.clone()
+            state[name] = bias_O.detach().clone()
         elif everywhere:
-            state[f"{block.output}.bias"] = weight_OI.new_zeros(weight_OI.shape[0])
+            anything = next(iter(state.values()))
+            state[name] = anything.new_zeros(model.config.hidden_size, dtype=model.dtype)
 
 
 @without_library_bars()
-def _materialise(config: PreTrainedConfig, state: dict[str, Tensor], like: PreTrainedModel) -> PreTrainedModel:
-    causal_class = family_of(config).pruned.causal_lm
+def _materialise(
+    causal_class: type[PreTrainedModel], config: PreTrainedConfig, state: dict[str, Tensor], like: PreTrainedModel
+) -> PreTrainedModel:
     loaded: Any = causal_class.from_pretrained(
         None, config=config, state_dict=state, dtype=like.dtype, output_loading_info=True
     )

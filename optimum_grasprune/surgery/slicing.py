@@ -35,6 +35,10 @@ def slice_state(state: Mapping[str, Tensor], plan: PruningPlan, blocks: Iterable
     sliced = dict(state)
     for block in blocks:
         group = plan.group(block.address)
+        if not group.kept:  # all of it goes but its output's bias, which is what it puts out without its units
+            for name in (*(slot.parameter for slot in block.slots), *block.shared):
+                del sliced[name]
+            continue
         for slot in block.slots:
             sliced[slot.parameter] = keep_units(sliced[slot.parameter], slot, group.kept, group.count)
     return sliced

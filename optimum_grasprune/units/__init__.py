@@ -1,6 +1,6 @@
 """The prunable units of a model, choices of them, the budget, and the plan that is saved: pure."""
 
-from .budget import Budget, budget_at, exact_ratio, project
+from .budget import Budget, attends, budget_at, exact_ratio, project
 from .inventory import Address, UnitGroup, UnitInventory
 from .kinds import FFN, KINDS, KV, UnitKind
 from .masks import ElementMask, UnitMask
@@ -19,6 +19,7 @@ __all__ = [
     "UnitInventory",
     "UnitKind",
     "UnitMask",
+    "attends",
     "budget_at",
     "exact_ratio",
     "project",

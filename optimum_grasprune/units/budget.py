@@ -6,7 +6,7 @@ Pure functions of scores, inventory and budget. Shape suffixes: U units of the w
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -28,8 +28,8 @@ class Budget:
 
     cost: parameters that the kept units may have in all.
     kv_width: KV-cache elements per token that they may have in all; None for no cap.
-    minimum: units that must stay in every group of a kind.  multiple_of: every group's width is a multiple of it; both
-    are 1 for a kind that is not among them.
+    minimum: units that must stay in every group of a kind; where it is 0 groups may go altogether, but not all of those
+    that have a KV cache.  multiple_of: every group's width is a multiple of it; both are 1 for a kind not among them.
     options: the request these limits were resolved from, kept for error messages and reports.
     fixed_cost: parameters outside the inventory that count against a `total` budget (0 for `prunable`).
     added_cost: parameters that compensation will add, which count against it too.
@@ -49,17 +49,30 @@ class Budget:
     def resolve(
         cls, options: BudgetOptions, inventory: UnitInventory, total_parameters: int, added_parameters: int = 0
     ) -> Budget:
-        """Absolute limits from ratios.
+        """Absolute limits from ratios; the arguments are those of `unchecked`.
+
+        Raises BudgetError or OptionError when no mask can meet the limits.
+        """
+        budget = cls.unchecked(options, inventory, total_parameters, added_parameters)
+        for group in inventory.groups:
+            budget.check_group(group)
+        budget.check_feasible(inventory)
+        return budget
+
+    @classmethod
+    def unchecked(
+        cls, options: BudgetOptions, inventory: UnitInventory, total_parameters: int, added_parameters: int = 0
+    ) -> Budget:
+        """Absolute limits from ratios, whether they can be met or not.
 
         total_parameters: all parameters of the model, tied ones once.  added_parameters: those that compensation adds.
-        Raises BudgetError or OptionError when no mask can meet the limits.
         """
         of_all = options.budget == "total"
         fixed = total_parameters - inventory.total_cost if of_all else 0
         added = added_parameters if of_all else 0
         ratio = exact_ratio(options.keep_ratio)
         kv_ratio = None if options.kv_keep_ratio is None else exact_ratio(options.kv_keep_ratio)
-        budget = cls(
+        return cls(
             cost=math.floor(ratio * (inventory.total_cost + fixed)) - fixed - added,
             kv_width=None if kv_ratio is None else math.floor(kv_ratio * inventory.total_kv_width),
             minimum={kind: _asked(options, kind.minimum_option) for kind in inventory.kinds},
@@ -71,10 +84,6 @@ class Budget:
             fixed_cost=fixed,
             added_cost=added,
         )
-        for group in inventory.groups:
-            budget.check_group(group)
-        budget.check_feasible(inventory)
-        return budget
 
     def share_cut(self, inventory: UnitInventory) -> float:
         """Share of the inventory's parameters, or of its KV cache if that is larger, that has to go."""
@@ -100,15 +109,24 @@ class Budget:
         step = self.step(group)
         return -(-min(self.minimum.get(group.kind, 1), group.count) // step) * step
 
+    def cache_may_go(self, inventory: UnitInventory) -> bool:
+        """Whether smallest widths alone would leave no KV cache in the whole model.
+
+        Then the best unit that has one stays all the same: without any attention a model sees one token at a time, and
+        no engine serves it.
+        """
+        cached = [group for group in inventory.groups if group.kv_width]
+        return bool(cached) and not any(map(self.smallest_width, cached))
+
     def check_group(self, group: UnitGroup) -> None:
         """Raise OptionError when the group is too narrow for its alignment."""
-        if self.smallest_width(group) <= group.count:
+        if max(self.smallest_width(group), self.step(group)) <= group.count:
             return
         options, kind = self.options, group.kind
         name = kind.multiple_option
         if name is None or (getattr(options, name) <= group.count and options.tensor_parallel_size > 1):
             name = "tensor_parallel_size"
-        least, label = self.minimum.get(kind, 1), kind.label
+        least, label = max(1, self.minimum.get(kind, 1)), kind.label
         reason = (
             f"no multiple of it lies between the minimum {least} and the {group.count} {label}s of layer {group.layer}"
         )
@@ -118,6 +136,10 @@ class Budget:
         """Raise BudgetError when the smallest widths alone exceed a limit; it names the nearest feasible value."""
         least_cost = sum(self.smallest_width(group) * group.cost for group in inventory.groups)
         least_kv = sum(self.smallest_width(group) * group.kv_width for group in inventory.groups)
+        if self.cache_may_go(inventory):
+            steps = [(self.step(group), group) for group in inventory.groups if group.kv_width]
+            least_cost += max(step * group.cost for step, group in steps)
+            least_kv += max(step * group.kv_width for step, group in steps)
         if least_cost > self.cost:
             whole = inventory.total_cost + self.fixed_cost
             least = least_cost + self.fixed_cost + self.added_cost
@@ -127,7 +149,8 @@ class Budget:
 
     def _refuse(self, option: str, value: object, least: int, whole: int) -> None:
         nearest = math.ceil(Fraction(least, whole) * 10_000) / 10_000
-        parts = [f"at least {count} {kind.label}s a layer" for kind, count in self.minimum.items()]
+        parts = [f"at least {count} {kind.label}s a layer" for kind, count in self.minimum.items() if count]
+        parts += [f"one {kind.label} in the model" for kind, n in self.minimum.items() if kind.cached_vectors and not n]
         parts += [f"{kind.label}s in multiples of {n}" for kind, n in self.multiple_of.items() if n > 1]
         if self.fixed_cost and option == "keep_ratio":
             parts.append(f"{self.fixed_cost:,} parameters that are never pruned")
@@ -142,7 +165,8 @@ def project(scores_U: Tensor, inventory: UnitInventory, budget: Budget) -> UnitM
     scores_U: one score per unit, shape (units,), any real dtype (compared in fp32); higher is kept first. Equal scores
         are kept evenly over layers and kinds.
 
-    The smallest allowed width of every group is paid for first; then units are kept in order of score while they fit,
+    The smallest allowed width of every group is paid for first, and where no KV cache at all would be left the best
+    unit that has one; then units are kept in order of score while they fit,
     and when one does not fit any more, cheaper ones behind it still may. So the kept cost is at most the budget, and
     no unit that was cut would still have fitted, except where alignment forbids it. With an alignment of m, units are
     kept in blocks of m: the m best of a group, its next m best, and so on, each with its mean score. Where the budget
@@ -160,18 +184,12 @@ def project(scores_U: Tensor, inventory: UnitInventory, budget: Budget) -> UnitM
     budget.check_feasible(inventory)
     scores_U = budget.ranked(scores_U)
     order_U = _descending(scores_U, inventory)
-    kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
+    ranked_U = _rank_inside_groups(order_U, inventory)
     if all(step == 1 for step in budget.multiple_of.values()):
-        _fill(kept_U, order_U, inventory, budget)
-        # At half the cost, since this runs at every training step: where filling up without a thought to smallest
-        # widths happens to meet them, setting them aside first would have kept the same units.
-        if not _meets_smallest_widths(kept_U, inventory, budget):
-            least_G = torch.tensor([budget.smallest_width(group) for group in inventory.groups], device="cpu")
-            kept_U[_rank_inside_groups(order_U, inventory)] = inventory.place_U < least_G[inventory.group_U]
-            _fill(kept_U, order_U, inventory, budget)
+        kept_U = _unit_by_unit(order_U, ranked_U, inventory, budget)
     else:
-        ranked_U = _rank_inside_groups(order_U, inventory)
         widths_G = _aligned_widths(scores_U[ranked_U], inventory, budget)
+        kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
         kept_U[ranked_U] = inventory.place_U < widths_G[inventory.group_U]
     # What may not stay comes last, so that it only ever took room that nothing else fits into.
     return UnitMask(inventory, kept_U if budget.within_U is None else kept_U & budget.within_U)
@@ -211,9 +229,38 @@ def _descending(scores_U: Tensor, inventory: UnitInventory) -> Tensor:
     return even_U[torch.sort(keys_U).values & _LOW_32_BITS]
 
 
-def _meets_smallest_widths(kept_U: Tensor, inventory: UnitInventory, budget: Budget) -> bool:
-    widths = torch.stack([kept_U[start:stop].sum() for start, stop in inventory.spans()]).tolist()
-    return all(width >= budget.smallest_width(group) for width, group in zip(widths, inventory.groups, strict=True))
+def _unit_by_unit(order_U: Tensor, ranked_U: Tensor, inventory: UnitInventory, budget: Budget) -> Tensor:
+    """The projection where there is no alignment, shape (units,), bool."""
+    kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
+    _fill(kept_U, order_U, inventory, budget)
+    least = [budget.smallest_width(group) for group in inventory.groups]
+    # At half the cost, since this runs at every training step: where filling up without a thought to smallest widths
+    # happens to meet them, setting them aside first would have kept the same units.
+    if any(width < smallest for width, smallest in zip(_widths(kept_U, inventory), least, strict=True)):
+        kept_U[ranked_U] = inventory.place_U < torch.tensor(least, device="cpu")[inventory.group_U]
+        _fill(kept_U, order_U, inventory, budget)
+    if not attends(_widths(kept_U, inventory), inventory):
+        kept_U[ranked_U] = inventory.place_U < _with_a_cache(least, order_U, inventory)[inventory.group_U]
+        _fill(kept_U, order_U, inventory, budget)
+    return kept_U
+
+
+def _widths(kept_U: Tensor, inventory: UnitInventory) -> list[int]:
+    """Units that stay in each group."""
+    return torch.stack([kept_U[start:stop].sum() for start, stop in inventory.spans()]).tolist()
+
+
+def attends(widths: Sequence[int], inventory: UnitInventory) -> bool:
+    """Whether any group with a KV cache keeps units, where there are such groups. widths: of each group."""
+    cached = [width for width, group in zip(widths, inventory.groups, strict=True) if group.kv_width]
+    return any(cached) or not cached
+
+
+def _with_a_cache(least: list[int], order_U: Tensor, inventory: UnitInventory) -> Tensor:
+    """Least widths, shape (groups,), with room for the best unit that has a KV cache beside those given."""
+    best = next(unit for unit in order_U.tolist() if inventory.kv_width_U[unit])
+    least[int(inventory.group_U[best])] += 1
+    return torch.tensor(least, device="cpu")
 
 
 def _rank_inside_groups(order_U: Tensor, inventory: UnitInventory) -> Tensor:
@@ -228,9 +275,12 @@ def _aligned_widths(ranked_scores_U: Tensor, inventory: UnitInventory, budget: B
     blocks = _block_inventory(inventory, steps)
     order_B = _descending(_block_scores(ranked_scores_U, inventory, blocks, steps), blocks)
     steps_G = torch.tensor(steps, device="cpu")
-    least_G = torch.tensor([budget.smallest_width(group) for group in inventory.groups], device="cpu") // steps_G
-    kept_B = blocks.place_U < least_G[blocks.group_U]
+    least = [budget.smallest_width(group) // step for group, step in zip(inventory.groups, steps, strict=True)]
+    kept_B = blocks.place_U < torch.tensor(least, device="cpu")[blocks.group_U]
     _fill(kept_B, order_B, blocks, budget)
+    if not attends(_widths(kept_B, blocks), blocks):
+        kept_B = blocks.place_U < _with_a_cache(least, order_B, blocks)[blocks.group_U]
+        _fill(kept_B, order_B, blocks, budget)
     return steps_G * torch.zeros_like(steps_G).index_add_(0, blocks.group_U, kept_B.long())
 
 

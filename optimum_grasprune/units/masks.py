@@ -21,11 +21,13 @@ class UnitMask:
     kept_U: True where the unit stays, shape (units,), bool, on the CPU.
     multipliers_U: what the units that stay are multiplied by, shape (units,), fp32, on the CPU; None for all ones.
     Those of the others count for nothing.
+    whole_layers: whether a layer without units goes as a whole, with its norms and biases; the others keep all of them.
     """
 
     inventory: UnitInventory
     kept_U: Tensor
     multipliers_U: Tensor | None = None
+    whole_layers: bool = False
 
     @property
     def gates_U(self) -> Tensor:

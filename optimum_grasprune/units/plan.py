@@ -23,7 +23,8 @@ from .masks import UnitMask
 class GroupPlan:
     """One block of units.
 
-    count: units before pruning.  kept: indices of those that stay, ascending.
+    count: units before pruning.  kept: indices of those that stay, ascending; none where the whole block
+    goes.
     scales: one multiplier per kept unit, in the same order, or None for all ones: what the stage of that name came to.
     number: of the block, as in `Address`.
     multipliers: the like, chosen together with the units. They are folded before anything makes up for the cut.
@@ -47,10 +48,12 @@ class GroupPlan:
 class PruningPlan:
     """All groups of a model, in inventory order.
 
+    whole_layers: as in `UnitMask`.
     source: the file that it was read from, which a checkpoint made by it must not replace.
     """
 
     groups: tuple[GroupPlan, ...]
+    whole_layers: bool = False
     source: Path | None = field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -60,27 +63,29 @@ class PruningPlan:
             GroupPlan(group.layer, group.kind, group.count, tuple(mask.kept(group.address)), number=group.number)
             for group in mask.inventory.groups
         )
-        plan = cls(tuple(groups))
+        plan = cls(tuple(groups), mask.whole_layers)
         if mask.multipliers_U is None:
             return plan
         parts = plan._parts(mask.multipliers_U[mask.kept_U])
-        return cls(tuple(replace(group, multipliers=part) for group, part in zip(plan.groups, parts, strict=True)))
+        groups = (replace(group, multipliers=part) for group, part in zip(plan.groups, parts, strict=True))
+        return replace(plan, groups=tuple(groups))
 
     def mask(self, inventory: UnitInventory) -> UnitMask:
         """The mask that keeps what the plan keeps; inventory: of the model that it was made for."""
         kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
         for group, (start, _) in zip(self.groups, inventory.spans(), strict=True):
-            kept_U[[start + unit for unit in group.kept]] = True
-        return UnitMask(inventory, kept_U)
+            kept_U[start + torch.tensor(group.kept, dtype=torch.int64, device="cpu")] = True
+        return UnitMask(inventory, kept_U, whole_layers=self.whole_layers)
 
     def with_scales(self, scales_K: Tensor) -> PruningPlan:
         """The same plan with one multiplier per kept unit; scales_K: shape (kept units,), in inventory order."""
         parts = self._parts(scales_K)
-        return PruningPlan(tuple(replace(group, scales=part) for group, part in zip(self.groups, parts, strict=True)))
+        groups = (replace(group, scales=part) for group, part in zip(self.groups, parts, strict=True))
+        return replace(self, groups=tuple(groups))
 
     def without_scales(self) -> PruningPlan:
         """The same plan, unscaled."""
-        return PruningPlan(tuple(replace(group, scales=None) for group in self.groups))
+        return replace(self, groups=tuple(replace(group, scales=None) for group in self.groups))
 
     def without_multipliers(self) -> PruningPlan:
         """The same units, as the dense model has them."""
@@ -127,6 +132,7 @@ class PruningPlan:
     def to_dict(self) -> dict[str, JsonValue]:
         """The plan as JSON types."""
         return {
+            **({"whole_layers": True} if self.whole_layers else {}),
             "groups": [
                 {
                     "layer": group.layer,
@@ -138,18 +144,21 @@ class PruningPlan:
                     **({} if group.multipliers is None else {"multipliers": list(group.multipliers)}),
                 }
                 for group in self.groups
-            ]
+            ],
         }
 
     @classmethod
     def from_dict(cls, values: Any) -> PruningPlan:
         """The inverse of `to_dict`; PlanError when the values are no plan."""
         try:
-            plan = cls(tuple(_group_from_dict(entry) for entry in values["groups"]))
+            groups = tuple(_group_from_dict(entry) for entry in values["groups"])
+            plan = cls(groups, bool(values.get("whole_layers", False)))
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(f"not a pruning plan: {error!r}") from None
         if not plan.groups:
             raise PlanError("not a pruning plan: it has no groups")
+        if plan.whole_layers and any(0 < len(group.kept) < group.count for group in plan.groups):
+            raise PlanError("not a pruning plan: it drops whole layers and cuts others")
         return plan
 
 
@@ -162,7 +171,7 @@ def _group_from_dict(entry: Any) -> GroupPlan:
     number = int(entry.get("number", 0))
     kind, count = KINDS[entry["kind"]], int(entry["count"])
     group = GroupPlan(int(entry["layer"]), kind, count, kept, scales, number, multipliers)
-    if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0 or kept[-1] >= group.count:
+    if list(kept) != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < group.count):
         raise ValueError(f"{where}: kept units must be distinct, ascending and below {group.count}")
     for name, values in {"scales": scales, "multipliers": multipliers}.items():
         if values is not None and len(values) != len(kept):

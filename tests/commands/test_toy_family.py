@@ -132,3 +132,16 @@ def test_it_loads_where_neither_it_nor_this_package_is_installed(
 def test_a_name_or_a_type_is_taken_once(granite: Family) -> None:
     with pytest.raises(ValueError, match="Granite, granite, grasp_granite is of the family Granite already"):
         register(granite)
+
+
+@pytest.mark.parametrize(
+    ("option", "unit"), [("--min-kv-groups", "KV head group"), ("--min-ffn-channels", "FFN channel")]
+)
+def test_a_family_whose_classes_keep_every_block_says_so(
+    granite: Family, dense: Path, option: str, unit: str, cli: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    outcome = cli("export", "-m", dense, "--method", "magnitude", option, 0, tmp_path / "out")
+    assert outcome.code == 2 and not (tmp_path / "out").exists()
+    assert outcome.error_lines == [
+        f"optimum-cli grasprune export: error: {option} 0: every layer of a Granite keeps at least one {unit}"
+    ]

@@ -14,8 +14,12 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, load_pruned_model
+from optimum_grasprune.export.checkpoint import save_checkpoint
+from optimum_grasprune.families import FAMILIES
 from optimum_grasprune.families.llama.modeling_grasp import GRASPLlamaForCausalLM
-from tests.conftest import logits_of, make_model, make_tokenizer
+from optimum_grasprune.surgery import build_pruned_model
+from tests.conftest import logits_of, make_model, make_record, make_tokenizer
+from tests.tiny_models import some_plan, tiny_model
 
 CODE = {"configuration_grasp.py", "modeling_grasp.py"}
 AUTO_MAP = {
@@ -24,6 +28,7 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_grasp.GRASPLlamaForCausalLM",
 }
 TOKENS_BS = torch.arange(12).view(1, 12)
+OTHERS = [name for name in FAMILIES if name != "LLaMA"]
 
 # Saves the configuration of the first folder alone, before a model was loaded. Then it loads every folder that it is
 # given, saves it again, loads that too, and leaves the logits of both.
@@ -85,8 +90,19 @@ def resaved(pruned: Path, folder: Path) -> dict[str, torch.Tensor]:
     return logits
 
 
+def of_other_families(folder: Path) -> dict[str, torch.Tensor]:
+    """Saves a pruned model of every other family; the logits of each by the folder's name."""
+    logits = {}
+    for name in OTHERS:
+        dense = tiny_model(name)
+        model = build_pruned_model(dense, some_plan(dense), FAMILIES[name], output_bias=True)
+        save_checkpoint(model, None, make_record(), folder / name)
+        logits[name] = logits_of(model, TOKENS_BS)
+    return logits
+
+
 def test_resaved_checkpoints_load_without_this_package(pruned: Path, tmp_path: Path) -> None:
-    logits = resaved(pruned, tmp_path)
+    logits = {**resaved(pruned, tmp_path), **of_other_families(tmp_path)}
     folders = [pruned, *(tmp_path / name for name in logits if name != "plain")]
     outcome = tmp_path / "outcome"
     outcome.mkdir()
@@ -103,14 +119,16 @@ def test_resaved_checkpoints_load_without_this_package(pruned: Path, tmp_path: P
         for step in ("loaded", "reloaded"):
             found = load_file(outcome / f"{name}.{step}")["logits"].float()
             assert torch.equal(found, expected), (name, step)
-        complete(outcome / name)
+        complete(outcome / name, name if name in OTHERS else "LLaMA")
         assert torch.equal(logits_of(load_pruned_model(outcome / name), TOKENS_BS).float(), expected), name
 
 
-def complete(folder: Path) -> None:
-    """Both code files are there and all of their classes are named."""
-    assert {file.name for file in folder.iterdir()} >= CODE
-    assert json.loads((folder / "config.json").read_text())["auto_map"] == AUTO_MAP
+def complete(folder: Path, family: str = "LLaMA") -> None:
+    """Both code files are there, no other, and all of their classes are named."""
+    assert {file.name for file in folder.glob("*.py")} == CODE
+    named = json.loads((folder / "config.json").read_text())["auto_map"]
+    assert named == AUTO_MAP or family != "LLaMA"
+    assert [name.rpartition(".")[2] for name in named.values()] == list(FAMILIES[family].classes)
 
 
 def test_a_configuration_alone_takes_the_code_along(pruned: Path, tmp_path: Path) -> None:

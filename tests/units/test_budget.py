@@ -146,6 +146,27 @@ def test_impossible_alignment_names_the_option(small_inventory: UnitInventory) -
         resolve(small_inventory, kv_multiple_of=2, tensor_parallel_size=3)
 
 
+def test_whole_groups_may_go_but_not_all_that_attend(small_inventory: UnitInventory) -> None:
+    scores = torch.tensor([1.0, 0, 9, 9, 9, 9, 2, 1, 8, 8, 8, 8])
+    options = {"keep_ratio": 0.5, "min_kv_groups": 0, "min_ffn_channels": 0}
+    # 32 of 64: all eight channels are 24 and no head fits beside them, so that the best one stays in their place.
+    assert kept(project(scores, small_inventory, resolve(small_inventory, **options))) == [2, 3, 4, 5, 6, 8, 9, 10]
+    aligned = resolve(small_inventory, **options, ffn_multiple_of=2)
+    assert kept(project(scores, small_inventory, aligned)) == [2, 3, 4, 5, 6, 8, 9]
+    # 22: two heads, at no channel anywhere.
+    few = resolve(small_inventory, keep_ratio=0.35, min_kv_groups=0, min_ffn_channels=0)
+    assert kept(project(torch.tensor([9.0, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), small_inventory, few)) == [0, 1]
+
+
+def test_a_budget_too_small_for_any_attention_is_refused(small_inventory: UnitInventory) -> None:
+    line = "keep_ratio=0.1: too small for one KV head group in the model; the nearest feasible value is 0.1563"
+    with pytest.raises(BudgetError, match=line):
+        resolve(small_inventory, keep_ratio=0.1, min_kv_groups=0, min_ffn_channels=0)
+    assert resolve(small_inventory, keep_ratio=0.1563, min_kv_groups=0, min_ffn_channels=0).cost == 10
+    with pytest.raises(OptionError, match="kv_multiple_of=3: .* the minimum 1 and the 2 KV head groups"):
+        resolve(small_inventory, kv_multiple_of=3, min_kv_groups=0)
+
+
 def test_bad_scores_are_refused(small_inventory: UnitInventory) -> None:
     budget = resolve(small_inventory, keep_ratio=0.5)
     with pytest.raises(GraspruneError, match=r"scores have shape \(3,\), the inventory has 12 units"):
@@ -168,8 +189,8 @@ def problems(draw: st.DrawFn) -> tuple[UnitInventory, BudgetOptions, torch.Tenso
         keep_ratio=draw(st.floats(0.05, 1.0)),
         budget=draw(st.sampled_from(["prunable", "total"])),
         kv_keep_ratio=draw(st.none() | st.floats(0.1, 1.0)),
-        min_ffn_channels=draw(st.integers(1, 5)),
-        min_kv_groups=draw(st.integers(1, 2)),
+        min_ffn_channels=draw(st.integers(0, 5)),
+        min_kv_groups=draw(st.integers(0, 2)),
         ffn_multiple_of=draw(st.sampled_from([1, 1, 2, 3])),
         kv_multiple_of=draw(st.sampled_from([1, 1, 2])),
     )
@@ -195,6 +216,7 @@ def test_kept_units_meet_the_budget_and_no_other_would_fit(
     cost_left = budget.cost - mask.kept_cost
     kv_left = float("inf") if budget.kv_width is None else budget.kv_width - mask.kept_kv_width
     assert cost_left >= 0 and kv_left >= 0
+    assert mask.kept_kv_width > 0
     for group in inventory.groups:
         units = mask.kept(group.address)
         step = budget.step(group)
@@ -204,27 +226,37 @@ def test_kept_units_meet_the_budget_and_no_other_would_fit(
             assert group.cost * step > cost_left or group.kv_width * step > kv_left
         span = inventory.slice_of(group.address)
         cut = scores[span][~mask.kept_U[span]]
-        if len(cut):  # inside a group the best stay
+        if len(cut) and units:  # inside a group the best stay
             assert scores[span][mask.kept_U[span]].min() >= cut.max()
 
 
 def reference_projection(inventory: UnitInventory, scores: torch.Tensor, budget: Budget) -> list[int]:
-    """The definition, unit by unit: smallest widths first, then whatever still fits, in order of score."""
+    """The definition, unit by unit: smallest widths first, then whatever still fits, in order of score.
+
+    Where that leaves no KV cache, again with the best unit that has one paid for as well.
+    """
     tie_rank = {unit: rank for rank, unit in enumerate(inventory.even_order_U.tolist())}
     order = sorted(range(inventory.num_units), key=lambda unit: (-scores[unit].item(), tie_rank[unit]))
-    kept: list[int] = []
+    smallest: list[int] = []
     for group in inventory.groups:
         span = inventory.slice_of(group.address)
-        kept += [unit for unit in order if span.start <= unit < span.stop][: budget.smallest_width(group)]
-    cost = int(inventory.cost_U[kept].sum())
-    kv = int(inventory.kv_width_U[kept].sum())
+        smallest += [unit for unit in order if span.start <= unit < span.stop][: budget.smallest_width(group)]
+    kept = filled(smallest, order, inventory, budget)
+    if not inventory.kv_width_U[kept].any():
+        best = next(unit for unit in order if inventory.kv_width_U[unit])
+        kept = filled([*smallest, best], order, inventory, budget)
+    return sorted(kept)
+
+
+def filled(start: list[int], order: list[int], inventory: UnitInventory, budget: Budget) -> list[int]:
+    kept, cost, kv = list(start), int(inventory.cost_U[start].sum()), int(inventory.kv_width_U[start].sum())
     for unit in order:
         unit_cost, unit_kv = int(inventory.cost_U[unit]), int(inventory.kv_width_U[unit])
         fits = budget.kv_width is None or kv + unit_kv <= budget.kv_width
         if unit not in kept and fits and cost + unit_cost <= budget.cost:
             kept.append(unit)
             cost, kv = cost + unit_cost, kv + unit_kv
-    return sorted(kept)
+    return kept
 
 
 @settings(max_examples=200, deadline=None)

@@ -68,7 +68,7 @@ def test_plan_for_another_model_is_refused(small_inventory: UnitInventory) -> No
     [
         ({"kept": [0, 0]}, "distinct, ascending and below 2"),
         ({"kept": [2]}, "distinct, ascending and below 2"),
-        ({"kept": []}, "distinct, ascending and below 2"),
+        ({"kept": [-1]}, "distinct, ascending and below 2"),
         ({"kind": "mlp"}, "unknown kind in layer 0, mlp"),
         ({"scales": [1.0, 1.0]}, "1 kept units but 2 scales"),
         ({"multipliers": [1.0, 1.0]}, "1 kept units but 2 multipliers"),

@@ -1,4 +1,4 @@
-"""`optimum-cli grasprune`: prune, measure and inspect LLaMA-family models.
+"""`optimum-cli grasprune`: prune, measure and inspect language models.
 
 The commands stand here, where Optimum's own plugins keep theirs, and not inside `optimum_grasprune`. These files are
 imported at every start of `optimum-cli`, so they import nothing heavy, and what options there are is worked out for the
@@ -34,7 +34,7 @@ __all__ = [
 class GraspruneCommand(BaseOptimumCLICommand):
     """The parent of the subcommands."""
 
-    COMMAND = CommandInfo(name="grasprune", help="Prune LLaMA-family models into smaller dense checkpoints.")
+    COMMAND = CommandInfo(name="grasprune", help="Prune language models into smaller dense checkpoints.")
     SUBCOMMANDS = tuple(
         CommandInfo(command.COMMAND.name, command.COMMAND.help, command)
         for command in (ExportCommand, CompareCommand, EvaluateCommand, BenchmarkCommand, InspectCommand)

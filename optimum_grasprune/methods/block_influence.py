@@ -1,0 +1,112 @@
+"""Block influence: whole layers that change the residual stream least go.  (ShortGPT, arXiv 2403.03853)
+
+What comes out is the model's own class with fewer layers. The baseline of depth, beside which the others cut width.
+
+Shape suffixes: N sequences, S sequence, T tokens, D hidden, L layers, U units.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from ..config import BudgetOptions, GRASPConfig
+from ..errors import BudgetError, OptionError
+from ..execution import Runner
+from ..families import Family
+from ..problem import Problem
+from ..progress import track
+from ..units import Budget, UnitInventory, UnitMask
+from .base import Method
+from .registry import register
+
+_OF_WIDTHS = tuple(name for name in BudgetOptions.model_fields if name.startswith("min_") or "multiple" in name)
+
+
+@register("block_influence")
+class BlockInfluence(Method):
+    """The most influential layers that fit the budget stay, as they are."""
+
+    source = "ShortGPT, arXiv 2403.03853"
+    allocations = ("global",)
+
+    def check(self, config: GRASPConfig) -> None:
+        """Raise OptionError also for what is of widths, or would make up for a cut of them."""
+        super().check(config)
+        if config.compensation not in ("auto", "none"):
+            raise OptionError("compensation", config.compensation, f"{config.method} supports only none")
+        for name in (*_OF_WIDTHS, "tensor_parallel_size"):
+            if getattr(config, name) != BudgetOptions.model_fields[name].default:
+                raise OptionError(name, getattr(config, name), f"is for widths; {config.method} drops whole layers")
+
+    def budget(
+        self, config: GRASPConfig, family: Family, inventory: UnitInventory, parameters: int, added: int
+    ) -> Budget:
+        """See `Method.budget`; the smallest model is the cheapest layer alone, and widths have no minimum."""
+        budget = Budget.unchecked(config, inventory, parameters, added)
+        costs, kv_widths = layer_sums(inventory)
+        _check_room(
+            "keep_ratio", config.keep_ratio, min(costs.values()), budget.cost, budget.fixed_cost, inventory.total_cost
+        )
+        if budget.kv_width is not None:
+            least = min(kv_widths.values())
+            _check_room("kv_keep_ratio", config.kv_keep_ratio, least, budget.kv_width, 0, inventory.total_kv_width)
+        return budget
+
+    def score(self, problem: Problem) -> Tensor:
+        """The influence of its layer for every unit, shape (units,)."""
+        influence_L = block_influence(problem.runner, problem.statistic_tokens_NS)
+        return influence_L[problem.inventory.per_unit([group.layer for group in problem.inventory.groups])]
+
+    def select(self, problem: Problem, scores_U: Tensor) -> UnitMask:
+        """The layers to keep: in the order of their influence, whatever still fits."""
+        inventory, budget = problem.inventory, problem.budget
+        layer_U = inventory.per_unit([group.layer for group in inventory.groups])
+        costs, kv_widths = layer_sums(inventory)
+        influence = {layer: float(scores_U[layer_U == layer][0]) for layer in inventory.layers}
+        cost_left = budget.cost
+        kv_left = inventory.total_kv_width if budget.kv_width is None else budget.kv_width
+        kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
+        layers = [
+            layer for layer in inventory.layers if budget.within_U is None or budget.within_U[layer_U == layer].all()
+        ]
+        for layer in sorted(layers, key=lambda layer: -influence[layer]):
+            if costs[layer] <= cost_left and kv_widths[layer] <= kv_left:
+                kept_U[layer_U == layer] = True
+                cost_left, kv_left = cost_left - costs[layer], kv_left - kv_widths[layer]
+        return UnitMask(inventory, kept_U, whole_layers=True)
+
+
+def layer_sums(inventory: UnitInventory) -> tuple[dict[int, int], dict[int, int]]:
+    """Parameters, and KV-cache elements per token, of the units of each layer."""
+    costs, kv_widths = dict.fromkeys(inventory.layers, 0), dict.fromkeys(inventory.layers, 0)
+    for group in inventory.groups:
+        costs[group.layer] += group.count * group.cost
+        kv_widths[group.layer] += group.count * group.kv_width
+    return costs, kv_widths
+
+
+def influence(before_TD: Tensor, after_TD: Tensor) -> float:
+    """1 − the mean cosine of what enters a layer and what leaves it, token by token.  (Equation 1 of the paper)"""
+    cosine_T = torch.cosine_similarity(before_TD.double(), after_TD.double(), dim=-1)
+    return float(1 - cosine_T.mean())
+
+
+def block_influence(runner: Runner, tokens_NS: Tensor) -> Tensor:
+    """The influence of every layer, shape (layers,), fp32, on the CPU. tokens_NS: shape (N, S), int64."""
+    found = []
+    with runner.stream(tokens_NS) as stream:
+        for index in track(range(len(stream.layers)), "block influence", "layer"):
+            before = stream.hidden
+            stream.advance(index)
+            found.append(influence(torch.cat(before, dim=1)[0], torch.cat(stream.hidden, dim=1)[0]))
+    return torch.tensor(found, dtype=torch.float32, device="cpu")
+
+
+def _check_room(option: str, value: object, least: int, room: int, fixed: int, total: int) -> None:
+    if least > room:
+        nearest = math.ceil(Fraction(least + fixed, total + fixed) * 10_000) / 10_000
+        raise BudgetError(option, value, f"too small for one whole layer; the nearest feasible value is {nearest}")
