@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def by_hand(model: PreTrainedModel, tokens: torch.Tensor) -> list[float]:
     """From the hidden states that transformers gives; the last one is behind the final norm, and left out."""
     with torch.no_grad():
         hidden = model(tokens, output_hidden_states=True).hidden_states[:-1]
-    cosines = [torch.cosine_similarity(x, y, dim=-1).mean() for x, y in zip(hidden, hidden[1:], strict=False)]
+    cosines = [torch.cosine_similarity(x, y, dim=-1).mean() for x, y in pairwise(hidden)]
     return [1 - cosine.item() for cosine in cosines]
 
 

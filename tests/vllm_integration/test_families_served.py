@@ -49,6 +49,7 @@ SERVED: dict[str, dict[str, Any]] = {
     "Qwen2": {"use_sliding_window": True, **_WINDOWS},
     "Qwen3": {"use_sliding_window": True, "attention_bias": True, **_WINDOWS},
     "Phi-3": {},
+    "OPT": {"num_attention_heads": 4, "ffn_dim": 96, "do_layer_norm_before": False, "word_embed_proj_dim": 64},
     "Gemma 3": {
         "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}},
         **_WINDOWS,
@@ -83,7 +84,7 @@ def prompts() -> list[list[int]]:
 
 def pruned_checkpoint(family: str, folder: Path) -> Path:
     """No two layers alike, and biases on the output projections."""
-    dense = tiny_model(family, **_SIZES, **SERVED[family])
+    dense = tiny_model(family, **{**_SIZES, **SERVED[family]})
     inventory = family_of(dense.config).inventory(dense)
     kept_U = torch.zeros(inventory.num_units, dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)

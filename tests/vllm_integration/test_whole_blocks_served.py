@@ -24,7 +24,7 @@ pytest.importorskip("vllm")
 
 PROMPTS = [[5, 9, 40, 41, 7], [100, 3, 77, 12, 8, 8, 90, 14, 200, 33, 61, 5]]
 NEW_TOKENS = 16
-SIZES = {"hidden_size": 64, "num_hidden_layers": 4, "intermediate_size": 96, "head_dim": 32}
+SIZES = {"hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 96, "head_dim": 32}
 ENGINE = """
 import json, sys
 from vllm import LLM, SamplingParams
@@ -47,23 +47,26 @@ print("SERVED " + json.dumps(served))
 """
 
 
+def holed_checkpoint(family: str, folder: Path) -> Path:
+    """The first layer without attention, the second without an FFN, the third without either, biases besides."""
+    windows = {"layer_types": None} if family in ("Ministral", "Gemma 3") else {}
+    model = tiny_model(family, **SIZES, **windows)
+    mask = some_mask(model)
+    for layer, kind in ((0, KV), (1, FFN), (2, KV), (2, FFN)):
+        mask.kept_U[mask.inventory.slice_of(Address(layer, kind))] = False
+    pruned = build_pruned_model(model, PruningPlan.from_mask(mask), family_of(model.config), output_bias=True)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for bias in family_of(pruned.config).output_biases(pruned).values():
+            bias.copy_(0.2 * torch.randn(bias.shape, generator=generator))  # type: ignore[union-attr]
+    save_checkpoint(pruned, make_tokenizer(), make_record(), folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The first layer without attention, the second without an FFN, the third without either, biases besides."""
-    root, made = tmp_path_factory.mktemp("served"), {}
-    for name in VARIANTS:
-        model = tiny_model(name, **SIZES, **({"layer_types": None} if name in ("Ministral", "Gemma 3") else {}))
-        mask = some_mask(model)
-        for layer, kind in ((0, KV), (1, FFN), (2, KV), (2, FFN)):
-            mask.kept_U[mask.inventory.slice_of(Address(layer, kind))] = False
-        pruned = build_pruned_model(model, PruningPlan.from_mask(mask), family_of(model.config), output_bias=True)
-        generator = torch.Generator().manual_seed(3)
-        with torch.no_grad():
-            for bias in family_of(pruned.config).output_biases(pruned).values():
-                bias.copy_(0.2 * torch.randn(bias.shape, generator=generator))  # type: ignore[union-attr]
-        made[name] = root / name.replace(" ", "-")
-        save_checkpoint(pruned, make_tokenizer(), make_record(), made[name])
-    return made
+    root = tmp_path_factory.mktemp("served")
+    return {name: holed_checkpoint(name, root / name.replace(" ", "-")) for name in VARIANTS}
 
 
 def test_they_are_served_as_they_compute(folders: dict[str, Path]) -> None:
