@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL ?= examples/tiny-llama
 
-.PHONY: help setup demo test check bench
+.PHONY: help setup demo test check bench bench-fasp
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -25,6 +25,9 @@ check: $(READY) ## Lint, check the format, check the types
 
 bench: $(READY) ## Time the projection of a million units beside a gate step of MODEL
 	@$(BIN)/python benchmarks/projection.py $(MODEL)
+
+bench-fasp: $(READY) ## Time FASP and its restoration on a random OPT-125M
+	@$(BIN)/python benchmarks/fasp.py
 
 # The stamp is written last: an interrupted set-up is taken up again.
 $(READY): pyproject.toml scripts/setup_env.py

@@ -25,6 +25,7 @@ _SIZES: dict[str, Any] = {
     "eos_token_id": 1,
     "pad_token_id": None,
 }
+_SIZES_OF_OTHERS = ("intermediate_size", "num_key_value_heads", "head_dim", "initializer_range")
 _MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 _QWEN_WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 OF_FAMILY: dict[str, dict[str, Any]] = {
@@ -34,6 +35,7 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "Qwen2": {},
     "Qwen3": {"head_dim": 16},
     "Phi-3": {},
+    "OPT": {"ffn_dim": 48, "init_std": 0.2},
     "Gemma 3": {"head_dim": 16, "query_pre_attn_scalar": 12, "sliding_window": 8, "layer_types": _MIXED},
 }
 """What a family's tiny model has beside the sizes that all have."""
@@ -88,6 +90,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "untied-scaled-rope": {"tie_word_embeddings": False, "rope_parameters": _SCALED},
         "biases-mha": {"attention_bias": True, "num_key_value_heads": 4},
     },
+    "OPT": {
+        "biases": {},
+        "untied-no-biases": {"enable_bias": False, "tie_word_embeddings": False},
+        "as-350m": {"do_layer_norm_before": False, "word_embed_proj_dim": 16},
+        "norms-without-weights": {"layer_norm_elementwise_affine": False},
+    },
 }
 """Every family in its variants: heads, biases, tied embeddings, positions, windows. The first is the plain one."""
 CASES = [(family, variant) for family, variants in VARIANTS.items() for variant in variants]
@@ -100,7 +108,10 @@ def tiny_model(family: str, variant: str | None = None, **overrides: Any) -> Pre
         return make_model(**{**own, **overrides})
     torch.manual_seed(0)
     config_class = CONFIG_MAPPING[FAMILIES[family].dense_types[0]]
-    config = config_class(**{**_SIZES, **OF_FAMILY[family], **own, **overrides})
+    values = {**_SIZES, **OF_FAMILY[family], **own, **overrides}
+    if family == "OPT":  # which knows no such fields
+        values = {name: value for name, value in values.items() if name not in _SIZES_OF_OTHERS}
+    config = config_class(**values)
     model = AutoModelForCausalLM.from_config(config).eval()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():

@@ -11,6 +11,7 @@ MODELS = {
     "GRASPQwen2ForCausalLM": "vllm_integration.qwen2:GRASPQwen2ForCausalLM",
     "GRASPQwen3ForCausalLM": "vllm_integration.qwen3:GRASPQwen3ForCausalLM",
     "GRASPPhi3ForCausalLM": "vllm_integration.phi3:GRASPPhi3ForCausalLM",
+    "GRASPOPTForCausalLM": "vllm_integration.opt:GRASPOPTForCausalLM",
     "GRASPGemma3ForCausalLM": "vllm_integration.gemma3:GRASPGemma3ForCausalLM",
 }
 """Architecture in a checkpoint's config.json -> the class that vLLM serves it with."""

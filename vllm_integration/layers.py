@@ -46,12 +46,16 @@ def finish(layer: nn.Module, vllm_config: VllmConfig, prefix: str) -> None:
     shape = layer_shape(own, family)
     if not shape.kv_heads:
         _take_out(layer, family.attention_output)
-        cached = vllm_config.compilation_config.static_forward_context
-        block = f"{prefix}.{family.attention_output.partition('.')[0]}."
-        for name in [name for name in cached if name.startswith(block)]:
-            del cached[name]
+        forget_attention(vllm_config, prefix)
     if not shape.ffn_channels:
-        _take_out(layer, family.ffn_output)
+        _take_out(layer, family.ffn_output, *(projection.path for projection in family.ffn_inputs))
+
+
+def forget_attention(vllm_config: VllmConfig, prefix: str) -> None:
+    """Let vLLM allocate no KV cache for the attention of the stock layer that was built at a prefix."""
+    built = vllm_config.compilation_config.static_forward_context
+    for name in [name for name in built if name.startswith(f"{prefix}.self_attn.")]:
+        del built[name]
 
 
 def add_biases(layer: nn.Module, *outputs: str) -> None:
@@ -106,9 +110,27 @@ class NoBlock(nn.Module):
         return getattr(self, self.name)(hidden_states)
 
 
-def _take_out(layer: nn.Module, output: str) -> None:
+class _Map(nn.Module):
+    """What stands for a map that a layer calls by itself: it returns its output and, as vLLM's maps do, a bias."""
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return hidden_states, None
+
+
+class _OutputMap(OnlyBias):
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        return super().forward(hidden_states), None
+
+
+def _take_out(layer: nn.Module, output: str, *inputs: str) -> None:
+    # inputs: the maps into it, which stand beside the output where the block is no module of its own.
     block, _, name = output.rpartition(".")
-    setattr(layer, block, NoBlock(name, OnlyBias(layer.get_submodule(output))))
+    if block:
+        setattr(layer, block, NoBlock(name, OnlyBias(layer.get_submodule(output))))
+        return
+    setattr(layer, output, _OutputMap(layer.get_submodule(output)))
+    for path in inputs:
+        setattr(layer, path, _Map())
 
 
 def check_tensor_parallel(layer: int, config: PreTrainedConfig, size: int) -> None:

@@ -71,7 +71,7 @@ def hidden_given(model: PreTrainedModel, hidden_BSD: Tensor) -> Iterator[None]:
 
     What a causal language model makes of them (a scale, a cap on logits) is in its own forward.
     """
-    stack = model.base_model
+    stack = model.get_decoder()
     output: Any = BaseModelOutputWithPast(last_hidden_state=hidden_BSD)  # type: ignore[arg-type]
     stack.forward = lambda *_, **__: output
     try:
@@ -175,7 +175,8 @@ class _Watched(torch.autograd.Function):
         return gradient_I, None, None
 
 
-_FLAGS = {"training", "gradient_checkpointing", "_gradient_checkpointing_func"}
+_DROPOUT = ("dropout", "layerdrop")
+_FLAGS = {"training", "gradient_checkpointing", "_gradient_checkpointing_func", *_DROPOUT}
 """What decides how a module of transformers' runs, as it stands in the module itself."""
 
 
@@ -213,5 +214,8 @@ def _checkpoint_layers(model: PreTrainedModel, wanted: bool) -> None:
             if wanted:
                 module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
                 # transformers recomputes a layer only while the layer itself is in training mode. Its children stay in
-                # evaluation mode, so dropout stays off.
+                # evaluation mode, so dropout stays off, but where the layer does it by itself.
                 module.training = True
+                for name in _DROPOUT:
+                    if isinstance(vars(module).get(name), float):
+                        setattr(module, name, 0.0)

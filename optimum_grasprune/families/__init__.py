@@ -22,6 +22,7 @@ from .gemma3 import GEMMA3
 from .llama import LLAMA
 from .ministral import MINISTRAL
 from .mistral import MISTRAL
+from .opt import OPT
 from .phi3 import PHI3
 from .qwen2 import QWEN2
 from .qwen3 import QWEN3
@@ -64,7 +65,7 @@ def register(family: Family) -> Family:
     return family
 
 
-for _family in (LLAMA, MISTRAL, MINISTRAL, QWEN2, QWEN3, PHI3, GEMMA3):
+for _family in (LLAMA, MISTRAL, MINISTRAL, QWEN2, QWEN3, PHI3, GEMMA3, OPT):
     register(_family)
 
 

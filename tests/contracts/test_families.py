@@ -84,11 +84,14 @@ class TestFamily:
         unprunable = sum(
             parameter.numel()
             for name, parameter in model.named_parameters()
-            if "layers" not in name or "norm" in name or name.endswith(("o_proj.bias", "down_proj.bias"))
+            if "layers" not in name
+            or "norm" in name
+            or name.endswith(("o_proj.bias", "out_proj.bias", "down_proj.bias", "fc2.bias"))
         )
         assert inventory.total_cost + unprunable == parameters(model)
-        config, head_dim = model.config, family_of(model.config).head_dimension(model.config)
-        assert inventory.total_kv_width == 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim
+        config, family = model.config, family_of(model.config)
+        heads, head_dim = family.kv_heads(config), family.head_dimension(config)
+        assert inventory.total_kv_width == 2 * config.num_hidden_layers * heads * head_dim
 
     def test_shape_tells_the_same(self, model: PreTrainedModel) -> None:
         shape, inventory = model_shape(model, family_of(model.config)), family_of(model.config).inventory(model)
@@ -129,7 +132,8 @@ class TestFamily:
         model = load_pruned_model(folder)
         expected = logits_of(model, TOKENS)
         model.set_attn_implementation("eager")
-        assert {layer.self_attn.config._attn_implementation for layer in model.model.layers} == {"eager"}
+        layers = family_of(model.config).decoder_layers(model)
+        assert {layer.self_attn.config._attn_implementation for layer in layers} == {"eager"}
         torch.testing.assert_close(logits_of(model, TOKENS), expected, rtol=1e-4, atol=1e-4)
 
     def test_config_holds_the_widths(self, model: PreTrainedModel, pruner: GRASPPruner, folder: Path) -> None:
@@ -139,8 +143,8 @@ class TestFamily:
         assert pruner.plan is not None
         for layer in range(config.num_hidden_layers):
             own = config.per_layer_config[layer]
-            assert own.intermediate_size == len(pruner.plan.group(Address(layer, FFN)).kept)
-            assert own.num_key_value_heads == len(pruner.plan.group(Address(layer, KV)).kept)
+            for field, kind in ((family.sizes.ffn_channels, FFN), (family.sizes.kv_heads, KV)):
+                assert getattr(own, field) == len(pruner.plan.group(Address(layer, kind)).kept)
 
 
 class TestOutputBias:
@@ -163,8 +167,7 @@ class TestOutputBias:
     def test_only_what_was_asked_for_is_added(self, model: PreTrainedModel) -> None:
         plan = some_plan(model)
         plain, biased = built(model, plan).state_dict(), built(model, plan, output_bias=True).state_dict()
-        layers = range(model.config.num_hidden_layers)
-        added = {f"model.layers.{i}.{name}.bias" for i in layers for name in ("self_attn.o_proj", "mlp.down_proj")}
+        added = set(family_of(model.config).output_biases(model))
         assert set(plain) == set(model.state_dict())
         assert set(biased) == set(model.state_dict()) | added
         assert all(biased[name].shape == (model.config.hidden_size,) for name in added)

@@ -18,6 +18,13 @@ OWN = {
     ("Phi-3", "_LayersFollow"),
     ("Gemma 3", "_without_layers"),  # scaled RoPE
     ("Gemma 3", "GRASPModel"),
+    ("OPT", "GRASPConfig"),  # other names of fields
+    ("OPT", "GRASPDecoderLayer"),  # an FFN that is no module of its own, attention that is built anew
+    ("OPT", "GRASPModel"),  # the layers are a level deeper
+    ("OPT", "_NoHeads"),
+    ("OPT", "_NoChannels"),
+    ("OPT", "_buildable"),
+    ("OPT", "_narrow"),
 }
 """What a family has otherwise than LLaMA, or alone."""
 

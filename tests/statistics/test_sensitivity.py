@@ -13,6 +13,7 @@ from optimum_grasprune.families import family_of
 from optimum_grasprune.statistics import squared_per_sequence, squared_per_token
 from optimum_grasprune.statistics.sensitivity import Reduction
 from tests.conftest import make_model, sensitivity
+from tests.tiny_models import tiny_model
 
 TOKENS = torch.arange(60).view(2, 30)
 
@@ -85,3 +86,13 @@ def test_nothing_is_left_on_the_model(model: LlamaForCausalLM) -> None:
     sensitivity(model, TOKENS, squared_per_token, gradient_checkpointing=True)
     assert not any(part._forward_pre_hooks or part._forward_hooks for part in model.modules())
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_gradient_checkpointing_draws_no_dropout_where_layers_do_it_by_themselves() -> None:
+    model = tiny_model("OPT", dropout=0.5, layerdrop=0.5)
+    found, expected = (
+        sensitivity(model, TOKENS, squared_per_token, gradient_checkpointing=checkpointing)
+        for checkpointing in (True, False)
+    )
+    torch.testing.assert_close(found, expected)
+    assert {layer.dropout for layer in model.model.decoder.layers} == {0.5} and model.model.decoder.layerdrop == 0.5

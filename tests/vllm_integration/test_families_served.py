@@ -1,4 +1,7 @@
-"""Every family on the real engine, all layers different: one process, one engine after another, in fp32."""
+"""Every family on the real engine, all layers different: one process, one engine after another, in fp32.
+
+Then again with layers that have no attention, no FFN, or neither.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,11 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 pytest.importorskip("vllm")
 
 CONTEXT, NEW_TOKENS, WINDOW, BLOCK = 128, 20, 16, 128
-KV_HEADS, CHANNELS = (4, 1, 3, 2), (92, 85, 78, 71)
+WIDTHS = {
+    "all-different": ((4, 1, 3, 2), (92, 85, 78, 71)),
+    "without-blocks": ((0, 3, 0, 4), (92, 0, 0, 71)),
+}
+"""KV heads and FFN channels that stay in each layer."""
 _MIXED = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention"]
 _SIZES: dict[str, Any] = {
     "num_hidden_layers": 4,
@@ -49,6 +56,7 @@ SERVED: dict[str, dict[str, Any]] = {
     "Qwen2": {"use_sliding_window": True, **_WINDOWS},
     "Qwen3": {"use_sliding_window": True, "attention_bias": True, **_WINDOWS},
     "Phi-3": {},
+    "OPT": {"num_attention_heads": 4, "ffn_dim": 96, "do_layer_norm_before": False, "word_embed_proj_dim": 64},
     "Gemma 3": {
         "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}},
         **_WINDOWS,
@@ -81,28 +89,29 @@ def prompts() -> list[list[int]]:
     return [torch.randint(2, 258, (length,), generator=generator).tolist() for length in (5, 24, 40)]
 
 
-def pruned_checkpoint(family: str, folder: Path) -> Path:
-    """No two layers alike, and biases on the output projections."""
-    dense = tiny_model(family, **_SIZES, **SERVED[family])
+def pruned_checkpoint(family: str, widths: str, folder: Path) -> Path:
+    """No two layers alike, and biases on the output projections, also where there is no block."""
+    dense = tiny_model(family, **{**_SIZES, **SERVED[family]})
     inventory = family_of(dense.config).inventory(dense)
     kept_U = torch.zeros(inventory.num_units, dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
-    for layer, (heads, channels) in enumerate(zip(KV_HEADS, CHANNELS, strict=True)):
+    for layer, (heads, channels) in enumerate(zip(*WIDTHS[widths], strict=True)):
         for kind, total, kept in ((KV, 4, heads), (FFN, 96, channels)):
             kept_U[inventory.slice_of(Address(layer, kind))] = torch.randperm(total, generator=generator) < kept
     plan = PruningPlan.from_mask(UnitMask(inventory, kept_U))
     model = build_pruned_model(dense, plan, family_of(dense.config), output_bias=True)
     with torch.no_grad():
-        for linear in family_of(model.config).output_projections(model).values():
-            linear.bias.add_(torch.randn(linear.bias.shape, generator=generator), alpha=0.2)
+        for bias in family_of(model.config).output_biases(model).values():
+            assert bias is not None
+            bias.add_(torch.randn(bias.shape, generator=generator), alpha=0.2)
     save_checkpoint(model, make_tokenizer(), make_record(), folder)
     return folder
 
 
-@pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+@pytest.fixture(scope="module", params=WIDTHS)
+def checkpoints(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("families")
-    return {name: pruned_checkpoint(name, root / name.replace(" ", "-")) for name in FAMILIES}
+    return {name: pruned_checkpoint(name, request.param, root / name.replace(" ", "-")) for name in FAMILIES}
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +130,7 @@ def served(checkpoints: dict[str, Path]) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("name", SERVED)
 def test_every_layer_differs(checkpoints: dict[str, Path], name: str) -> None:
     layers = json.loads((checkpoints[name] / "config.json").read_text())["per_layer_config"]
-    assert len(layers) == len(KV_HEADS)
+    assert len(layers) == 4
     assert not any(one == other for one, other in itertools.combinations(layers.values(), 2))
 
 

@@ -52,9 +52,10 @@ class _KeylessLayer(DynamicLayer):
         return self.keys.shape[-2] if self.is_initialized else 0  # type: ignore[union-attr]
 
 
-class _NoAttention(nn.Module):
+class _NoHeads(nn.Module):
     # In place of attention of which no head stays. Positions and masks are told by the length of a layer's cache, maybe
-    # this one's, so that it is told of the tokens: keys and values of no heads, which take no memory.
+    # this one's, so that it is told of the tokens: keys and values of no heads, which take no memory. (Where the source
+    # has a class of modules named for attention, transformers would not let the attention implementation be changed.)
     def __init__(self, output: nn.Linear, config: PreTrainedConfig, layer_idx: int) -> None:
         super().__init__()
         self.o_proj, self.config, self.layer_idx = _OnlyBias(output), config, layer_idx
@@ -71,7 +72,7 @@ class _NoAttention(nn.Module):
         return self.o_proj(hidden_states), None
 
 
-class _NoFFN(nn.Module):
+class _NoChannels(nn.Module):
     # In place of an FFN of which no channel stays.
     def __init__(self, output: nn.Linear) -> None:
         super().__init__()
@@ -100,9 +101,9 @@ class GRASPQwen3DecoderLayer(Qwen3DecoderLayer):
             _add_bias(self.self_attn.o_proj)
             _add_bias(self.mlp.down_proj)
         if not attends:
-            self.self_attn = _NoAttention(self.self_attn.o_proj, own, layer_idx)  # type: ignore[assignment]
+            self.self_attn = _NoHeads(self.self_attn.o_proj, own, layer_idx)  # type: ignore[assignment]
         if not feeds:
-            self.mlp = _NoFFN(self.mlp.down_proj)  # type: ignore[assignment]
+            self.mlp = _NoChannels(self.mlp.down_proj)  # type: ignore[assignment]
         # The widths are built in by now; what is read later (the attention implementation) may change on the model.
         self.self_attn.config = config
 

@@ -1,0 +1,131 @@
+"""Pruned models: the stock decoder layers of transformers, each built from its own layer's configuration.
+
+This file travels inside every checkpoint: see `configuration_grasp.py`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import OPTForCausalLM, OPTModel, PreTrainedConfig
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.models.opt.modeling_opt import OPTAttention, OPTDecoderLayer
+
+from .configuration_grasp import GRASPOPTConfig
+
+
+@contextmanager
+def _without_layers(config: GRASPOPTConfig) -> Iterator[None]:
+    # The stock constructors build their layers from one configuration for all. While it asks for no layer they build
+    # everything else, so that no constructor or forward pass has to be copied.
+    layers = config.num_hidden_layers
+    config.num_hidden_layers = 0
+    try:
+        yield
+    finally:
+        config.num_hidden_layers = layers
+
+
+def _add_bias(linear: nn.Linear) -> None:
+    # Made from the weight, so that dtype and device (meta while a checkpoint is loaded) are the stock constructor's.
+    if getattr(linear, "bias", None) is None:  # torch's annotation says that there always is one
+        linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
+
+
+class _OnlyBias(nn.Module):
+    # A linear map without inputs: zero, or what its bias says, which belongs to no unit.
+    def __init__(self, like: nn.Linear) -> None:
+        super().__init__()
+        biased = getattr(like, "bias", None) is not None
+        self.bias = nn.Parameter(torch.zeros_like(like.bias)) if biased else None
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        nothing = torch.zeros_like(hidden_states)
+        return nothing if self.bias is None else nothing + self.bias
+
+
+class _KeylessLayer(DynamicLayer):
+    # The stock layer of a cache takes one in which no head keeps anything for one that has seen no token.
+    def get_seq_length(self) -> int:
+        return self.keys.shape[-2] if self.is_initialized else 0  # type: ignore[union-attr]
+
+
+class _NoHeads(nn.Module):
+    # In place of attention of which no head stays. Positions and masks are told by the length of a layer's cache, maybe
+    # this one's, so that it is told of the tokens: keys and values of no heads, which take no memory. (Where the source
+    # has a class of modules named for attention, transformers would not let the attention implementation be changed.)
+    def __init__(self, output: nn.Linear, config: PreTrainedConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.out_proj, self.config, self.layer_idx = _OnlyBias(output), config, layer_idx
+
+    def forward(
+        self, hidden_states: torch.Tensor, past_key_values: Cache | None = None, **_: Any
+    ) -> tuple[torch.Tensor, None]:
+        if past_key_values is not None:
+            nothing = hidden_states.new_empty(len(hidden_states), 0, hidden_states.shape[1], 1)
+            past_key_values.update(nothing, nothing, self.layer_idx)
+            layer = past_key_values.layers[self.layer_idx]
+            if type(layer) is DynamicLayer:
+                layer.__class__ = _KeylessLayer
+        return self.out_proj(hidden_states), None
+
+
+def _narrow(attention: OPTAttention, heads: int) -> None:
+    # The stock constructor takes the size of a head from their number, so that it was asked for all of them.
+    attention.num_heads = heads
+    width = heads * attention.head_dim
+    for name in ("q_proj", "k_proj", "v_proj"):
+        setattr(attention, name, nn.Linear(attention.embed_dim, width, bias=attention.enable_bias))
+    attention.out_proj = nn.Linear(width, attention.embed_dim, bias=attention.enable_bias)
+
+
+class GRASPOPTDecoderLayer(OPTDecoderLayer):
+    """A stock OPT layer with its own widths, 0 for no such block, and output biases where asked for."""
+
+    def __init__(self, config: GRASPOPTConfig, layer_idx: int) -> None:
+        own: Any = config.per_layer_config[layer_idx]
+        heads, channels = own.num_attention_heads, own.ffn_dim
+        own.num_attention_heads, own.ffn_dim = config.num_attention_heads, channels or 1
+        super().__init__(own, layer_idx)
+        if 0 < heads < config.num_attention_heads:
+            _narrow(self.self_attn, heads)
+        if config.output_bias:
+            _add_bias(self.self_attn.out_proj)
+            _add_bias(self.fc2)
+        if not heads:
+            self.self_attn = _NoHeads(self.self_attn.out_proj, own, layer_idx)  # type: ignore[assignment]
+        if not channels:
+            self.fc1, self.fc2 = nn.Identity(), _OnlyBias(self.fc2)  # type: ignore[assignment]
+        # The widths are built in by now; what is read later (the attention implementation) may change on the model.
+        self.self_attn.config = config
+
+
+class GRASPOPTModel(OPTModel):
+    """The decoder stack."""
+
+    config_class = GRASPOPTConfig
+
+    def __init__(self, config: GRASPOPTConfig) -> None:
+        with _without_layers(config):
+            super().__init__(config)
+        layers = range(config.num_hidden_layers)
+        self.decoder.layers = nn.ModuleList(GRASPOPTDecoderLayer(config, index) for index in layers)
+        self.post_init()
+
+
+class GRASPOPTForCausalLM(OPTForCausalLM):
+    """The language model; `forward` and `generate` are OPT's own."""
+
+    config_class = GRASPOPTConfig
+
+    def __init__(self, config: GRASPOPTConfig) -> None:
+        with _without_layers(config):
+            super().__init__(config)
+        self.model = GRASPOPTModel(config)
+        self.post_init()
+
+
+GRASPOPTModel.register_for_auto_class("AutoModel")
+GRASPOPTForCausalLM.register_for_auto_class("AutoModelForCausalLM")
