@@ -1,6 +1,6 @@
 """Seconds that FASP takes on a random model of OPT-125M's shape: its metric, and its restoration of the weights.
 
-    python benchmarks/fasp.py [--num-samples 16] [--seq-len 512] [--keep-ratio 0.8] [--device cpu]
+    python benchmarks/fasp.py [--num-samples 8] [--seq-len 512] [--keep-ratio 0.8] [--device cpu]
 
 Weights and tokens are random, which changes no cost. Both kinds of seconds are given beside those per layer × d², as
 the paper's table of pruning times can be read: 17 s for OPT-125M on an RTX 4090, 2.4 µs per layer × d² (FASP,
@@ -56,7 +56,7 @@ def problem_of(model: PreTrainedModel, config: GRASPConfig, sequences: int, leng
 def main() -> None:
     """Measure both, print one JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("layers", 12), ("hidden", 768), ("heads", 12), ("num-samples", 16), ("seq-len", 512)):
+    for name, default in (("layers", 12), ("hidden", 768), ("heads", 12), ("num-samples", 8), ("seq-len", 512)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--keep-ratio", type=float, default=0.8)
     parser.add_argument("--device", default="cpu")
