@@ -16,8 +16,6 @@ OWN = {
     ("Phi-3", "GRASPModel"),
     ("Phi-3", "GRASPForCausalLM"),
     ("Phi-3", "_LayersFollow"),
-    ("Gemma 3", "_without_layers"),  # scaled RoPE
-    ("Gemma 3", "GRASPModel"),
 }
 """What a family has otherwise than LLaMA, or alone."""
 
