@@ -27,6 +27,7 @@ _SIZES: dict[str, Any] = {
 }
 _SIZES_OF_OTHERS = ("intermediate_size", "num_key_value_heads", "head_dim", "initializer_range")
 _MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
+_FULL_TWICE = ["full_attention", "sliding_attention", "full_attention"]
 _QWEN_WINDOWS = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
 OF_FAMILY: dict[str, dict[str, Any]] = {
     "LLaMA": {},
@@ -87,7 +88,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "Gemma 3": {
         "mixed": {},
         "one-kv-head": {"num_key_value_heads": 1},
-        "untied-scaled-rope": {"tie_word_embeddings": False, "rope_parameters": _SCALED},
+        "untied-scaled-rope": {"tie_word_embeddings": False, "rope_parameters": _SCALED, "layer_types": _FULL_TWICE},
         "biases-mha": {"attention_bias": True, "num_key_value_heads": 4},
     },
     "OPT": {

@@ -16,8 +16,6 @@ OWN = {
     ("Phi-3", "GRASPModel"),
     ("Phi-3", "GRASPForCausalLM"),
     ("Phi-3", "_LayersFollow"),
-    ("Gemma 3", "_without_layers"),  # scaled RoPE
-    ("Gemma 3", "GRASPModel"),
     ("OPT", "GRASPConfig"),  # other names of fields
     ("OPT", "GRASPDecoderLayer"),  # an FFN that is no module of its own, attention that is built anew
     ("OPT", "GRASPModel"),  # the layers are a level deeper

@@ -19,16 +19,13 @@ from .configuration_grasp import GRASPGemma3TextConfig
 @contextmanager
 def _without_layers(config: GRASPGemma3TextConfig) -> Iterator[None]:
     # The stock constructors build their layers from one configuration for all. While it asks for no layer they build
-    # everything else, so that no constructor or forward pass has to be copied. Scaled RoPE is refused where layers of a
-    # kind differ in anything, be it of no matter to it, so that meanwhile they do not.
-    layers, differing = config.num_hidden_layers, config.__dict__.pop("_heterogeneity_spec", None)
+    # everything else, so that no constructor or forward pass has to be copied.
+    layers = config.num_hidden_layers
     config.num_hidden_layers = 0
     try:
         yield
     finally:
         config.num_hidden_layers = layers
-        if differing is not None:
-            config._heterogeneity_spec = differing
 
 
 def _add_bias(linear: nn.Linear) -> None:
@@ -119,8 +116,6 @@ class GRASPGemma3TextModel(Gemma3TextModel):
     def __init__(self, config: GRASPGemma3TextConfig) -> None:
         with _without_layers(config):
             super().__init__(config)
-        if config.is_heterogeneous:  # read again when weights are loaded; the layer's own is as good, and not refused
-            self.rotary_emb.config = config.per_layer_config[0]  # type: ignore[assignment]
         self.layers = nn.ModuleList(GRASPGemma3DecoderLayer(config, index) for index in range(config.num_hidden_layers))
         self.post_init()
 
