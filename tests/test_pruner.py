@@ -203,6 +203,9 @@ def test_fasp_is_run_as_published(
     assert stage.fit.outliers and stage.fit.diagonal == "mean" and stage.in_sequence
     stage, *_ = get_method("grasprune").chain_for(config).stages
     assert isinstance(stage, LeastSquares)
+    assert stage.fit.weighted and stage.fit.diagonal == "median"
+    (stage,) = get_method("flap").chain_for(config.model_copy(update={"compensation": "least_squares"})).stages
+    assert isinstance(stage, LeastSquares)
     assert not stage.fit.outliers and stage.fit.diagonal == "median"
 
 
@@ -213,7 +216,9 @@ def test_sequences_start_with_the_tokenizers_first_token(
     seen: list[torch.Tensor] = []
 
     def see(_: object, inputs: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
-        seen.append(inputs[0] if inputs else named["input_ids"])
+        tokens_BS = inputs[0] if inputs else named["input_ids"]
+        if tokens_BS.shape[1] > 1:  # not where the head alone is run, on hidden states that are given
+            seen.append(tokens_BS)
 
     model.model.register_forward_pre_hook(see, with_kwargs=True)
     pruner = GRASPPruner(config)
