@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import JsonValue
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .admission import check_model
 from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
-from .config import GRASPConfig, RecoveryOptions
+from .config import GRASPConfig
 from .corpora import TokenizedCorpus
 from .errors import GraspruneError, OptionError
 from .execution import WholeModel
@@ -26,15 +25,15 @@ from .methods import get_method
 from .methods.selection import Selection
 from .numerics import on_plain_torch
 from .problem import Problem
+from .provenance import budget_of, record_of
 from .pruned import PrunedModel
 from .ratios import RatioRun, at_ratios
-from .record import BudgetRecord, Record, SharedRun, installed_versions
-from .record.describe import describe_model, elements_budget, units_budget
+from .record import Record, SharedRun
+from .record.describe import units_budget
 from .recovery.chain import Chain
-from .registry import STAGES
 from .replay import applied_in_place, replayed
-from .selection import Selected, choose
-from .units import Budget, ElementMask, PruningPlan
+from .selection import choose
+from .units import Budget, PruningPlan
 
 
 class GRASPPruner:
@@ -152,7 +151,7 @@ class GRASPPruner:
         sources += self._sources_of_recovery(sources)
         selected = replayed(model, tokenizer, plan, origin, self.config)
         set_generation(selected.model, generation)
-        record = _record(self.config, model, selected, units_budget(family, model, selected.model, None), None)
+        record = record_of(self.config, model, selected, units_budget(family, model, selected.model, None), None)
         if origin is not None:
             record = record.continued(origin, applied_in_place(origin, self.config))
         self._last = PrunedModel(selected.model, selected.plan, record, tokenizer, sources=sources)
@@ -221,8 +220,8 @@ class GRASPPruner:
     ) -> PrunedModel:
         selected = choose(selection.candidates, self.chain, problem)
         set_generation(selected.model, deepcopy(work.generation))
-        budget = _budget_record(problem, selected)
-        record = _record(problem.config, problem.model, selected, budget, work.calibration, shared)
+        budget = budget_of(problem, selected)
+        record = record_of(problem.config, problem.model, selected, budget, work.calibration, shared)
         kept = None if selected.plan is None else selection
         self._last = PrunedModel(selected.model, selected.plan, record, work.tokenizer, kept, work.sources)
         return self._last
@@ -245,47 +244,3 @@ class _Work:
     sources: Sequence[Source]
     calibration: Calibration | None
     problems: Sequence[Problem]
-
-
-def _record(
-    config: GRASPConfig,
-    model: PreTrainedModel,
-    selected: Selected,
-    budget: BudgetRecord,
-    calibration: Calibration | None,
-    shared: SharedRun | None = None,
-) -> Record:
-    recipe = recipe_of(config)
-    if calibration is not None:  # what it came to, so that a replay draws the same sequences
-        recipe["num_samples"], recipe["seq_len"] = calibration.tokens_NS.shape
-    return Record(
-        recipe=recipe,
-        shared=shared,
-        base_model=describe_model(model),
-        calibration=None if calibration is None else calibration.describe(),
-        versions=installed_versions(),
-        budget=budget,
-        compensation=selected.stages,
-        settings=selected.settings,
-        choice=selected.judgements,
-        recovery=selected.recovery,
-        plan=selected.plan,
-    )
-
-
-def recipe_of(config: GRASPConfig) -> dict[str, JsonValue]:
-    """All options that a configuration comes to, with those that the method's own stages bring along.
-
-    Those of a training of weights are left out where there is none.
-    """
-    names = get_method(config.method).chain_for(config).names
-    classes = [options for name in names if (options := STAGES.options_of(name)) is not None]
-    unused = RecoveryOptions.model_fields if config.recover == "none" else {}
-    common = {name: value for name, value in config.to_dict().items() if name not in unused}
-    return {**common, **{k: v for options in classes for k, v in config.own(options).to_dict().items()}}
-
-
-def _budget_record(problem: Problem, selected: Selected) -> BudgetRecord:
-    if isinstance(selected.cut, ElementMask):
-        return elements_budget(problem.family, problem.model, selected.cut, problem.config.keep_ratio)
-    return units_budget(problem.family, problem.model, selected.model, problem.budget)

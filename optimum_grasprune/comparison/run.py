@@ -36,7 +36,8 @@ from ..loading import (
 from ..methods import get_method
 from ..methods.selection import SelectionCache
 from ..model_files import ReadAs, commit_of
-from ..pruner import GRASPPruner, recipe_of
+from ..provenance import recipe_of
+from ..pruner import GRASPPruner
 from ..ratios import RatioRun
 from ..record import SharedRun, installed_versions, read_json
 from ..record.describe import describe_model
