@@ -4,10 +4,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL ?= examples/tiny-llama
 
-.PHONY: help setup demo test check bench bench-fasp
+.PHONY: help setup demo test test-all check bench bench-fasp
 
 help: ## List the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 
 setup: $(READY) ## Make the environment: vLLM for the GPU if there is one, else for the CPU
 	@echo "Ready: source $(BIN)/activate"
@@ -17,6 +17,9 @@ demo: $(READY) ## Prune a small real model and serve it
 
 test: $(READY) ## Run the tests; choose some with ARGS="-k budget"
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-all: $(READY) ## Run those too that are left out for their time: a server of its own for every family
+	@$(BIN)/python -m pytest --slow $(ARGS)
 
 check: $(READY) ## Lint, check the format, check the types
 	@$(BIN)/ruff check --quiet

@@ -27,6 +27,18 @@ from optimum_grasprune.statistics import Sensitivity
 from optimum_grasprune.statistics.sensitivity import Reduction
 from optimum_grasprune.units import FFN, KV
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that are marked slow too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: make test-all"))
+
+
 TINY_LLAMA = Path(__file__).parent.parent / "examples" / "tiny-llama"
 """The trained model that comes with the project."""
 

@@ -22,6 +22,7 @@ from optimum_grasprune.export.checkpoint import save_checkpoint
 from optimum_grasprune.families import FAMILIES, family_of
 from optimum_grasprune.families.shape import model_shape
 from optimum_grasprune.loading import empty_model
+from optimum_grasprune.serving.engines.vllm.server import served as vllm_serve
 from optimum_grasprune.serving.fit import GIB, fit
 from optimum_grasprune.surgery import build_pruned_model
 from optimum_grasprune.units import FFN, KV, Address
@@ -163,6 +164,17 @@ def test_the_kv_cache_holds_as_many_tokens_as_computed(
         block_tokens=BLOCK,
     )
     assert served[name]["kv_tokens"] == held.kv_tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SERVED)
+def test_the_server_needs_no_flags(name: str, tmp_path: Path) -> None:
+    """Compiled, and in the precision that vLLM takes by itself."""
+    folder = pruned_checkpoint(name, "all-different", tmp_path / "pruned")
+    with vllm_serve(folder, tmp_path / "server.log", environment={"VLLM_CPU_KVCACHE_SPACE": "1"}) as server:
+        assert server.command[:3] == ("vllm", "serve", str(folder)) and server.command[3] == "--host"
+        assert len(server.command) == 7  # no flags but the address
+        assert len(server.complete(prompts()[1], max_tokens=8).tokens) == 8
 
 
 def test_every_family_is_served() -> None:
