@@ -40,6 +40,7 @@ def draw_quality(axes: Axes) -> None:
     """Perplexity of every method, the paper's recipe from its own run."""
     comparison, quick, paper = (ComparisonResult.read(RESULTS / "smollm2-135m" / f"{name}.json") for name in NAMES)
     points = {name: line for result in (comparison, quick, paper) for name, line in points_of(result, CORPUS).items()}
+    del points["default"]  # measured when the recipes ended in scales
     dense = comparison.dense.perplexity[CORPUS]
     title, subtitle = "SmolLM2-135M: quality", f"{CORPUS} test, nothing fine-tuned"
     draw_perplexity(axes, points, dense, ours_among(points), title=title, subtitle=subtitle)
