@@ -299,6 +299,8 @@ def test_a_shallower_model_is_trained_like_any_other(
     pruned = pruner_of(name, corpus_file, **options).prune(model, tokenizer)
     assert type(pruned.model) is LlamaForCausalLM and pruned.record.compensation == (name,)
     assert same(state_of(model), before)
+    card = model_card(pruned.record)
+    assert "as they were" not in card and "went (counted from 0). " in card and " layers were then trained" in card
     pruned.save(tmp_path / "out")
     again = GRASPPruner().replay(model, tokenizer, *read_plan(tmp_path / "out"))
     assert same(state_of(again.model), state_of(pruned.model))
