@@ -145,13 +145,16 @@ class GRASPPruner:
         check_model(model)
         family = family_of(model.config)
         generation = generation_settings(model)
-        corpus = self.config.dataset if origin is None else str(origin.recipe.get("dataset", ""))
+        corpus = self.config.dataset
+        if origin is not None and origin.calibration is not None:
+            corpus = str(origin.recipe.get("dataset", ""))
         sources = [*models("the model that was pruned", model.config.name_or_path), *corpora("the corpus", corpus)]
         sources += local("the plan", plan.source)
         sources += self._sources_of_recovery(sources)
-        selected = replayed(model, tokenizer, plan, origin, self.config)
+        selected, calibration = replayed(model, tokenizer, plan, origin, self.config)
         set_generation(selected.model, generation)
-        record = record_of(self.config, model, selected, units_budget(family, model, selected.model, None), None)
+        budget = units_budget(family, model, selected.model, None)
+        record = record_of(self.config, model, selected, budget, calibration)
         if origin is not None:
             record = record.continued(origin, applied_in_place(origin, self.config))
         self._last = PrunedModel(selected.model, selected.plan, record, tokenizer, sources=sources)

@@ -63,22 +63,34 @@ class RatioRun:
         self.nested = nested
         self._problems, self._finish = tuple(problems), finish
         self._method = get_method(problems[0].config.method)
-        self._kept: UnitMask | None = None
+        self._kept: dict[float, UnitMask] = {}
 
     def __iter__(self) -> Iterator[PrunedModel]:
         """One pruned model a ratio; no other is held on to meanwhile."""
         return map(self.prune, self.keep_ratios)
 
     def prune(self, keep_ratio: float) -> PrunedModel:
-        """The pruned model of one of the ratios; where masks are nested, they have to be asked for in order."""
-        problem = self._problems[self.keep_ratios.index(keep_ratio)]
-        if self._kept is not None:
-            problem = problem.at(problem.budget.within(self._kept), problem.config)
+        """The pruned model of one of the ratios. OptionError for another, or out of turn where masks are nested."""
+        problem = self._allowed(keep_ratio)
         with plain_work(problem.config):
             pruned = self._finish(problem, self._selection(problem), self._described())
         if self.nested and pruned.plan is not None:
-            self._kept = pruned.plan.mask(problem.inventory)
+            self._kept[keep_ratio] = pruned.plan.mask(problem.inventory)
         return pruned
+
+    def _allowed(self, keep_ratio: float) -> Problem:
+        """The problem at a ratio, with no more units than the next larger ratio kept where masks are nested."""
+        if keep_ratio not in self.keep_ratios:
+            known = ", ".join(map(repr, self.keep_ratios))
+            raise OptionError("keep_ratio", keep_ratio, f"is none of this run's, which are {known}")
+        place = self.keep_ratios.index(keep_ratio)
+        problem = self._problems[place]
+        if not self.nested or place == 0:
+            return problem
+        larger = self.keep_ratios[place - 1]
+        if larger not in self._kept:
+            raise OptionError("keep_ratio", keep_ratio, f"is nested in {larger!r}, which has to be made first")
+        return problem.at(problem.budget.within(self._kept[larger]), problem.config)
 
     @cached_property
     def _selection(self) -> Callable[[Problem], Selection]:

@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
-from .config import GRASPConfig, RecoveryOptions
+from .config import CalibrationOptions, GRASPConfig, RecoveryOptions
 from .errors import OptionError, PlanError
 from .execution import WholeModel
 from .methods import get_method
@@ -31,16 +31,16 @@ def replayed(
     plan: PruningPlan,
     origin: Record | None,
     config: GRASPConfig,
-) -> Selected:
+) -> tuple[Selected, Calibration | None]:
     """The model of a saved plan, with what made up for the cut, or what the configuration asks for in its place.
 
-    Where weights were refitted, everything else is as the record has it. Raises PlanError, or
-    OptionError for what would make up for whole layers.
+    Where weights were refitted, everything else is as the record has it. Returned with it are the sequences that were
+    looked at, None where none were. Raises PlanError, or OptionError for what would make up for whole layers.
     """
     if plan.whole_layers and config.compensation != "auto" and stages_in(config.compensation):
         reason = "nothing makes up for whole layers, which the plan drops"
         raise OptionError("compensation", config.compensation, reason)
-    recipe, tokens_NS, text = config, NO_TOKENS_NS, None
+    recipe, tokens_NS, text, calibration = config, NO_TOKENS_NS, None, None
     names = _stages(plan, origin, config)
     chain = _chain(plan, recipe, names)
     if origin is not None and not chain.in_plan:
@@ -54,14 +54,21 @@ def replayed(
         tokens_NS, text = calibration.tokens_NS, calibration.recovery_text
         if config.recover == "none" and origin is not None and text is not None:
             _check_watched(text, origin)
-    reference = Reference.on(WholeModel(model), tokens_NS, recipe.statistic_samples, chain.statistics, text)
+    reference = Reference.on(
+        WholeModel(model),
+        tokens_NS,
+        recipe.statistic_samples,
+        chain.statistics,
+        text,
+        gradient_checkpointing=recipe.gradient_checkpointing,
+    )
     settings = chain.recorded_settings(None if origin is None else origin.settings)
     with deterministic_algorithms(recipe.deterministic):
         pruned, kept = chain.untrained.replayed(reference, Trial(plan, settings))
         selected = Selected(kept, pruned, chain.untrained.names, settings)
         for training in chain.trainings:
             selected = _trained(selected, training, reference)
-    return selected
+    return selected, calibration
 
 
 def applied_in_place(origin: Record, config: GRASPConfig) -> dict[str, JsonValue]:
@@ -72,13 +79,17 @@ def applied_in_place(origin: Record, config: GRASPConfig) -> dict[str, JsonValue
         if origin.recovery is not None:
             applied["recover"] = "none"
     if config.recover != "none":
-        applied |= {name: value for name, value in config.to_dict().items() if name in RecoveryOptions.model_fields}
+        given = dict.fromkeys(RecoveryOptions.model_fields)
+        if origin.calibration is None:  # the record says nothing of text
+            given |= dict.fromkeys(CalibrationOptions.model_fields)
+        applied |= {name: value for name, value in config.to_dict().items() if name in given}
     return applied
 
 
 def _recipe(origin: Record, config: GRASPConfig) -> GRASPConfig:
-    """The recorded recipe, with what is applied in its place and where a training keeps its state."""
+    """The recorded recipe, with what is applied in its place, and what says of this run alone how it is to go."""
     running = {name: getattr(config, name) for name in ("recover_checkpoint", "recover_checkpoint_steps")}
+    running["gradient_checkpointing"] = config.gradient_checkpointing or origin.config.gradient_checkpointing
     applied = {name: value for name, value in applied_in_place(origin, config).items() if name != "compensation"}
     return origin.config.model_copy(update={**applied, **running})
 
@@ -124,7 +135,7 @@ def _recorded_data(
     calibration = calibration_for(model, tokenizer, None, recipe)
     if calibration is None:
         raise PlanError("the plan's recipe has no calibration data to refit weights to")
-    if origin is None:
+    if origin is None or (origin.calibration is None and recipe.recover != "none"):
         return calibration
     if origin.mixed_as_one_text:
         raise PlanError(

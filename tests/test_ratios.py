@@ -160,6 +160,37 @@ def test_a_search_of_widths_stays_nested(
     assert sets[2] <= sets[1] <= sets[0]
 
 
+def test_nested_ratios_are_made_in_order_and_as_often_as_one_likes(
+    config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config = config.model_copy(update={"method": "random", "seed": 3})
+    run = GRASPPruner(config).prune_many(model, tokenizer, [0.9, 0.75, 0.6], nested=True)
+    with pytest.raises(OptionError, match=r"^keep_ratio=0.75: is nested in 0.9, which has to be made first"):
+        run.prune(0.75)
+    with pytest.raises(OptionError, match=r"^keep_ratio=0.5: is none of this run's, which are 0.9, 0.75, 0.6"):
+        run.prune(0.5)
+    first, again = ([kept(pruned) for pruned in run] for _ in range(2))
+    assert first == again and len(first[0]) > len(first[1]) > len(first[2])
+    assert kept(run.prune(0.75)) == first[1]
+
+
+def test_each_ratio_is_trained_by_itself(
+    config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, calls: list[str]
+) -> None:
+    recover = {"recover": "distill", "recover_tokens": 96, "recover_watch": f"{__file__}[:60%]"}
+    config = config.model_copy(update={**recover, "min_ffn_channels": 0, "budget": "total", "multipliers": "joint"})
+    for number, pruned in enumerate(GRASPPruner(config).prune_many(model, tokenizer, [0.9, 0.75], nested=True)):
+        pruned.save(tmp_path / str(number))
+        assert pruned.record.recovery is not None and pruned.record.recovery.tokens == 96
+        assert pruned.record.budget.kept.parameters <= float(str(pruned.record.recipe["keep_ratio"]))
+    assert calls == ["gather", "gates", *["diagonals", "distill"] * 2]
+    for number in range(2):
+        replayed = GRASPPruner().replay(make_model(), tokenizer, *read_plan(tmp_path / str(number)))
+        replayed.save(tmp_path / f"replayed-{number}")
+        weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in (str(number), f"replayed-{number}")]
+        assert weights[0] == weights[1]
+
+
 def test_nested_masks_are_recorded_of_any_method(
     config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

@@ -68,11 +68,13 @@ class Inputs(Stored):
 class CellInputs(Inputs):
     """All that a cell's result depends on. calibration: hash of the corpus; None where none is looked at.
 
+    watched: hash of the text that a training of weights must not make worse; None where none are trained.
     shared: the ratios that its gates are trained with; None for a run of its own.
     """
 
     recipe: Mapping[str, JsonValue]
     calibration: str | None
+    watched: str | None = field(default=None, metadata=OPTIONAL)
     shared: SharedRun | None = field(default=None, metadata=OPTIONAL)
 
 

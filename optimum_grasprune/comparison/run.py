@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..admission import check_model
-from ..calibration_data import drawn
+from ..calibration_data import calibration_for, drawn
 from ..config import GRASPConfig
 from ..corpora import Corpus, TokenizedCorpus, load_corpus, tokenize
 from ..errors import CheckpointError, GraspruneError, OptionError
@@ -159,6 +159,7 @@ class Comparison:
         family, model = family_of(config), empty_model(config)
         inventory, parameters = family.inventory(model), count_parameters(model)
         self._calibrations: dict[tuple[str, str | None, str], TokenizedCorpus] = {}
+        self._watched: dict[str, str] = {}
         for cell in self.cells:
             options = cell.config
             try:
@@ -173,7 +174,18 @@ class Comparison:
             length = calibration_length(config, options.seq_len)
             if (key := _corpus_key(options)) not in self._calibrations:
                 self._calibrations[key] = self._tokenized(load_corpus(*key), config)
-            drawn(self._calibrations[key], options, length)  # is refused where the corpus is too short
+            if options.recover == "none":
+                drawn(self._calibrations[key], options, length)  # is refused where the corpus is too short
+            elif cell.entry not in self._watched:  # the same at all ratios
+                self._watched[cell.entry] = self._watched_by(options, model)
+
+    def _watched_by(self, options: GRASPConfig, model: PreTrainedModel) -> str:
+        """Hash of the text that says when weights are trained enough; whatever is too short is refused here."""
+        calibration = calibration_for(model, self.tokenizer, self._calibrations[_corpus_key(options)], options)
+        text = None if calibration is None else calibration.recovery_text
+        if text is None or text.watched is None:
+            raise ValueError("no weights are trained")
+        return text.watched.sha256
 
     def _path_of(self, cell: Cell) -> Path:
         return self.output / CELLS_FOLDER / cell.file_name
@@ -187,6 +199,7 @@ class Comparison:
             **vars(self._inputs()),
             recipe=recipe_of(cell.config),
             calibration=calibration,
+            watched=self._watched.get(cell.entry),
             shared=self._shared_run(cell),
         )
 

@@ -14,6 +14,7 @@ from .base import Flag, Options
 from .budget import BudgetOptions
 from .calibration import CalibrationOptions
 from .deployment import DeploymentOptions
+from .diagonals import DiagonalOptions
 from .evaluation import EvaluationOptions
 from .gates import GateOptions
 from .grasp import GRASPConfig
@@ -31,6 +32,7 @@ __all__ = [
     "BudgetOptions",
     "CalibrationOptions",
     "DeploymentOptions",
+    "DiagonalOptions",
     "EvaluationOptions",
     "Flag",
     "GRASPConfig",

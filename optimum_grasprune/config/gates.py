@@ -15,17 +15,19 @@ class GateOptions(Options):
     learning_rate: Annotated[float | None, Flag("RATE")] = Field(
         default=None,
         gt=0,
-        description="AdamW's learning rate for the gate scores; by default it grows with the cut, 2e-2 for a half",
+        description="AdamW's learning rate for the gate scores; by default it grows with the cut, 2e-2 for a half, "
+        "and for ddp with fewer steps",
     )
     schedule: Literal["cosine", "constant"] = Field(
-        default="cosine", description="course of the learning rates of gates and scales; cosine falls to zero"
+        default="cosine",
+        description="course of the learning rates of gates, scales and diagonals; cosine falls to zero",
     )
     kl_weight: Annotated[float | None, Flag("SHARE")] = Field(
         default=None,
         ge=0,
         le=1,
         description="share of the loss, wherever something is trained, that is the divergence from what the dense "
-        "model predicts; by default 0 for gates and scales, 0.5 for diagonals and recovery",
+        "model predicts; by default 0 for gates and scales, 0.5 for diagonals and recovery, 2/3 for ddp",
     )
     multipliers: Literal["none", "joint"] = Field(
         default="none",

@@ -89,7 +89,7 @@ class GRASPConfig(
 
     @classmethod
     def thorough(cls, **overrides: Any) -> GRASPConfig:
-        """The default, then a long search of widths and twice the scale steps: for a model that will be served."""
+        """The default, a long search of widths and twice the steps of diagonals: for a model that will be served."""
         return cls(**{**THOROUGH, **overrides})
 
 

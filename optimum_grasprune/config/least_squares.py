@@ -25,6 +25,6 @@ class LeastSquaresOptions(Options):
         default=None,
         gt=0,
         description="ridge of the least squares towards the weights as they are, in mean diagonals of the Gram matrix "
-        "(plain) or in median ones (robust); by default 0.01 for plain, and for robust the best of several on held-out "
-        "data",
+        "(plain) or in median ones (robust, weighted); by default 0.01 for plain, and for the others the best of "
+        "several on held-out data",
     )

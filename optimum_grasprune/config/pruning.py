@@ -36,8 +36,10 @@ class PruningOptions(Options):
     )
     compensation: Annotated[str, BeforeValidator(_known_chain), Flag(everyday=True)] = Field(
         default="auto",
-        description="what makes up for the units that were cut: trained scales, least squares on the output "
-        "projections, both, the mean of what is missing as a bias, or row energies; auto is the method's own",
+        description="what makes up for the units that were cut: trained scales of units (scales), trained diagonals on "
+        "all maps of the layers (diagonals), least squares on the output projections (least_squares), these and then "
+        "scales (both) or diagonals (refit), the mean of what is missing (bias), row energies (energy), or none; auto "
+        "is the method's own",
     )
     statistic_samples: int = Field(
         default=128, ge=1, description="calibration sequences, at most, that statistics and least squares look at"

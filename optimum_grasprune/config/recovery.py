@@ -50,3 +50,7 @@ class RecoveryOptions(Options):
     recover_checkpoint_steps: int = Field(
         default=100, ge=1, exclude=True, description="steps after which that state is written"
     )
+
+
+OF_ONE_RUN = tuple(name for name, field in RecoveryOptions.model_fields.items() if field.exclude)
+"""Where and how often one training keeps its state: it makes no sense for many runs at once."""

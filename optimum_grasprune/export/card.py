@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from huggingface_hub import ModelCard, ModelCardData
 
 from ..methods import get_method
@@ -77,17 +79,18 @@ def _what(record: Record) -> str:
     if record.plan is None:
         return _what_elements(method, record.recipe["pattern"])
     if record.plan.whole_layers:
-        return _what_layers(method, record.plan)
+        return _what_layers(method, record.plan, record.compensation)
     return _what_units(method, sentence(record.compensation, multiplied=record.plan.multiplied))
 
 
-def _what_layers(method: str, plan: PruningPlan) -> str:
+def _what_layers(method: str, plan: PruningPlan, compensation: Sequence[str]) -> str:
     layers = sorted({group.layer for group in plan.groups})
     dropped = sorted(set(layers) - {group.layer for group in plan.groups if group.kept})
     which = f"Of its {len(layers)} layers, number {', '.join(map(str, dropped))} went" if dropped else "No layer went"
+    others = f". {sentence(compensation)}" if compensation else "; the others are as they were."
     return (
         f"A model of fewer layers, made by {GITHUB_NAME} with the method `{method}` ({get_method(method).source}). "
-        f"{which} (counted from 0); the others are as they were."
+        f"{which} (counted from 0){others}"
     )
 
 

@@ -91,7 +91,7 @@ class DDP(Method):
         config, inventory = problem.config, problem.inventory
         rates = rates_for(config, problem.tokens_NS)
         limits = limits_of(problem.budget, inventory)
-        gates = SoftGates(scores_U, limits, rates, config.own(self.Options).final_softness)
+        gates = SoftGates(scores_U, limits, rates, config.own(self.Options).final_softness, problem.budget.within_U)
         training = Training.of(
             config, "ddp", epochs=config.epochs, learning_rate=rates.gates, kl_weight=KL_WEIGHT, warmup=WARMUP
         )
@@ -157,11 +157,20 @@ class SoftGates(OfUnits):
     Added to the loss is a third, as the loss is one of the paper's, of Σ λ₁ r + λ₂ r² over the limits, r the excess,
     and λ₃ · mean of s (1 − s), s the retention score.
 
-    final_softness: μ at the end.  kept: share of the parameters that stayed at the last step.
+    final_softness: μ at the end.  within_U: True for the units that may stay at all, shape (units,), bool; the others
+    are out from the first step to the last; None for all.  kept: share of the parameters that stayed at the last step.
     """
 
-    def __init__(self, start_U: Tensor, limits: Sequence[Limit], rates: Rates, final_softness: float) -> None:
+    def __init__(
+        self,
+        start_U: Tensor,
+        limits: Sequence[Limit],
+        rates: Rates,
+        final_softness: float,
+        within_U: Tensor | None = None,
+    ) -> None:
         self.start_U, self.limits, self.rates, self.final_softness = start_U, limits, rates, final_softness
+        self.out_U = None if within_U is None else ~within_U
         self.kept = 1.0
 
     def start(self) -> Sequence[Tensor]:
@@ -182,6 +191,8 @@ class SoftGates(OfUnits):
         """ReLU(z)."""
         with torch.no_grad():
             numbers[0].clamp_(min=LOWEST)
+            if self.out_U is not None:
+                numbers[0].masked_fill_(self.out_U.to(numbers[0].device), LOWEST)
         return relu_straight_through(numbers[0])
 
     def penalty(self, numbers: Sequence[Tensor], progress: float) -> Tensor:

@@ -228,7 +228,7 @@ class Record(_WithSettings):
             self,
             recipe={**origin.recipe, **applied},
             shared=origin.shared,
-            calibration=origin.calibration,
+            calibration=origin.calibration or self.calibration,
             budget=replace(self.budget, asked=origin.budget.asked),
             choice=origin.choice,
             recovery=self.recovery if applied else origin.recovery,

@@ -8,7 +8,7 @@ Shape suffixes: N sequences, S sequence.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,7 +69,7 @@ class FineTuning(TrainedStage):
 
     def check_state(self) -> None:
         """Raise CheckpointError, before any work, where its state cannot be kept or another one's is there."""
-        if (file := self._file({})) is not None:
+        if (file := self._file(dict)) is not None:
             file.check()
 
     def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> LearntWeights:
@@ -87,17 +87,20 @@ class FineTuning(TrainedStage):
             clip=CLIP,
             live_teacher=True,
         )
-        course = Course(text.judged_on, self._file(_content(reference, pruned, text)))
+        course = Course(text.judged_on, self._file(lambda: _content(reference, pruned, text)))
         trained = self.trainable(runner)
         numbers = runner.learn(trained, text.tokens_NS, training, reference.runner, status=course.status, course=course)
         weights = trained.weights(course.best or numbers)
         return LearntWeights(pruned, weights, plan, self._record(course, text))
 
-    def _file(self, content: Mapping[str, JsonValue]) -> StateFile | None:
-        """Where the state of the training is kept, if it is. content: what is trained on what, beside the recipe."""
+    def _file(self, content: Callable[[], Mapping[str, JsonValue]]) -> StateFile | None:
+        """Where the state of the training is kept, if it is.
+
+        content: what is trained on what, beside the recipe; every bit is hashed for it, so only if it is asked for.
+        """
         if (folder := self.config.recover_checkpoint) is None:
             return None
-        of = {"stage": self.name, **self.config.to_dict(), **content}
+        of = {"stage": self.name, **self.config.to_dict(), **content()}
         return StateFile(Path(folder), of, self.config.recover_checkpoint_steps)
 
     def _record(self, course: Course, text: RecoveryText) -> RecoveryRecord:

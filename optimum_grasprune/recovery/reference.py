@@ -78,9 +78,15 @@ class Reference:
         statistic_samples: int,
         declared: Iterable[Statistic[Any]] = (),
         text: RecoveryText | None = None,
+        *,
+        gradient_checkpointing: bool = False,
     ) -> Reference:
-        """A dense model by itself, with statistics of the inputs of its output projections."""
-        statistics = Gathered(runner, declared, tokens_NS[:statistic_samples])
+        """A dense model by itself, with statistics of the inputs of its output projections.
+
+        gradient_checkpointing: as in `Runner.gather`.
+        """
+        sequences_NS = tokens_NS[:statistic_samples]
+        statistics = Gathered(runner, declared, sequences_NS, gradient_checkpointing=gradient_checkpointing)
         return cls(runner, tokens_NS, statistic_samples, statistics, text)
 
     @property

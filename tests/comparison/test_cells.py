@@ -74,6 +74,12 @@ def test_all_cells_have_the_same_data_and_seed() -> None:
         (["flap@held_out"], [0.5], {}, "--methods flap@held_out: should look like"),
         (["flap@magic=1"], [0.5], {}, "--methods flap@magic=1: there is no option magic"),
         (["flap@seed=1"], [0.5], {}, "--methods flap@seed=1: seed is the same for the whole comparison"),
+        (
+            ["flap@recover=lora,recover_checkpoint=state"],
+            [0.5],
+            {},
+            "--methods flap@recover=lora,recover_checkpoint=state: recover_checkpoint is of one training, and each",
+        ),
         (["flap@damping=0"], [0.5], {}, "--methods flap@damping=0: input should be greater than 0"),
         (["statistical:3:7"], [0.5], {}, "--methods statistical:3:7: input should be 'units'"),
         (["statistical:2:4"], [0.5, 0.8], {}, "--keep-ratios 0.8: pattern 2:4 keeps exactly half"),

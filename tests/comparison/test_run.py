@@ -97,6 +97,8 @@ def test_checks_before_any_work(model_folder: Path, corpus_file: Path, tmp_path:
         (["flap"], [0.5], {"dataset": "/nowhere.txt"}, 32, OptionError, "no such file"),
         (["flap"], [0.5], {"seq_len": 200}, 32, OptionError, "the model reads at most 128 tokens"),
         (["flap"], [0.8, 0.01], {}, 32, OptionError, "keep_ratios=0.01: too small for"),
+        (["flap"], [0.5], {"recover": "distill", "recover_watch": "/nowhere.txt"}, 32, OptionError, "recover_watch="),
+        (["flap"], [0.5], {"recover": "distill", "recover_tokens": 10**7}, 32, OptionError, "recover_tokens="),
         (["flap"], [0.5], {}, 129, OptionError, "eval_seq_len=129: the model reads at most 128 tokens"),
     ):
         cells = cells_of(entries, ratios, {**QUICK, "dataset": str(corpus_file), **options})
@@ -109,3 +111,21 @@ def test_checks_before_any_work(model_folder: Path, corpus_file: Path, tmp_path:
         Comparison(str(model_folder), cells, read_corpora([f"s={short}"], "text"), output, window=32)
     assert not output.exists()
     Comparison(str(model_folder), cells, corpora, output, window=32)
+
+
+def test_a_cell_is_run_again_when_the_watched_text_has_changed(
+    model_folder: Path, corpus_file: Path, tmp_path: Path
+) -> None:
+    watched = tmp_path / "watched.txt"
+    watched.write_text("All that glitters is not gold. " * 20)
+    options = {"recover": "distill", "recover_tokens": 48, "recover_watch": str(watched)}
+    lines: list[str] = []
+    for _ in range(2):
+        comparison(model_folder, corpus_file, tmp_path / "out", **options).run(lines.append)
+    watched.write_text("Nor is all that is lost gone for good. " * 20)
+    result = comparison(model_folder, corpus_file, tmp_path / "out", **options).run(lines.append)
+    assert [line for line in lines if "finished before" in line and "cell" in line] == [
+        "cell 1 of 1, random at 0.5: finished before"
+    ]
+    assert len([line for line in lines if line.endswith(": running")]) == 2
+    assert not result.failed()

@@ -92,6 +92,26 @@ def test_multipliers_do_not_fall_far_below_zero() -> None:
     assert z_U.tolist() == pytest.approx([LOWEST, 0.7])
 
 
+def test_a_unit_that_may_not_stay_is_out_from_the_first_step() -> None:
+    """And is not counted: what is retained is the share of the other unit."""
+    limit = Limit(torch.tensor([0.75, 0.25]), 0.25, exact=True)
+    within_U = torch.tensor([True, False])
+    gates = SoftGates(torch.ones(2), [limit], Rates(2e-2, 4e-2, 4e-1), 0.05, within_U)
+    numbers = [number.clone().requires_grad_() for number in gates.start()]
+    assert gates.values(numbers, 0.0).tolist() == [1, 0]
+    gates.penalty(numbers, 0.0)
+    assert gates.kept == pytest.approx(0.75)
+
+
+def test_nested_budgets_train_without_what_is_gone(model: LlamaForCausalLM) -> None:
+    problem = problem_of(model, GRASPConfig(method="ddp", keep_ratio=0.5))
+    within_U = torch.arange(problem.inventory.num_units) % 4 > 0
+    larger = UnitMask(problem.inventory, within_U)
+    (mask,) = choices(problem.at(problem.budget.within(larger), problem.config)).values()
+    assert mask.multipliers_U is not None and not mask.multipliers_U[~within_U].any()
+    assert mask.multipliers_U[within_U].any() and not mask.kept_U[~within_U].any()
+
+
 def test_rates_make_up_for_what_is_missing_unless_they_are_asked_for() -> None:
     def sequences(count: int, length: int) -> torch.Tensor:
         return torch.zeros(1, 1, dtype=torch.int64).expand(count, length)

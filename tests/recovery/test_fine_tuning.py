@@ -268,6 +268,80 @@ def test_a_plan_can_be_recovered_later(
     assert same(state_of(again.model), state_of(at_once.model))
 
 
+def test_a_plan_of_a_method_without_text_is_recovered_on_the_text_given(
+    tokenizer: PreTrainedTokenizerFast, corpus_file: Path, tmp_path: Path
+) -> None:
+    model = make_model()
+    GRASPPruner(GRASPConfig(method="magnitude")).prune(model, tokenizer).save(tmp_path / "bare")
+    saved = read_plan(tmp_path / "bare")
+    assert saved[1] is not None and saved[1].calibration is None
+    given = pruner_of("distill", corpus_file, method="grasprune", recover_learning_rate=1e-4)
+    later = given.replay(model, tokenizer, *saved)
+    calibration = later.record.calibration
+    assert calibration is not None and calibration.sequences == (4, 24) and later.record.recovery is not None
+    assert later.record.compensation == ("distill",) and later.record.recipe["method"] == "magnitude"
+    assert later.record.recipe["dataset"] == str(corpus_file)
+    later.save(tmp_path / "later")
+    again = GRASPPruner().replay(model, tokenizer, *read_plan(tmp_path / "later"))
+    assert same(state_of(again.model), state_of(later.model))
+    assert replace(again.record, versions={}) == replace(later.record, versions={})
+    corpus_file.write_text(corpus_file.read_text() + "More of it. ")
+    with pytest.raises(PlanError, match="is not the one that the plan was calibrated on"):
+        GRASPPruner().replay(model, tokenizer, *read_plan(tmp_path / "later"))
+
+
+def test_a_shallower_model_is_trained_like_any_other(
+    name: str, tokenizer: PreTrainedTokenizerFast, corpus_file: Path, tmp_path: Path
+) -> None:
+    model = make_model(tie_word_embeddings=True)
+    before = state_of(model)
+    options = {"method": "block_influence", "keep_ratio": 0.5, "recover_rank": 2}
+    pruned = pruner_of(name, corpus_file, **options).prune(model, tokenizer)
+    assert type(pruned.model) is LlamaForCausalLM and pruned.record.compensation == (name,)
+    assert same(state_of(model), before)
+    card = model_card(pruned.record)
+    assert "as they were" not in card and "went (counted from 0). " in card and " layers were then trained" in card
+    pruned.save(tmp_path / "out")
+    again = GRASPPruner().replay(model, tokenizer, *read_plan(tmp_path / "out"))
+    assert same(state_of(again.model), state_of(pruned.model))
+    assert same(state_of(LlamaForCausalLM.from_pretrained(tmp_path / "out")), state_of(pruned.model))
+
+
+def test_nothing_is_hashed_where_no_state_is_kept(
+    name: str, model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optimum_grasprune.recovery.fine_tuning.digest", lambda _: pytest.fail("hashed"))
+    trained(model, name)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_replay_saves_memory_where_that_is_asked_for(
+    asked: bool, tokenizer: PreTrainedTokenizerFast, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default's statistics have a backward pass of their own."""
+    model = make_model()
+    options = {"method": "grasprune", "num_samples": 2, "recover_tokens": 48, "held_out": 0}
+    pruned = pruner_of("lora", corpus_file, **options).prune(model, tokenizer)
+    seen: list[bool] = []
+    gather, learn = WholeModel.gather, WholeModel.learn
+
+    def watched_gather(*args: object, **given: object) -> object:
+        seen.append(bool(given["gradient_checkpointing"]))
+        return gather(*args, **given)  # type: ignore[arg-type]
+
+    def watched_learn(*args: object, **given: object) -> object:
+        seen.append(args[3].gradient_checkpointing)  # type: ignore[attr-defined]
+        return learn(*args, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(WholeModel, "gather", watched_gather)
+    monkeypatch.setattr(WholeModel, "learn", watched_learn)
+    assert pruned.plan is not None
+    again = GRASPPruner(GRASPConfig(gradient_checkpointing=asked)).replay(model, tokenizer, pruned.plan, pruned.record)
+    assert seen == [asked] * 3  # the weights of tokens, diagonals, adapters
+    for key, tensor in again.model.state_dict().items():
+        torch.testing.assert_close(tensor, pruned.model.state_dict()[key])
+
+
 @pytest.mark.parametrize("compensation", ["scales", "refit"])
 def test_it_comes_after_what_makes_up_for_the_cut(
     compensation: str, tokenizer: PreTrainedTokenizerFast, corpus_file: Path, tmp_path: Path
