@@ -82,9 +82,10 @@ def _what(record: Record) -> str:
 
 
 def _what_layers(method: str, plan: PruningPlan) -> str:
-    layers = sorted({group.layer for group in plan.groups})
-    dropped = sorted(set(layers) - {group.layer for group in plan.groups if group.kept})
-    which = f"Of its {len(layers)} layers, number {', '.join(map(str, dropped))} went" if dropped else "No layer went"
+    dropped = sorted({group.layer for group in plan.groups} - {group.layer for group in plan.groups if group.kept})
+    which = (
+        f"Of its {plan.num_layers} layers, number {', '.join(map(str, dropped))} went" if dropped else "No layer went"
+    )
     return (
         f"A model of fewer layers, made by {GITHUB_NAME} with the method `{method}` ({get_method(method).source}). "
         f"{which} (counted from 0); the others are as they were."
