@@ -32,12 +32,18 @@ def profile(layers: int) -> Shares:
 
 
 def shares_of(plan: PruningPlan, layers: int) -> Shares:
-    """What a plan keeps of every layer, read at the same relative depths of a model with another number of layers."""
+    """What a plan keeps of every layer, read at the same relative depths of a model with another number of layers.
+
+    Of a block that was gone before, which the plan does not name, nothing is kept.
+    """
     own = (np.arange(plan.num_layers) + 0.5) / plan.num_layers
     wanted = (np.arange(layers) + 0.5) / layers
     shares: Shares = {}
     for kind in (KV, FFN):
-        kept = [len(group.kept) / group.count for group in plan.groups if group.kind == kind]
+        kept = np.zeros(plan.num_layers)
+        for group in plan.groups:
+            if group.kind == kind:
+                kept[group.layer] = len(group.kept) / group.count
         shares[kind] = np.interp(wanted, own, kept).tolist()
     return shares
 

@@ -84,9 +84,10 @@ def _what(record: Record) -> str:
 
 
 def _what_layers(method: str, plan: PruningPlan, compensation: Sequence[str]) -> str:
-    layers = sorted({group.layer for group in plan.groups})
-    dropped = sorted(set(layers) - {group.layer for group in plan.groups if group.kept})
-    which = f"Of its {len(layers)} layers, number {', '.join(map(str, dropped))} went" if dropped else "No layer went"
+    dropped = sorted({group.layer for group in plan.groups} - {group.layer for group in plan.groups if group.kept})
+    which = (
+        f"Of its {plan.num_layers} layers, number {', '.join(map(str, dropped))} went" if dropped else "No layer went"
+    )
     others = f". {sentence(compensation)}" if compensation else "; the others are as they were."
     return (
         f"A model of fewer layers, made by {GITHUB_NAME} with the method `{method}` ({get_method(method).source}). "

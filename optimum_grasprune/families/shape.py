@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..errors import ModelError
 from ..units import FFN, KV
 from .base import Block, Family, linear_at
 
@@ -29,7 +31,8 @@ class ModelShape:
     head_dim: elements of a head.  query_head, kv_head, ffn_channel: cost of one of them, biases included: a query head
     has rows of the query projection and columns of the output projection, a KV head rows of those to keys and values.
     embedding, head: elements of the token embedding and of the LM head; tied: whether they are one matrix.
-    replicated: norms and biases of output projections, which every device holds whole.
+    replicated: all that every device holds whole: norms, biases of output projections, and the next two.
+    positions: learned ones.  projections: of embeddings to the hidden size and back, where they have another.
     """
 
     layers: tuple[LayerShape, ...]
@@ -43,6 +46,8 @@ class ModelShape:
     head: int
     tied: bool
     replicated: int
+    positions: int = 0
+    projections: int = 0
 
     @property
     def vocabulary(self) -> int:
@@ -75,8 +80,12 @@ class ModelShape:
 
 
 def model_shape(model: PreTrainedModel, family: Family) -> ModelShape:
-    """Read a model's shape off its modules; it may be on the meta device."""
+    """Read a model's shape off its modules; it may be on the meta device. ModelError where no layer has attention."""
     blocks = family.blocks(model)
+    if not any(block.units.kv_width for block in blocks):
+        raise ModelError(
+            "the model has no attention in any layer: it sees one token at a time, and no engine serves it"
+        )
     head_dim = family.head_dimension(model.config)
     queries_per_kv = family.query_heads(model.config) // family.kv_heads(model.config)
     layers = tuple(
@@ -90,6 +99,7 @@ def model_shape(model: PreTrainedModel, family: Family) -> ModelShape:
     vocabulary = table.numel() if head is table else table.numel() + head.numel()
     prunable = sum(block.units.count * block.units.cost for block in blocks)
     everything = sum(parameter.numel() for parameter in model.parameters())
+    positions, projections = _beside_layers(model, family, table)
     return ModelShape(
         layers=layers,
         hidden_size=model.config.hidden_size,
@@ -102,6 +112,8 @@ def model_shape(model: PreTrainedModel, family: Family) -> ModelShape:
         head=head.numel(),
         tied=head is table,
         replicated=everything - vocabulary - prunable,
+        positions=positions,
+        projections=projections,
     )
 
 
@@ -115,6 +127,21 @@ def _layer(blocks: Iterable[Block], index: int, queries_per_kv: int, window: int
     widths = {block.units.kind: block.units.count for block in blocks if block.units.layer == index}
     heads = widths.get(KV, 0)
     return LayerShape(heads * queries_per_kv, heads, widths.get(FFN, 0), window)
+
+
+def _beside_layers(model: PreTrainedModel, family: Family, table: Tensor) -> tuple[int, int]:
+    """Elements of the tables of positions, and of other matrices outside of the layers. table: the tokens' own."""
+    ours = {id(parameter) for layer in family.decoder_layers(model) for parameter in layer.parameters()}
+    head: Any = model.get_output_embeddings()
+    ours |= {id(table), id(head.weight)}
+    tables, matrices = 0, 0
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if weight is None or id(weight) in ours or weight.dim() < 2:
+            continue
+        tables += weight.numel() * isinstance(module, nn.Embedding)
+        matrices += weight.numel() * (not isinstance(module, nn.Embedding))
+    return tables, matrices
 
 
 def _head_costs(model: PreTrainedModel, family: Family, blocks: Iterable[Block], head_dim: int) -> tuple[int, int]:

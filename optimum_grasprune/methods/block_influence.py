@@ -8,6 +8,7 @@ Shape suffixes: N sequences, S sequence, T tokens, D hidden, L layers, U units.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
 import torch
@@ -45,14 +46,14 @@ class BlockInfluence(Method):
     def budget(
         self, config: GRASPConfig, family: Family, inventory: UnitInventory, parameters: int, added: int
     ) -> Budget:
-        """See `Method.budget`; the smallest model is the cheapest layer alone, and widths have no minimum."""
+        """See `Method.budget`; the smallest model is the cheapest layer with attention; widths have no minimum."""
         budget = Budget.unchecked(config, inventory, parameters, added)
         costs, kv_widths = layer_sums(inventory)
-        _check_room(
-            "keep_ratio", config.keep_ratio, min(costs.values()), budget.cost, budget.fixed_cost, inventory.total_cost
-        )
+        attending = [layer for layer in inventory.layers if kv_widths[layer]] or inventory.layers
+        least = min(costs[layer] for layer in attending)
+        _check_room("keep_ratio", config.keep_ratio, least, budget.cost, budget.fixed_cost, inventory.total_cost)
         if budget.kv_width is not None:
-            least = min(kv_widths.values())
+            least = min(kv_widths[layer] for layer in attending)
             _check_room("kv_keep_ratio", config.kv_keep_ratio, least, budget.kv_width, 0, inventory.total_kv_width)
         return budget
 
@@ -62,21 +63,29 @@ class BlockInfluence(Method):
         return influence_L[problem.inventory.per_unit([group.layer for group in problem.inventory.groups])]
 
     def select(self, problem: Problem, scores_U: Tensor) -> UnitMask:
-        """The layers to keep: in the order of their influence, whatever still fits."""
+        """The layers to keep: in the order of their influence, whatever still fits.
+
+        Where that would leave no attention, the best layer that has some goes first: see `Budget.cache_may_go`.
+        Raises BudgetError where none fits of those that larger budgets of a nested run have left.
+        """
         inventory, budget = problem.inventory, problem.budget
         layer_U = inventory.per_unit([group.layer for group in inventory.groups])
         costs, kv_widths = layer_sums(inventory)
         influence = {layer: float(scores_U[layer_U == layer][0]) for layer in inventory.layers}
-        cost_left = budget.cost
-        kv_left = inventory.total_kv_width if budget.kv_width is None else budget.kv_width
+        room = budget.cost, inventory.total_kv_width if budget.kv_width is None else budget.kv_width
         kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
         layers = [
             layer for layer in inventory.layers if budget.within_U is None or budget.within_U[layer_U == layer].all()
         ]
-        for layer in sorted(layers, key=lambda layer: -influence[layer]):
-            if costs[layer] <= cost_left and kv_widths[layer] <= kv_left:
-                kept_U[layer_U == layer] = True
-                cost_left, kv_left = cost_left - costs[layer], kv_left - kv_widths[layer]
+        best_first = sorted(layers, key=lambda layer: -influence[layer])
+        kept = fitting(best_first, costs, kv_widths, *room)
+        if inventory.total_kv_width and not any(kv_widths[layer] for layer in kept):
+            first = fitting([layer for layer in best_first if kv_widths[layer]], costs, kv_widths, *room)[:1]
+            if not first:
+                raise BudgetError("keep_ratio", problem.config.keep_ratio, "too small for any layer that is left")
+            kept = fitting(dict.fromkeys([*first, *best_first]), costs, kv_widths, *room)
+        for layer in kept:
+            kept_U[layer_U == layer] = True
         return UnitMask(inventory, kept_U, whole_layers=True)
 
 
@@ -87,6 +96,18 @@ def layer_sums(inventory: UnitInventory) -> tuple[dict[int, int], dict[int, int]
         costs[group.layer] += group.count * group.cost
         kv_widths[group.layer] += group.count * group.kv_width
     return costs, kv_widths
+
+
+def fitting(
+    layers: Iterable[int], costs: Mapping[int, int], kv_widths: Mapping[int, int], cost: int, kv_width: int
+) -> list[int]:
+    """Of the layers, in this order, those that still fit. costs, kv_widths: of each.  cost, kv_width: the room."""
+    kept = []
+    for layer in layers:
+        if costs[layer] <= cost and kv_widths[layer] <= kv_width:
+            kept.append(layer)
+            cost, kv_width = cost - costs[layer], kv_width - kv_widths[layer]
+    return kept
 
 
 def influence(before_TD: Tensor, after_TD: Tensor) -> float:

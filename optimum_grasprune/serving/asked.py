@@ -128,6 +128,7 @@ class Asked:
                 raise OptionError(option, " ".join(getattr(self, option)), f"--mode {mode} takes only one")
         (asked,) = lengths or [_halves(min(LONG_CONTEXT, *(item.longest for item in checkpoints)))]
         _check_lengths(checkpoints, [asked])
+        _check_windows(checkpoints, asked, mode)
         sizes = engine.element_sizes(self._options(None), checkpoints[0].dtype)
         dense, *pruned = (item.shape.kv_width * sizes.kv for item in checkpoints)
         given = concurrencies[0] if concurrencies else None
@@ -169,6 +170,17 @@ class Asked:
 
 def _halves(tokens: int) -> Lengths:
     return Lengths(tokens // 2, tokens // 2)
+
+
+def _check_windows(checkpoints: list[Checkpoint], asked: Lengths, mode: str) -> None:
+    """Raise OptionError where a sequence takes less memory than its tokens in sum: an engine gives back old ones."""
+    for item in checkpoints:
+        if any(layer.window < asked.total for layer in item.shape.windowed):
+            reason = (
+                f"layers of the model {item.source} see a window of fewer than {asked.total} tokens, so that what its "
+                "cache holds is the engine's affair; give shorter --lengths"
+            )
+            raise OptionError("mode", mode, reason)
 
 
 def _check_lengths(checkpoints: list[Checkpoint], lengths: list[Lengths]) -> None:

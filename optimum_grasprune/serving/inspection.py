@@ -127,7 +127,8 @@ def inspection(name: str, config: PreTrainedConfig) -> Inspection:
 def _parameters_beside_layers(shape: ModelShape) -> dict[str, int]:
     """The parameters that no unit runs through, by their place; those places that have any."""
     places = {"embedding": shape.embedding, "head": 0 if shape.tied else shape.head}
-    places["norms_and_biases"] = shape.replicated
+    places |= {"positions": shape.positions, "projections_of_embeddings": shape.projections}
+    places["norms_and_biases"] = shape.replicated - shape.positions - shape.projections
     return {name: count for name, count in places.items() if count}
 
 

@@ -116,7 +116,7 @@ class PruningPlan:
         return 1 + max(group.layer for group in self.groups)
 
     def check(self, inventory: UnitInventory) -> None:
-        """Raise PlanError unless the plan was made for a model with these units."""
+        """Raise PlanError unless the plan was made for a model with these units, and leaves some attention."""
         for planned, group in zip(self.groups, inventory.groups, strict=False):
             if planned.address != group.address:
                 raise PlanError(
@@ -128,6 +128,8 @@ class PruningPlan:
         if len(self.groups) != len(inventory.groups):
             layers = 1 + inventory.layers[-1]
             raise PlanError(f"the plan is for {self.num_layers} layers; this model has {layers}")
+        if inventory.total_kv_width and not any(group.kept and group.kind.cached_vectors for group in self.groups):
+            raise PlanError("the plan leaves no attention in any layer: such a model sees one token at a time")
 
     def to_dict(self) -> dict[str, JsonValue]:
         """The plan as JSON types."""

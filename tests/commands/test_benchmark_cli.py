@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.conftest import Outcome
+from tests.tiny_models import tiny_model
 
 Cli = Callable[..., Outcome]
 Benchmark = Callable[..., Outcome]
@@ -155,3 +156,16 @@ def test_without_vllm(benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch) -> 
     outcome = benchmark()
     assert outcome.code == 2 and len(outcome.error_lines) == 1
     assert "vLLM is not installed" in outcome.error_lines[0] and "--mode generate" in outcome.error_lines[0]
+
+
+def test_no_sum_over_tokens_says_what_windows_hold(cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("vllm")
+    tiny_model("Gemma 3").save_pretrained(tmp_path / "gemma")  # two of its layers see 8 tokens
+    models = ("--dense", tmp_path / "gemma", "--pruned", f"same={tmp_path / 'gemma'}")
+    long = ("--mode", "long-context", "--concurrency", 2)
+    outcome = cli("benchmark", *models, *long, "--lengths", "5:4", tmp_path / "out")
+    (line,) = outcome.error_lines
+    assert outcome.code == 2 and "--mode long-context: layers of the model" in line
+    assert "see a window of fewer than 9 tokens" in line and not (tmp_path / "out").exists()
+    outcome = cli("benchmark", *models, *long, "--lengths", "4:4", "--seed", 0, tmp_path / "out")
+    assert "2 overflow nothing" in outcome.error_lines[0]  # as far as windows go, it may be planned

@@ -284,6 +284,11 @@ def test_unsupported_variants_of_a_family_are_named() -> None:
     mixed = CONFIG_MAPPING["mistral"](num_hidden_layers=2, layer_types=["sliding_attention", "full_attention"])
     with pytest.raises(UnsupportedFamilyError, match="is a Mistral with several kinds of attention .* 'ministral'"):
         family_of(mixed)
+    without = tiny_model("Ministral", sliding_window=None, layer_types=None).config
+    with pytest.raises(
+        UnsupportedFamilyError, match="is a Ministral with no sliding_window, .* model_type to 'mistral'"
+    ):
+        family_of(without)
 
 
 def test_no_model_type_belongs_to_two_families() -> None:

@@ -95,6 +95,17 @@ def test_shares_of_a_plan_are_read_at_the_same_depth() -> None:
     assert shares[KV] == pytest.approx([1.0, 0.875, 0.625, 0.5])
 
 
+def test_of_a_block_that_was_gone_before_a_plan_keeps_nothing() -> None:
+    groups = [GroupPlan(layer, FFN, 100, tuple(range(50))) for layer in range(2)] + [GroupPlan(1, KV, 4, (0, 1, 2))]
+    shares = shares_of(PruningPlan(tuple(groups)), 2)
+    assert shares == {KV: [0.0, 0.75], FFN: [0.5, 0.5]}
+    for steps in ({}, {"ffn_multiple_of": 4}):
+        inventory = two_layers()
+        budget = Budget.resolve(BudgetOptions(keep_ratio=0.5, min_kv_groups=0, **steps), inventory, 160)
+        none, _, heads, _ = widths_of(chosen_mask(shares, inventory, budget))
+        assert none == 0 and heads >= 3
+
+
 def two_layers() -> UnitInventory:
     return UnitInventory(
         tuple(group for layer in range(2) for group in (UnitGroup(layer, KV, 4, 10, 2), UnitGroup(layer, FFN, 40, 1)))

@@ -16,12 +16,13 @@ from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.export.checkpoint import read_plan, read_record
 from optimum_grasprune.families import family_of
 from optimum_grasprune.methods import get_method
-from optimum_grasprune.methods.block_influence import block_influence, influence
+from optimum_grasprune.methods.block_influence import block_influence, fitting, influence
+from optimum_grasprune.surgery import build_pruned_model
 from optimum_grasprune.surgery.depth import layers_that_stay, shallower_config
-from optimum_grasprune.units import FFN, KV, GroupPlan, PruningPlan
+from optimum_grasprune.units import FFN, KV, GroupPlan, PruningPlan, UnitMask
 from tests.conftest import logits_of, make_model, make_tokenizer
 from tests.contracts.test_methods import problem_of
-from tests.tiny_models import VARIANTS, tiny_model
+from tests.tiny_models import VARIANTS, some_mask, tiny_model
 
 TOKENS = torch.arange(2, 42).view(2, 20)
 
@@ -63,6 +64,41 @@ def test_the_most_influential_layers_that_fit_stay() -> None:
     kept = {group.layer for group in groups if mask.kept(group.address)}
     assert kept == {0, 2, 4} and mask.whole_layers  # three of five are 0.6
     assert all(len(mask.kept(group.address)) in (0, group.count) for group in groups)
+
+
+def test_layers_are_taken_in_order_while_they_fit() -> None:
+    costs, kv_widths = {0: 5, 1: 3, 2: 2}, {0: 4, 1: 4, 2: 0}
+    assert fitting([0, 1, 2], costs, kv_widths, 7, 8) == [0, 2]
+    assert fitting([1, 0, 2], costs, kv_widths, 10, 4) == [1, 2]
+    assert fitting([0, 1], costs, kv_widths, 1, 8) == []
+
+
+def without_attention_in(layers: set[int]) -> PreTrainedModel:
+    model = make_model()
+    mask = some_mask(model, share=1)
+    kept_U = mask.kept_U.clone()
+    for group, (start, stop) in zip(mask.inventory.groups, mask.inventory.spans(), strict=True):
+        if group.kind == KV and group.layer in layers:
+            kept_U[start:stop] = False
+    plan = PruningPlan.from_mask(UnitMask(mask.inventory, kept_U))
+    return build_pruned_model(model, plan, family_of(model.config))
+
+
+def test_a_layer_with_attention_stays_even_where_others_matter_more() -> None:
+    # Costs of the layers: 4,608 of the FFN each, and 3,072 of attention in the second.
+    config = GRASPConfig(method="block_influence", keep_ratio=0.5)
+    problem = problem_of(without_attention_in({0, 2}), config)
+    groups, method = problem.inventory.groups, get_method("block_influence")
+    layers_U = problem.inventory.per_unit([group.layer for group in groups])
+    mask = method.select(problem, torch.tensor([0.5, 0.1, 0.4])[layers_U])
+    assert {group.layer for group in groups if mask.kept(group.address)} == {1}
+
+    gone_U = layers_U != 1  # a larger budget of a nested run has left no such layer
+    nested = problem.at(problem.budget.within(UnitMask(problem.inventory, gone_U)), config)
+    with pytest.raises(BudgetError, match="keep_ratio=0.5: too small for any layer that is left"):
+        method.select(nested, torch.tensor([0.5, 0.1, 0.4])[layers_U])
+    with pytest.raises(BudgetError, match="nearest feasible value is 0.4546"):  # 7,680 of 16,896, rounded up
+        problem_of(without_attention_in({0, 2}), GRASPConfig(method="block_influence", keep_ratio=0.4))
 
 
 @pytest.mark.parametrize("family", VARIANTS)

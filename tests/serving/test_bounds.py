@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from optimum_grasprune.families import family_of
 from optimum_grasprune.families.shape import model_shape
-from optimum_grasprune.serving.bounds import Shape, decode_work, limit, limits, prefill_work
+from optimum_grasprune.serving.bounds import Shape, Windowed, decode_work, limit, limits, prefill_work
 from tests.conftest import make_model
+from tests.tiny_models import tiny_model
 
 # 1,000 weights in the layers, a vocabulary of 10 times 10 elements, 2 heads of 4 elements and 1 KV head of 4.
 DENSE = Shape(parameters=1200, embedding=100, head=100, tied=False, query_width=8, kv_width=8)
@@ -32,6 +33,27 @@ def test_prefill_by_hand() -> None:
     work = prefill_work(DENSE, tokens=10, weight_bytes=2, kv_bytes=2)
     assert work.bytes == 1100 * 2 + 10 * 8 * 2
     assert work.flops == 2 * 10 * 1000 + 2 * 100 + 2 * 100 * 8
+
+
+def test_windows_by_hand() -> None:
+    half = replace(DENSE, windowed=(Windowed(window=8, query_width=4, kv_width=4),))
+    work = decode_work(half, batch=3, context=20, weight_bytes=2, kv_bytes=1)
+    assert work.bytes == 1100 * 2 + 3 * (20 * 4 + 8 * 4)
+    assert work.flops == 3 * (2 * 1100 + 4 * (20 * 4 + 8 * 4))
+    assert decode_work(half, 3, 8, 2, 1) == decode_work(DENSE, 3, 8, 2, 1)
+    # Of 10 tokens, the last two see 0.5 and 1.5 fewer on average than without a window: 2 of 50 pairs.
+    assert prefill_work(half, 10, 2, 2).flops == 2 * 10 * 1000 + 2 * 100 + 4 * (50 * 4 + 48 * 4)
+
+
+def test_heads_that_see_everything_weigh_more_than_those_with_a_window() -> None:
+    dense = replace(DENSE, windowed=(Windowed(8, 4, 4),))
+    narrow = replace(dense, query_width=4, kv_width=4)  # what is left has a window
+    bound = limits(dense, narrow, batch=1000, prompt=4096, output=2, weight_bytes=2, kv_bytes=2).decode
+    assert bound > 400  # 4,097 tokens in the cache over 8, but for the weights; it would be 2 without windows
+
+
+def test_positions_are_looked_up_row_by_row() -> None:
+    assert replace(DENSE, parameters=1250, positions=50).read_parameters == DENSE.read_parameters
 
 
 def test_limits_by_hand() -> None:
@@ -64,3 +86,10 @@ def test_shape_of_a_model() -> None:
     assert (shape.query_width, shape.kv_width) == (3 * 4 * 8, 3 * 2 * 2 * 8)
     tied = make_model(tie_word_embeddings=True)
     assert Shape.of(model_shape(tied, family_of(tied.config))).tied
+
+
+def test_windows_and_positions_of_a_model() -> None:
+    gemma, opt = tiny_model("Gemma 3"), tiny_model("OPT")
+    shape = Shape.of(model_shape(gemma, family_of(gemma.config)))
+    assert shape.windowed == (Windowed(8, 4 * 16, 2 * 2 * 16),) * 2  # the first and the last of three layers
+    assert Shape.of(model_shape(opt, family_of(opt.config))).positions == (128 + 2) * 32

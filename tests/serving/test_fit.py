@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from optimum_grasprune import PruningPlan, UnitMask
+from optimum_grasprune.errors import ModelError
 from optimum_grasprune.families import family_of
 from optimum_grasprune.families.shape import LayerShape, ModelShape, model_shape
 from optimum_grasprune.loading import count_parameters, empty_model
@@ -26,8 +27,10 @@ from optimum_grasprune.serving.fit import (
     splits,
     tensor_parallel_sizes,
 )
+from optimum_grasprune.serving.inspection import inspection
 from optimum_grasprune.surgery import dense_config, pruned_config
 from optimum_grasprune.units import FFN, KV, Address
+from tests.tiny_models import some_plan, tiny_model
 
 GIB = 2**30
 LLAMA_2_7B = LlamaConfig(
@@ -133,6 +136,29 @@ def test_shape_of_a_pruned_model_and_of_what_it_was_cut_from(model: LlamaForCaus
     assert shape_of(config).parameters == count_parameters(empty_model(config))
     assert shape_of(dense_config(config)) == shape_of(model.config)
     assert dense_config(model.config) is None
+
+
+def test_positions_and_projections_of_embeddings_are_no_norms() -> None:
+    config = tiny_model("OPT", "as-350m").config  # 258 tokens of 16 elements, 32 in the layers; positions begin at 2
+    shape = model_shape(empty_model(config), family_of(config))
+    assert (shape.positions, shape.projections) == (130 * 32, 2 * 16 * 32)
+    norms_and_biases = 3 * (2 * 2 * 32 + 2 * 32)  # no norm behind the last layer
+    found = inspection("opt", config).other_parameters
+    assert found == {
+        "embedding": 258 * 16,
+        "positions": 130 * 32,
+        "projections_of_embeddings": 2 * 16 * 32,
+        "norms_and_biases": norms_and_biases,
+    }
+
+
+def test_a_model_without_attention_is_refused(model: LlamaForCausalLM) -> None:
+    config = pruned_config(model.config, some_plan(model))
+    config.per_layer_config = {
+        layer: {"num_attention_heads": 0, "num_key_value_heads": 0, "intermediate_size": 8} for layer in range(3)
+    }
+    with pytest.raises(ModelError, match="the model has no attention in any layer"):
+        inspection("none", config)
 
 
 def test_sizes_that_split_every_layer() -> None:

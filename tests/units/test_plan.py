@@ -54,6 +54,14 @@ def test_multipliers_of_a_mask_are_the_plan_s(small_inventory: UnitInventory) ->
     assert "multipliers" not in str(plan_of(small_inventory).to_dict())
 
 
+def test_a_plan_without_any_attention_is_refused(small_inventory: UnitInventory) -> None:
+    kept_U = small_inventory.is_kind_U[FFN].clone()
+    with pytest.raises(PlanError, match="the plan leaves no attention in any layer"):
+        PruningPlan.from_mask(UnitMask(small_inventory, kept_U)).check(small_inventory)
+    kept_U[small_inventory.index(Address(1, KV), 0)] = True
+    PruningPlan.from_mask(UnitMask(small_inventory, kept_U)).check(small_inventory)
+
+
 def test_plan_for_another_model_is_refused(small_inventory: UnitInventory) -> None:
     plan = plan_of(small_inventory)
     wider = UnitInventory((small_inventory.groups[0], UnitGroup(0, FFN, 5, 3), *small_inventory.groups[2:]))

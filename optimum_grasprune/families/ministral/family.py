@@ -1,6 +1,6 @@
 """Ministral, as transformers has it: a Mistral whose layers see all, or a window, as `layer_types` says."""
 
-from ..base import Family
+from ..base import Family, Unsupported
 
 MINISTRAL = Family(
     name="Ministral",
@@ -8,5 +8,11 @@ MINISTRAL = Family(
     pruned_type="grasp_ministral",
     code="optimum_grasprune.families.ministral.modeling_grasp",
     classes=("GRASPMinistralConfig", "GRASPMinistralModel", "GRASPMinistralForCausalLM"),
+    unsupported=(
+        Unsupported(
+            "no sliding_window, without which transformers computes none: change its model_type to 'mistral'",
+            lambda config: getattr(config, "sliding_window", None) is None,
+        ),
+    ),
     blocks_may_go=True,
 )
