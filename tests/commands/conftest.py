@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+import transformers
 from optimum.commands.optimum_cli import main
 
 PROGRESS_BAR = re.compile(r"\d+%\|")
@@ -37,3 +39,21 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return Outcome(code, captured.out, [line for line in lines if not PROGRESS_BAR.search(line)])
 
     return run
+
+
+@pytest.fixture
+def remote_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Code that comes with checkpoints is copied into a folder of this test, and forgotten after it."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(folder))
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    for name in _names_of_remote_code():
+        monkeypatch.delitem(sys.modules, name)
+    yield
+    for name in _names_of_remote_code():
+        del sys.modules[name]
+
+
+def _names_of_remote_code() -> list[str]:
+    return [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import transformers.dynamic_module_utils
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -36,17 +34,6 @@ class DoubledForCausalLM(LlamaForCausalLM):
         output.logits = 2 * output.logits
         return output
 """
-
-
-@pytest.fixture
-def remote_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Code that comes with checkpoints is copied into a folder of this test, and forgotten after it."""
-    folder = tmp_path / "modules"
-    folder.mkdir()
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(folder))
-    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
-    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
-        monkeypatch.delitem(sys.modules, name)
 
 
 def custom(folder: Path, name: str) -> Path:

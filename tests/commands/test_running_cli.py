@@ -61,7 +61,17 @@ def test_one_bar_at_a_time_on_a_terminal(
     shown = shown[shown.index("sensitivity") :]
     names = re.findall(r"([a-z ]+): +\d+%\|", shown)
     bars = [name for name, before in zip(names, [None, *names], strict=False) if name != before]
-    assert bars == ["sensitivity", "gates", "candidates", "widths", "candidates", "refitted", "scales", "loss"]
+    assert bars == [
+        "sensitivity",
+        "gates",
+        "candidates",
+        "widths",
+        "candidates",
+        "refitted",
+        "teacher",
+        "diagonals",
+        "loss",
+    ]
     assert "Loading weights" not in shown
     assert shown.count("\n") == len(bars)  # every bar ends, and keeps its line
 

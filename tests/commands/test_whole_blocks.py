@@ -65,20 +65,18 @@ def test_every_stage_goes_with_it_and_it_is_pruned_again(compensation: str, corp
     assert torch.equal(logits_of(loaded, TOKENS), logits_of(twice.model, TOKENS))
 
 
-def test_code_from_the_checkpoint_is_known_as_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_from_the_checkpoint_is_known_as_ours(remote_code: None, tmp_path: Path) -> None:
     free = {"min_kv_groups": 0, "min_ffn_channels": 0, "allocation": "global"}
     pruner = GRASPPruner(GRASPConfig(method="magnitude", keep_ratio=0.3, compensation="none", **free))
     pruner.prune_model(make_model(), make_tokenizer())
-    pruner.save(tmp_path / "pruned")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
-    config = json.loads((tmp_path / "pruned" / "config.json").read_text())
+    folder = tmp_path / "pruned"
+    pruner.save(folder)
+    config = json.loads((folder / "config.json").read_text())
     config["model_type"] = "grasp_llama_elsewhere"
-    code = (tmp_path / "pruned" / "configuration_grasp.py").read_text()
-    (tmp_path / "pruned" / "configuration_grasp.py").write_text(
-        code.replace('"grasp_llama"', '"grasp_llama_elsewhere"')
-    )
-    (tmp_path / "pruned" / "config.json").write_text(json.dumps(config))
-    remote = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned", trust_remote_code=True)
+    code = (folder / "configuration_grasp.py").read_text()
+    (folder / "configuration_grasp.py").write_text(code.replace('"grasp_llama"', '"grasp_llama_elsewhere"'))
+    (folder / "config.json").write_text(json.dumps(config))
+    remote = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     remote.config.model_type = type(remote.config).model_type = "grasp_llama"
     again = GRASPPruner(GRASPConfig(method="magnitude", keep_ratio=0.8, compensation="none"))
     assert logits_of(again.prune_model(remote, make_tokenizer()), TOKENS).isfinite().all()
