@@ -45,6 +45,12 @@ def at_ratios(config: GRASPConfig, keep_ratios: Iterable[object], *, nested: boo
     return configs
 
 
+def shared_run(config: GRASPConfig, keep_ratios: Sequence[float], *, nested: bool = False) -> SharedRun | None:
+    """The run of several ratios as a record has it, where what comes out at one depends on the others; else None."""
+    depends = nested or get_method(config.method).trains_at_all_budgets
+    return SharedRun(keep_ratios=tuple(keep_ratios), nested=nested) if len(keep_ratios) > 1 and depends else None
+
+
 class _Finish(Protocol):
     """Chooses among the candidates of a problem, makes up for the cut, and says how it came to be."""
 
@@ -73,7 +79,8 @@ class RatioRun:
         """The pruned model of one of the ratios. OptionError for another, or out of turn where masks are nested."""
         problem = self._allowed(keep_ratio)
         with plain_work(problem.config):
-            pruned = self._finish(problem, self._selection(problem), self._described())
+            shared = shared_run(problem.config, self.keep_ratios, nested=self.nested)
+            pruned = self._finish(problem, self._selection(problem), shared)
         if self.nested and pruned.plan is not None:
             self._kept[keep_ratio] = pruned.plan.mask(problem.inventory)
         return pruned
@@ -95,8 +102,3 @@ class RatioRun:
     @cached_property
     def _selection(self) -> Callable[[Problem], Selection]:
         return self._method.selections(self._problems)
-
-    def _described(self) -> SharedRun | None:
-        """Where the others decide what comes out at a ratio: a run of its own would give something else."""
-        alone = len(self.keep_ratios) == 1 or not (self.nested or self._method.trains_at_all_budgets)
-        return None if alone else SharedRun(keep_ratios=self.keep_ratios, nested=self.nested)

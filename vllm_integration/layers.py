@@ -66,12 +66,6 @@ def add_biases(layer: nn.Module, *outputs: str) -> None:
         setattr(layer.get_submodule(parent), name, _with_bias(linear))
 
 
-def window(config: PreTrainedConfig, prefix: str) -> int | None:
-    """Tokens that the layer at a prefix sees at once, where the configuration says so of some layers; else None."""
-    types = getattr(config, "layer_types", None)
-    return config.sliding_window if types and types[extract_layer_index(prefix)] == "sliding_attention" else None
-
-
 @contextmanager
 def without_layers(config: PreTrainedConfig) -> Iterator[None]:
     """While the block runs, stock constructors build everything but layers from a configuration."""

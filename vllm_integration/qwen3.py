@@ -10,8 +10,11 @@ from torch import nn
 from vllm.config import VllmConfig
 from vllm.model_executor.models.llama import LlamaForCausalLM
 from vllm.model_executor.models.qwen3 import Qwen3DecoderLayer
+from vllm.model_executor.models.utils import extract_layer_index
 
-from .layers import add_biases, finish, layer_config, window
+from optimum_grasprune.families import family_of
+
+from .layers import add_biases, finish, layer_config
 
 
 class GRASPQwen3DecoderLayer(Qwen3DecoderLayer):
@@ -24,7 +27,7 @@ class GRASPQwen3DecoderLayer(Qwen3DecoderLayer):
             vllm_config.cache_config,
             vllm_config.quant_config,
             prefix=prefix,
-            per_layer_sliding_window=window(config, prefix),
+            per_layer_sliding_window=family_of(config).window(config, extract_layer_index(prefix)),
         )
         if config.attention_bias:  # in transformers that is one on the output too; the stock layer has none
             add_biases(self, "self_attn.o_proj")

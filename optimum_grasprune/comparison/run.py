@@ -38,7 +38,7 @@ from ..methods.selection import SelectionCache
 from ..model_files import ReadAs, commit_of
 from ..provenance import recipe_of
 from ..pruner import GRASPPruner
-from ..ratios import RatioRun
+from ..ratios import RatioRun, shared_run
 from ..record import SharedRun, installed_versions, read_json
 from ..record.describe import describe_model
 from ..writing import results_folder, write_json
@@ -205,9 +205,9 @@ class Comparison:
 
     def _shared_run(self, cell: Cell) -> SharedRun | None:
         """The ratios whose gates are trained together with a cell's; None for a run of its own."""
-        ratios = tuple(other.config.keep_ratio for other in self.cells if other.entry == cell.entry)
-        shared = self.share_gates and len(ratios) > 1 and get_method(cell.config.method).trains_at_all_budgets
-        return SharedRun(keep_ratios=ratios, nested=False) if shared else None
+        if not self.share_gates:
+            return None
+        return shared_run(cell.config, [other.config.keep_ratio for other in self.cells if other.entry == cell.entry])
 
     def _calibration(self, cell: Cell) -> TokenizedCorpus:
         return self._calibrations[_corpus_key(cell.config)]

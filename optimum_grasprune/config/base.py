@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, ValidationError
+from pydantic_core import PydanticCustomError
 from typing_extensions import Self
 
 from ..errors import OptionError
@@ -45,3 +46,15 @@ class Options(BaseModel):
     def from_dict(cls, values: Mapping[str, object]) -> Self:
         """The inverse of `to_dict`; OptionError on an unknown or invalid field."""
         return cls(**values)
+
+
+def one_of(names: Callable[[], Sequence[str]]) -> BeforeValidator:
+    """Annotation of a field that takes one of some names, which may be registered after the class is made."""
+
+    def known(value: Any) -> Any:
+        if value not in (found := names()):
+            *others, last = map(repr, found)
+            raise PydanticCustomError("name", f"Input should be {', '.join(others)} or {last}")
+        return value
+
+    return BeforeValidator(known)

@@ -1,20 +1,11 @@
 """What is cut, and what makes up for it."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from ..registry import METHODS, chain_names
-from .base import Flag, Options
-
-
-def _known_chain(value: Any) -> Any:
-    names = ("auto", *chain_names())
-    if value not in names:
-        *others, last = map(repr, names)
-        raise PydanticCustomError("chain", f"Input should be {', '.join(others)} or {last}")
-    return value
+from .base import Flag, Options, one_of
 
 
 class PruningOptions(Options):
@@ -34,7 +25,7 @@ class PruningOptions(Options):
         description="whether every layer keeps the same share or units compete over the whole model; "
         "auto is the method's own",
     )
-    compensation: Annotated[str, BeforeValidator(_known_chain), Flag(everyday=True)] = Field(
+    compensation: Annotated[str, one_of(lambda: ("auto", *chain_names())), Flag(everyday=True)] = Field(
         default="auto",
         description="what makes up for the units that were cut: trained scales of units (scales), trained diagonals on "
         "all maps of the layers (diagonals), least squares on the output projections (least_squares), these and then "

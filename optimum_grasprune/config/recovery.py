@@ -1,31 +1,22 @@
 """Whether the pruned model's weights are trained, and how."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from ..registry import RECOVERIES
-from .base import Flag, Options
-
-
-def _known_recovery(value: Any) -> Any:
-    names = ("none", *RECOVERIES)
-    if value not in names:
-        *others, last = map(repr, names)
-        raise PydanticCustomError("recovery", f"Input should be {', '.join(others)} or {last}")
-    return value
+from .base import Flag, Options, one_of
 
 
 class RecoveryOptions(Options):
     """Whether the pruned model's weights are trained, and how."""
 
-    recover: Annotated[str, BeforeValidator(_known_recovery), Flag("|".join(("none", *RECOVERIES)), everyday=True)] = (
-        Field(
-            default="none",
-            description="train the weights of the pruned model at the end: lora trains low-rank updates of all maps in "
-            "the layers and merges them (needs peft), distill trains all weights of the layers",
-        )
+    recover: Annotated[
+        str, one_of(lambda: ("none", *RECOVERIES)), Flag("|".join(("none", *RECOVERIES)), everyday=True)
+    ] = Field(
+        default="none",
+        description="train the weights of the pruned model at the end: lora trains low-rank updates of all maps in "
+        "the layers and merges them (needs peft), distill trains all weights of the layers",
     )
     recover_tokens: int = Field(
         default=2**17, ge=1, description="tokens of the calibration corpus that weights are trained on, each once"

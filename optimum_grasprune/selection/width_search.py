@@ -26,7 +26,7 @@ Widths = tuple[int, ...]
 
 def widths_of(mask: UnitMask) -> Widths:
     """How many units of each group a mask keeps."""
-    return tuple(int(mask.kept_U[start:stop].sum()) for start, stop in mask.inventory.spans())
+    return tuple(mask.inventory.widths(mask.kept_U))
 
 
 def mask_of(

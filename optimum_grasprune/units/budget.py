@@ -115,8 +115,7 @@ class Budget:
         Then the best unit that has one stays all the same: without any attention a model sees one token at a time, and
         no engine serves it.
         """
-        cached = [group for group in inventory.groups if group.kv_width]
-        return bool(cached) and not any(map(self.smallest_width, cached))
+        return not attends([self.smallest_width(group) for group in inventory.groups], inventory)
 
     def check_group(self, group: UnitGroup) -> None:
         """Raise OptionError when the group is too narrow for its alignment."""
@@ -184,10 +183,10 @@ def project(scores_U: Tensor, inventory: UnitInventory, budget: Budget) -> UnitM
     budget.check_feasible(inventory)
     scores_U = budget.ranked(scores_U)
     order_U = _descending(scores_U, inventory)
-    ranked_U = _rank_inside_groups(order_U, inventory)
     if all(step == 1 for step in budget.multiple_of.values()):
-        kept_U = _unit_by_unit(order_U, ranked_U, inventory, budget)
+        kept_U = _unit_by_unit(order_U, inventory, budget)
     else:
+        ranked_U = _rank_inside_groups(order_U, inventory)
         widths_G = _aligned_widths(scores_U[ranked_U], inventory, budget)
         kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
         kept_U[ranked_U] = inventory.place_U < widths_G[inventory.group_U]
@@ -229,25 +228,23 @@ def _descending(scores_U: Tensor, inventory: UnitInventory) -> Tensor:
     return even_U[torch.sort(keys_U).values & _LOW_32_BITS]
 
 
-def _unit_by_unit(order_U: Tensor, ranked_U: Tensor, inventory: UnitInventory, budget: Budget) -> Tensor:
+def _unit_by_unit(order_U: Tensor, inventory: UnitInventory, budget: Budget) -> Tensor:
     """The projection where there is no alignment, shape (units,), bool."""
     kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
     _fill(kept_U, order_U, inventory, budget)
     least = [budget.smallest_width(group) for group in inventory.groups]
+    widths = inventory.widths(kept_U)
     # At half the cost, since this runs at every training step: where filling up without a thought to smallest widths
     # happens to meet them, setting them aside first would have kept the same units.
-    if any(width < smallest for width, smallest in zip(_widths(kept_U, inventory), least, strict=True)):
-        kept_U[ranked_U] = inventory.place_U < torch.tensor(least, device="cpu")[inventory.group_U]
-        _fill(kept_U, order_U, inventory, budget)
-    if not attends(_widths(kept_U, inventory), inventory):
+    if all(width >= smallest for width, smallest in zip(widths, least, strict=True)) and attends(widths, inventory):
+        return kept_U
+    ranked_U = _rank_inside_groups(order_U, inventory)
+    kept_U[ranked_U] = inventory.place_U < torch.tensor(least, device="cpu")[inventory.group_U]
+    _fill(kept_U, order_U, inventory, budget)
+    if not attends(inventory.widths(kept_U), inventory):
         kept_U[ranked_U] = inventory.place_U < _with_a_cache(least, order_U, inventory)[inventory.group_U]
         _fill(kept_U, order_U, inventory, budget)
     return kept_U
-
-
-def _widths(kept_U: Tensor, inventory: UnitInventory) -> list[int]:
-    """Units that stay in each group."""
-    return torch.stack([kept_U[start:stop].sum() for start, stop in inventory.spans()]).tolist()
 
 
 def attends(widths: Sequence[int], inventory: UnitInventory) -> bool:
@@ -256,11 +253,12 @@ def attends(widths: Sequence[int], inventory: UnitInventory) -> bool:
     return any(cached) or not cached
 
 
-def _with_a_cache(least: list[int], order_U: Tensor, inventory: UnitInventory) -> Tensor:
+def _with_a_cache(least: Sequence[int], order_U: Tensor, inventory: UnitInventory) -> Tensor:
     """Least widths, shape (groups,), with room for the best unit that has a KV cache beside those given."""
     best = next(unit for unit in order_U.tolist() if inventory.kv_width_U[unit])
-    least[int(inventory.group_U[best])] += 1
-    return torch.tensor(least, device="cpu")
+    widths_G = torch.tensor(least, device="cpu")
+    widths_G[inventory.group_U[best]] += 1
+    return widths_G
 
 
 def _rank_inside_groups(order_U: Tensor, inventory: UnitInventory) -> Tensor:
@@ -278,7 +276,7 @@ def _aligned_widths(ranked_scores_U: Tensor, inventory: UnitInventory, budget: B
     least = [budget.smallest_width(group) // step for group, step in zip(inventory.groups, steps, strict=True)]
     kept_B = blocks.place_U < torch.tensor(least, device="cpu")[blocks.group_U]
     _fill(kept_B, order_B, blocks, budget)
-    if not attends(_widths(kept_B, blocks), blocks):
+    if not attends(blocks.widths(kept_B), blocks):
         kept_B = blocks.place_U < _with_a_cache(least, order_B, blocks)[blocks.group_U]
         _fill(kept_B, order_B, blocks, budget)
     return steps_G * torch.zeros_like(steps_G).index_add_(0, blocks.group_U, kept_B.long())

@@ -115,6 +115,10 @@ class UnitInventory:
         """(start, stop) of each group."""
         return zip(self.offsets[:-1], self.offsets[1:], strict=True)
 
+    def widths(self, kept_U: Tensor) -> list[int]:
+        """How many units of each group stay. kept_U: True for those, shape (units,), bool, on the CPU."""
+        return torch.bincount(self.group_U[kept_U], minlength=len(self.groups)).tolist()
+
     def per_unit(self, values: list[int]) -> Tensor:
         """One value per group spread over its units, shape (units,), int64."""
         counts = torch.tensor([group.count for group in self.groups], device="cpu")
