@@ -1,6 +1,7 @@
 """One model pruned by several methods at several ratios: cells, running them, and their tables."""
 
 from .cells import Cell, cells_of, evaluation_windows, read_corpora
+from .page import write_page
 from .results import ComparisonResult
 from .run import Comparison
 from .tables import points_of, short_table, shown, write_tables
@@ -15,5 +16,6 @@ __all__ = [
     "read_corpora",
     "short_table",
     "shown",
+    "write_page",
     "write_tables",
 ]

@@ -14,6 +14,8 @@ from ..writing import write_file, write_json
 from .results import CellResult, ComparisonResult, Losses
 
 RESULT_NAME = "comparison.json"
+TEXT_COLUMNS = frozenset({"method", "compensation"})
+"""Columns that hold words, and stand on the left."""
 _MISSING = "–"
 
 
@@ -90,27 +92,33 @@ def _shares(cell: CellResult) -> list[str]:
 def markdown(result: ComparisonResult) -> str:
     """The comparison as a Markdown page: what was done, and the table, the best of each ratio in bold."""
     columns, rows = full_table(result)
-    left = {"method", "compensation"}
-    lines = [columns, [":---" if column in left else "---:" for column in columns], *rows]
+    lines = [columns, [":---" if column in TEXT_COLUMNS else "---:" for column in columns], *rows]
     options = result.options
     corpora = "\n".join(
         f"- {name}: {_text_of(corpus.source, corpus.split)}, {corpus.windows:,} windows of {corpus.window} "
         f"tokens, sha256 `{corpus.sha256[:16]}…`"
         for name, corpus in result.corpora.items()
     )
-    patterns = sorted({str(cell.recipe["pattern"]) for cell in result.cells} - {"units"})
-    sparse = f" Of {', '.join(patterns)}, what is not zero counts as kept: the file is no smaller." if patterns else ""
-    together = " Gates were trained once for all ratios of a method." if any(c.shared for c in result.cells) else ""
     body = "\n".join("| " + " | ".join(_escaped(text) for text in line) + " |" for line in lines)
     return (
         f"# Comparison of pruning methods on {result.model.source}\n\n"
         f"Calibrated on {_text_of(options.dataset, options.dataset_split)} with seed {options.seed}. "
         f"Perplexity in fp32 on non-overlapping windows of:\n\n{corpora}\n\n"
         f"{body}\n\n"
+        f"{explanation(result)}\n"
+    )
+
+
+def explanation(result: ComparisonResult) -> str:
+    """What the columns of the full table mean, as Markdown."""
+    patterns = sorted({str(cell.recipe["pattern"]) for cell in result.cells} - {"units"})
+    sparse = f" Of {', '.join(patterns)}, what is not zero counts as kept: the file is no smaller." if patterns else ""
+    together = " Gates were trained once for all ratios of a method." if any(c.shared for c in result.cells) else ""
+    return (
         "*Kept of all*: share of all parameters, embeddings and head included. *KV cache*: share of its elements per "
         "token. *Δ nats*: rise of the mean loss over the dense model, ln(perplexity / dense). Bold: best at its ratio. "
-        f"*Seconds*: of pruning; scores computed for one ratio serve the others, a choice of units serves "
-        f"other compensations.{together}{sparse}\n"
+        "*Seconds*: of pruning; scores computed for one ratio serve the others, a choice of units serves "
+        f"other compensations.{together}{sparse}"
     )
 
 

@@ -43,8 +43,8 @@ class CompareCommand(Subcommand):
         declare_late(parser, _declare)
 
     def execute(self) -> None:
-        """Check everything, run what is not finished, write tables and plots."""
-        from optimum_grasprune.comparison import short_table, write_tables
+        """Check everything, run what is not finished, write tables, plots and the page."""
+        from optimum_grasprune.comparison import short_table, write_page, write_tables
         from optimum_grasprune.errors import GraspruneError
         from optimum_grasprune.report import print_table
 
@@ -53,8 +53,7 @@ class CompareCommand(Subcommand):
         plots = None if self.args.no_plot else module_for_plots("optimum_grasprune.comparison.plots")
         result = self._comparison(output).run(announce=lambda line: print(line, flush=True))
         write_tables(result, output)
-        if plots is not None:
-            plots.write_plots(result, output)
+        write_page(result, output, [] if plots is None else plots.write_plots(result, output))
         print_table("Comparison", *short_table(result), f"perplexity in fp32; tables and cells are in {output}")
         self.write_result(result.to_dict())
         if failed := result.failed():
