@@ -35,10 +35,24 @@ CHANGES: dict[str, list[str]] = {
     "no snapshots": ["--snapshots", "1"],
     "width search, 64 trials": ["--search-trials", "64"],
     "nothing held out": ["--held-out", "0"],
+    "text alone, no teacher": ["--kl-weight", "0"],
+    "gates with a teacher too": ["--kl-weight", "0.5"],
+    "teacher alone": ["--kl-weight", "1"],
+    "joint multipliers": ["--multipliers", "joint"],
+    "joint multipliers with a teacher": ["--multipliers", "joint", "--kl-weight", "0.5"],
+    "two passes of diagonals": ["--diagonal-epochs", "2"],
 }
 """What is changed in the recipe, and by which options."""
 
-COMPENSATIONS = {"": "", "no compensation": "+none", "scales only": "+scales", "least squares only": "+least_squares"}
+COMPENSATIONS = {
+    "": "",
+    "no compensation": "+none",
+    "scales only": "+scales",
+    "least squares only": "+least_squares",
+    "diagonals only": "+diagonals",
+    "robust least squares and scales": "+both@least_squares=robust",
+    "robust least squares and diagonals": "+refit@least_squares=robust",
+}
 """Names of further rows, and what is added to the recipe's name in `compare`: they share one training of the gates."""
 
 Table = dict[str, dict[str, list[float]]]
