@@ -59,7 +59,9 @@ def test_every_change_gives_a_row(
     monkeypatch.setattr(sys, "argv", command)
     ablation.main()
     table = json.loads((tmp_path / "ablation.json").read_text())["excess_loss"]["end"]
-    assert list(table) == ["default", "no compensation", "scales only", "least squares only", "zero start"]
+    of_the_cut = ["no compensation", "scales only", "least squares only", "diagonals only"]
+    robust = ["robust least squares and scales", "robust least squares and diagonals"]
+    assert list(table) == ["default", *of_the_cut, *robust, "zero start"]
     assert all(len(row["0.5"]) == 1 for row in table.values())
     recipes = {
         file.parents[1].name: json.loads(file.read_text())["inputs"]["recipe"]["start"]
