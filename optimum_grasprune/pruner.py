@@ -20,7 +20,6 @@ from .execution import WholeModel
 from .export.outputs import Source, check_apart, corpora, local, models
 from .families import family_of
 from .generation import generation_settings, set_generation
-from .loading import count_parameters
 from .methods import get_method
 from .methods.selection import Selection
 from .numerics import on_plain_torch
@@ -216,7 +215,7 @@ class GRASPPruner:
         if config.pattern != "units":  # where single weights are cut, every unit stays
             return Budget(runner.inventory.total_cost)
         added = self.chain.added_parameters(runner.model, runner.family)
-        return self.method.budget(config, runner.family, runner.inventory, count_parameters(runner.model), added)
+        return self.method.budget(config, runner.model, runner.family, runner.inventory, added)
 
     def _finished(
         self, work: _Work, problem: Problem, selection: Selection, shared: SharedRun | None = None

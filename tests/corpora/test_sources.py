@@ -121,7 +121,7 @@ def test_of_what_is_streamed_the_first_documents_are_read(
 
     def documents() -> Iterator[dict[str, object]]:
         nonlocal read
-        for read in range(1, 100):  # noqa: B007
+        for read in range(1, 100):
             yield {"text": f"document {read - 1}", "score": 3.5}
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
