@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -141,8 +141,11 @@ class Method(ABC):
 
     def resolved(self, config: GRASPConfig) -> GRASPConfig:
         """The configuration with the method's own values for whatever is left to it by "auto"."""
-        own = {name: getattr(self, name) for name, value in config if value == "auto" and hasattr(self, name)}
-        return config.model_copy(update=own)
+        return config.model_copy(update=self.own_values(config))
+
+    def own_values(self, options: Iterable[tuple[str, object]]) -> dict[str, str]:
+        """Its own values for those of the options, each a name with a value, that are "auto" and left to it."""
+        return {name: getattr(self, name) for name, value in options if value == "auto" and hasattr(self, name)}
 
     def chain_for(self, config: GRASPConfig) -> Chain:
         """What is to make up for the cut, the training of weights last."""
