@@ -518,6 +518,15 @@ def test_of_the_texts_that_come_along_one_is_watched_that_is_not_trained_on(
     assert documents[0] and not any(document in trained_on.text for document in documents)
 
 
+@pytest.mark.usefixtures("short_texts")
+def test_the_default_corpus_is_trained_on_and_a_text_is_watched(tokenizer: PreTrainedTokenizerFast) -> None:
+    options = {"method": "random", "num_samples": 4, "seq_len": 24, "recover": "distill", "recover_tokens": 96}
+    pruned = GRASPPruner(GRASPConfig(**options)).prune(make_model(), tokenizer)
+    assert pruned.record.calibration is not None and pruned.record.calibration.source == "sampled,builtin"
+    assert pruned.record.recovery is not None and pruned.record.recovery.watched is not None
+    assert (pruned.record.recovery.watched.source, pruned.record.recovery.watched.split) == ("builtin", "test")
+
+
 def test_the_layers_are_found_in_every_family(name: str, model: LlamaForCausalLM) -> None:
     runner = WholeModel(given(model, name)[2])
     weights = (
