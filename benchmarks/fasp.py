@@ -49,7 +49,7 @@ def problem_of(model: PreTrainedModel, config: GRASPConfig, sequences: int, leng
     """FASP's, on random tokens."""
     runner, method = WholeModel(model), get_method("fasp")
     tokens = torch.randint(model.config.vocab_size, (sequences, length), generator=torch.Generator().manual_seed(0))
-    budget = method.budget(config, runner.family, runner.inventory, count_parameters(model), 0)
+    budget = method.budget(config, model, runner.family, runner.inventory, 0)
     return method.problem(runner, budget, tokens, tokens[:0], config)
 
 

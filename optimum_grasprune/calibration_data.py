@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .config import GRASPConfig
 from .corpora import FEW_HELD_OUT, Corpus, TokenizedCorpus, corpus_in_memory, load_corpus, source_and_split, tokenize
 from .corpora.sources import BUILTIN, SAMPLED
+from .corpora.standard_library import SPLITS, split_of
 from .errors import DataError, GraspruneError, GraspruneWarning, OptionError
 from .loading import calibration_length
 from .methods import get_method
@@ -105,12 +106,17 @@ def drawn(tokenized: TokenizedCorpus, config: GRASPConfig, length: int) -> Calib
 
 
 def watched_corpus(trained_on: Corpus, config: GRASPConfig) -> Corpus:
-    """The text of another kind than the one that weights are trained on; OptionError where it is the same."""
+    """The text of another kind than the one that weights are trained on; OptionError where it is the same.
+
+    Of both texts that come without download, the one that is not trained on; where both are, the split of `builtin`
+    that is not, which has no module in common with the other.
+    """
     named = config.recover_watch
     if named is None:
         named = next((name for name in (SAMPLED, BUILTIN) if name not in trained_on.parts), None)
     if named is None:
-        raise OptionError("recover_watch", None, "both texts that come without download are trained on: name another")
+        (untouched,) = {*SPLITS} - {split_of(trained_on.split)}
+        named = f"{BUILTIN}[{untouched}]"
     try:
         corpus = load_corpus(*source_and_split(named), config.text_column)
     except OptionError as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from pydantic import JsonValue
 from transformers import PreTrainedModel
 
@@ -9,7 +12,7 @@ from .calibration_data import Calibration
 from .config import GRASPConfig, RecoveryOptions
 from .methods import get_method
 from .problem import Problem
-from .record import BudgetRecord, Record, SharedRun, installed_versions
+from .record import BudgetRecord, CalibrationRecord, Record, SharedRun, installed_versions
 from .record.describe import describe_model, elements_budget, units_budget
 from .registry import STAGES
 from .selection import Selected
@@ -25,14 +28,12 @@ def record_of(
     shared: SharedRun | None = None,
 ) -> Record:
     """The record of one pruned model. model: the dense one.  shared: the run through several ratios that it is of."""
-    recipe = recipe_of(config)
-    if calibration is not None:  # what it came to, so that a replay draws the same sequences
-        recipe["num_samples"], recipe["seq_len"] = calibration.tokens_NS.shape
+    described = None if calibration is None else calibration.describe()
     return Record(
-        recipe=recipe,
+        recipe=filled_in(recipe_of(config), described),
         shared=shared,
         base_model=describe_model(model),
-        calibration=None if calibration is None else calibration.describe(),
+        calibration=described,
         versions=installed_versions(),
         budget=budget,
         compensation=selected.stages,
@@ -53,6 +54,26 @@ def recipe_of(config: GRASPConfig) -> dict[str, JsonValue]:
     unused = RecoveryOptions.model_fields if config.recover == "none" else {}
     common = {name: value for name, value in config.to_dict().items() if name not in unused}
     return {**common, **{k: v for options in classes for k, v in config.own(options).to_dict().items()}}
+
+
+def filled_in(recipe: Mapping[str, JsonValue], calibration: CalibrationRecord | None) -> dict[str, JsonValue]:
+    """A recipe with what its method and its data came to where that was left to them.
+
+    So a replay draws the same sequences and refits by the same kind of least squares, also in a version in which the
+    method has other values of its own.
+    """
+    method = get_method(str(recipe["method"]))
+    filled = {**recipe, **method.own_values(recipe.items())}
+    if calibration is not None:
+        filled["num_samples"], filled["seq_len"] = calibration.sequences
+        filled["held_out"] = method.held_out if recipe.get("held_out") is None else recipe["held_out"]
+    return filled
+
+
+def replayed_record(record: Record, origin: Record, applied: Mapping[str, JsonValue]) -> Record:
+    """The record of a replay, with what that of the plan says. applied: options in place of the recorded ones."""
+    continued = record.continued(origin, applied)
+    return replace(continued, recipe=filled_in(continued.recipe, continued.calibration))
 
 
 def budget_of(problem: Problem, selected: Selected) -> BudgetRecord:

@@ -20,12 +20,11 @@ from .execution import WholeModel
 from .export.outputs import Source, check_apart, corpora, local, models
 from .families import family_of
 from .generation import generation_settings, set_generation
-from .loading import count_parameters
 from .methods import get_method
 from .methods.selection import Selection
 from .numerics import on_plain_torch
 from .problem import Problem
-from .provenance import budget_of, record_of
+from .provenance import budget_of, record_of, replayed_record
 from .pruned import PrunedModel
 from .ratios import RatioRun, at_ratios
 from .record import Record, SharedRun
@@ -150,13 +149,16 @@ class GRASPPruner:
             corpus = str(origin.recipe.get("dataset", ""))
         sources = [*models("the model that was pruned", model.config.name_or_path), *corpora("the corpus", corpus)]
         sources += local("the plan", plan.source)
+        if origin is not None and isinstance(watched := origin.recipe.get("recover_watch"), str):
+            sources += corpora("the text that is watched", watched)
         sources += self._sources_of_recovery(sources)
         selected, calibration = replayed(model, tokenizer, plan, origin, self.config)
+        sources += [] if calibration is None else _texts_of(calibration)
         set_generation(selected.model, generation)
         budget = units_budget(family, model, selected.model, None)
         record = record_of(self.config, model, selected, budget, calibration)
         if origin is not None:
-            record = record.continued(origin, applied_in_place(origin, self.config))
+            record = replayed_record(record, origin, applied_in_place(origin, self.config))
         self._last = PrunedModel(selected.model, selected.plan, record, tokenizer, sources=sources)
         return self._last
 
@@ -216,7 +218,7 @@ class GRASPPruner:
         if config.pattern != "units":  # where single weights are cut, every unit stays
             return Budget(runner.inventory.total_cost)
         added = self.chain.added_parameters(runner.model, runner.family)
-        return self.method.budget(config, runner.family, runner.inventory, count_parameters(runner.model), added)
+        return self.method.budget(config, runner.model, runner.family, runner.inventory, added)
 
     def _finished(
         self, work: _Work, problem: Problem, selection: Selection, shared: SharedRun | None = None
@@ -236,6 +238,15 @@ class GRASPPruner:
             return watched
         check_apart(folder, [*others, *watched])
         return [*watched, Source("the state of the recovery", Path(folder).absolute())]
+
+
+def _texts_of(calibration: Calibration) -> list[Source]:
+    """The texts that a calibration was read from."""
+    sources = corpora("the corpus", calibration.tokenized.corpus.source)
+    text = calibration.recovery_text
+    if text is not None and text.watched is not None:
+        sources += corpora("the text that is watched", text.watched.source)
+    return sources
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
 from .config import CalibrationOptions, GRASPConfig, RecoveryOptions
+from .corpora import source_and_split
+from .corpora.sources import is_missing, names_in
 from .errors import OptionError, PlanError
 from .execution import WholeModel
 from .methods import get_method
@@ -23,6 +25,14 @@ from .recovery.reference import Reference, Trial
 from .registry import RECOVERIES
 from .selection import Selected
 from .units import PruningPlan
+
+_RECORDED_TEXTS = {
+    "dataset": "is what the plan was calibrated on, and there is no such file here; give where it lies, or replay the "
+    "plan with another compensation:",
+    "recover_watch": "is what the plan's recovery was judged on, and there is no such file here; give where it lies, "
+    "or replay the plan without the recovery, with a compensation:",
+}
+"""Options of a recorded recipe that may be paths, and what is said where there is nothing of that path."""
 
 
 def replayed(
@@ -50,6 +60,8 @@ def replayed(
         training.check()
         training.check_state()
     if chain.looks_at_data_again:
+        if origin is not None:
+            recipe = _where_texts_lie(recipe, origin, config)
         calibration = _recorded_data(model, tokenizer, recipe, origin)
         tokens_NS, text = calibration.tokens_NS, calibration.recovery_text
         if config.recover == "none" and origin is not None and text is not None:
@@ -92,6 +104,25 @@ def _recipe(origin: Record, config: GRASPConfig) -> GRASPConfig:
     running["gradient_checkpointing"] = config.gradient_checkpointing or origin.config.gradient_checkpointing
     applied = {name: value for name, value in applied_in_place(origin, config).items() if name != "compensation"}
     return origin.config.model_copy(update={**applied, **running})
+
+
+def _where_texts_lie(recipe: GRASPConfig, origin: Record, config: GRASPConfig) -> GRASPConfig:
+    """The recipe with the paths that are given for recorded ones which are not there: it may be another machine.
+
+    Raises OptionError where none is given. Whether it is the same text is checked when it is read.
+    """
+    moved = {}
+    for option, reason in _RECORDED_TEXTS.items():
+        recorded, given = origin.recipe.get(option), getattr(config, option)
+        if not isinstance(recorded, str) or getattr(recipe, option) != recorded:
+            continue
+        unread = option == "recover_watch" and recipe.recover == "none"
+        if unread or not any(is_missing(source_and_split(name)[0]) for name in names_in(recorded)):
+            continue
+        if given in (recorded, GRASPConfig.model_fields[option].default):
+            raise OptionError(option, recorded, f"{reason} {' or '.join(chains_without_data())}")
+        moved[option] = given
+    return recipe.model_copy(update=moved)
 
 
 def _trained(selected: Selected, training: FineTuning, reference: Reference) -> Selected:

@@ -21,6 +21,7 @@ from optimum_grasprune.export.checkpoint import read_plan
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import calibration_length, count_parameters
 from optimum_grasprune.methods import Problem, get_method
+from optimum_grasprune.methods.fasp import FASP
 from optimum_grasprune.recovery.least_squares import LeastSquares
 from optimum_grasprune.recovery.reference import Settings
 from optimum_grasprune.selection import choose
@@ -72,6 +73,28 @@ def test_replaying_refits_weights_to_the_recorded_data(
     assert hashes(tmp_path / "replayed") == first
 
 
+def test_a_version_in_which_the_method_has_other_values_replays_the_same(
+    config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = saved(config.model_copy(update={"method": "fasp"}), tokenizer, tmp_path / "calibrated")
+    plan, record = read_plan(tmp_path / "calibrated")
+    assert record is not None and (record.recipe["least_squares"], record.recipe["held_out"]) == ("plain", 0)
+    # As records were before they said so.
+    unsaid = dict.fromkeys(("compensation", "restoration", "least_squares"), "auto")
+    old = replace(record, recipe={**record.recipe, **unsaid, "held_out": None})
+    again = GRASPPruner(GRASPConfig()).replay(make_model(), tokenizer, plan, old)
+    assert again.record.recipe == record.recipe
+    for name, value in {"restoration": "dense", "least_squares": "weighted", "held_out": 8}.items():
+        monkeypatch.setattr(FASP, name, value)
+    later = GRASPPruner(GRASPConfig())
+    later.replay(make_model(), tokenizer, plan, record)
+    later.save(tmp_path / "later", max_shard_size="20KB")
+    assert hashes(tmp_path / "later") == first
+    later.replay(make_model(), tokenizer, plan, old)
+    later.save(tmp_path / "other", max_shard_size="20KB")
+    assert hashes(tmp_path / "other") != first
+
+
 def test_replaying_with_a_changed_corpus_is_refused(
     config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
@@ -104,7 +127,10 @@ def test_a_plan_of_another_model_is_refused(
 def test_record_tells_how_it_was_made(config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     saved(config, tokenizer, tmp_path / "pruned")
     record = json.loads((tmp_path / "pruned" / "grasp_config.json").read_text())
-    assert GRASPConfig.from_dict(record["recipe"]) == config
+    assert GRASPConfig.from_dict(record["recipe"]) == get_method("grasprune").resolved(config).model_copy(
+        update={"held_out": 32}
+    )
+    assert (record["recipe"]["compensation"], record["recipe"]["least_squares"]) == ("refit", "weighted")
     assert record["calibration"]["sequences"] == [4, 24]
     assert len(record["calibration"]["sha256"]) == 64
     assert {"torch", "transformers", "optimum-grasprune", "python"} == set(record["versions"])

@@ -157,7 +157,7 @@ class Comparison:
 
     def _check_cells(self, config: Any) -> None:
         family, model = family_of(config), empty_model(config)
-        inventory, parameters = family.inventory(model), count_parameters(model)
+        inventory = family.inventory(model)
         self._calibrations: dict[tuple[str, str | None, str], TokenizedCorpus] = {}
         self._watched: dict[str, str] = {}
         for cell in self.cells:
@@ -166,7 +166,7 @@ class Comparison:
                 if options.pattern == "units":
                     method = get_method(options.method)
                     added = method.chain_for(options).added_parameters(model, family)
-                    method.budget(options, family, inventory, parameters, added)
+                    method.budget(options, model, family, inventory, added)
             except OptionError as error:
                 raise as_given(error, cell.entry, {}) from None
             if not cell.calibrated:

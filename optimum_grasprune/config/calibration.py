@@ -11,10 +11,11 @@ class CalibrationOptions(Options):
     """Which tokens the model is calibrated on."""
 
     dataset: Annotated[str, Flag("PATH|NAME", everyday=True)] = Field(
-        default="builtin",
+        default="sampled,builtin",
         description="calibration corpus: a text, jsonl, csv or parquet file (also .gz), a folder of them or one that "
-        "`save_to_disk` wrote, a Hugging Face dataset as NAME or NAME:CONFIG, 'wikitext2', 'c4', 'builtin' (the "
-        "standard library's text) or 'sampled' (English); several with commas between them are mixed in equal parts",
+        "`save_to_disk` wrote, a Hugging Face dataset as NAME or NAME:CONFIG, 'wikitext2', 'c4', "
+        "'fineweb-edu', 'builtin' (the standard library's text) or 'sampled' (English); several with commas between "
+        "them are mixed in equal parts",
     )
     dataset_split: Annotated[str | None, Flag("SPLIT", everyday=True)] = Field(
         default=None, description="split or slice of it, as in 'train', 'train[:90%]' or, for a file, '[:90%]'"

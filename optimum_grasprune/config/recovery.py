@@ -31,7 +31,8 @@ class RecoveryOptions(Options):
     recover_watch: Annotated[str | None, Flag("PATH|NAME")] = Field(
         default=None,
         description="text of another kind than the calibration corpus, also as PATH[SLICE], that the training must not "
-        "make worse; by default 'sampled', or 'builtin' where that is calibrated on",
+        "make worse; by default 'sampled', or 'builtin' where that is calibrated on, or the other split of 'builtin' "
+        "where both are",
     )
     recover_checkpoint: Annotated[str | None, Flag("FOLDER")] = Field(
         default=None,

@@ -15,11 +15,19 @@ def parse_split(split: str | None, length: int) -> tuple[str, range]:
 
     Percentages are rounded down. Raises OptionError when the split does not look like one.
     """
-    match = _SLICE.fullmatch(split or "")
-    if not match:
-        raise OptionError("dataset_split", split, "should look like 'train', 'train[:90%]' or '[90%:]'")
+    match = _matched(split)
     start, stop = _position(match["start"], length, 0), _position(match["stop"], length, length)
     return match["name"], range(length)[start:stop]
+
+
+def last_position(split: str) -> int:
+    """The last position that a slice gives as a number, not as a percentage; 0 where it gives none.
+
+    Raises OptionError when the split does not look like one.
+    """
+    match = _matched(split)
+    marks = (mark for mark in (match["start"], match["stop"]) if mark and not mark.endswith("%"))
+    return max(map(int, marks), default=0)
 
 
 def source_and_split(named: str) -> tuple[str, str | None]:
@@ -35,6 +43,13 @@ def sliced_text(text: str, split: str | None) -> str:
     """The part of a text that a slice like 'train[10%:90%]' names; the name before the brackets is of no account."""
     _, taken = parse_split(split, len(text))
     return text[taken.start : taken.stop]
+
+
+def _matched(split: str | None) -> re.Match[str]:
+    match = _SLICE.fullmatch(split or "")
+    if not match:
+        raise OptionError("dataset_split", split, "should look like 'train', 'train[:90%]' or '[90%:]'")
+    return match
 
 
 def _position(mark: str | None, length: int, default: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import DataError, OptionError
 from .corpus import Corpus, Part, text_of
 from .slices import sliced_text
-from .standard_library import standard_library_text
+from .standard_library import split_of, standard_library_text
 from .tables import READERS, is_saved_dataset, read_file_table, read_folder_table, read_hub, read_saved
 
 BUILTIN = "builtin"
@@ -26,11 +26,9 @@ def load_corpus(source: str, split: str | None = None, text_column: str = "text"
     parts of one corpus; split and column then hold for all. A column of a table is text, or conversations.
     Raises DataError or OptionError when it cannot be read or is empty.
     """
-    names = [source]
-    if "," in source and not Path(source).exists():
-        names = [name.strip() for name in source.split(",")]
-        if len(set(names)) < len(names):
-            raise OptionError("dataset", source, "names a corpus twice")
+    names = names_in(source)
+    if len(set(names)) < len(names):
+        raise OptionError("dataset", source, "names a corpus twice")
     parts = {name: _read(name, split, text_column) for name in names}
     for name, part in parts.items():
         if part.is_empty:
@@ -38,18 +36,30 @@ def load_corpus(source: str, split: str | None = None, text_column: str = "text"
     return Corpus(parts, source, split)
 
 
+def names_in(source: str) -> list[str]:
+    """The sources that one string names: one, or several with commas between them."""
+    if "," not in source or Path(source).exists():
+        return [source]
+    return [name.strip() for name in source.split(",")]
+
+
+def is_missing(source: str) -> bool:
+    """Whether a source is the path of a file or folder, by its looks, and there is none."""
+    path = Path(source)
+    return not path.exists() and (source.startswith((".", "/")) or bool(path.suffix))
+
+
 def _read(source: str, split: str | None, text_column: str) -> Part:
     path = Path(source)
     if source == BUILTIN:
-        name = (split or "").partition("[")[0] or "train"
-        return text_of(sliced_text(standard_library_text(name), split))
+        return text_of(sliced_text(standard_library_text(split_of(split)), split))
     if source == SAMPLED:
         return text_of(sliced_text(_sampled_text(), split))
     if path.is_dir():
         return _read_folder(path, split, text_column)
     if path.is_file():
         return _read_file(path, split, text_column)
-    if path.exists() or source.startswith((".", "/")) or path.suffix:
+    if path.exists() or is_missing(source):
         raise OptionError("dataset", source, "no such file")
     return read_hub(source, split, text_column)
 

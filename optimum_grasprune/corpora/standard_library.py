@@ -24,6 +24,11 @@ _SOURCE_CHARACTERS = 6_000  # of each file: whole sources would drown the prose
 _LEFT_OUT = {"test", "idlelib", "lib2to3", "turtledemo", "pydoc_data", "ensurepip", "encodings"}
 
 
+def split_of(split: str | None) -> str:
+    """The name of the split that a split or slice, as in 'test' or '[:90%]', is of."""
+    return (split or "").partition("[")[0] or SPLITS[0]
+
+
 def standard_library_text(split: str) -> str:
     """The text of one split; OptionError for another name, DataError where Python comes without its sources."""
     if split not in SPLITS:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import DataError, OptionError
 from .corpus import Part, part_of
-from .slices import parse_split
+from .slices import last_position, parse_split
 
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 """Endings of tables -> the reader of `datasets`."""
@@ -25,14 +25,17 @@ _C4 = {
         "validation": "en/c4-validation.00000-of-00008.json.gz",
     },
 }
+# A shard has 2 GB, of which streaming takes what the first documents lie in.
+_FINEWEB_EDU = {"path": "HuggingFaceFW/fineweb-edu", "name": "sample-10BT", "streaming": True}
 HUB_ALIASES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("wikitext2", "wikitext-2", "wikitext-2-raw-v1"), _WIKITEXT2),
     **dict.fromkeys(("c4", "allenai/c4"), _C4),
+    **dict.fromkeys(("fineweb-edu", "HuggingFaceFW/fineweb-edu"), _FINEWEB_EDU),
 }
 """Usual names of Hugging Face datasets -> how they are loaded."""
 
-_C4_DOCUMENTS = 5_000
-"""Documents of a C4 shard that are read, unless a slice says which."""
+_DOCUMENTS = 5_000
+"""Documents of a corpus of the web that are read, unless a slice says which."""
 
 _SAVED = ("dataset_info.json", "dataset_dict.json")
 """What `save_to_disk` writes into the folder of a dataset, and of one with several splits."""
@@ -77,8 +80,12 @@ def read_hub(source: str, split: str | None, column: str) -> Part:
     name, _, config = source.partition(":")
     where = HUB_ALIASES.get(source, {"path": name, "name": config or None})
     split = _named(split)
+    if where.get("streaming"):
+        first = max(_DOCUMENTS, last_position(split))
+        rows = _loaded(f"the dataset {source}", first, **where, split=parse_split(split, first)[0])
+        return _column(_taken(rows, split), column, source)
     if where is _C4 and "[" not in split:
-        split = f"{split}[:{_C4_DOCUMENTS}]"
+        split = f"{split}[:{_DOCUMENTS}]"
     return _column(_loaded(f"the dataset {source}", **where, split=split), column, source)
 
 
@@ -94,12 +101,14 @@ def _taken(rows: Any, split: str | None) -> Any:
     return rows.select(taken)
 
 
-def _loaded(what: str, **where: Any) -> Any:
+def _loaded(what: str, first: int | None = None, **where: Any) -> Any:
+    """A table of `datasets`. what: it is called in messages.  first: rows at most, of one that is streamed."""
     import datasets
 
     try:
         with _without_bars():
-            return datasets.load_dataset(**where)
+            rows = datasets.load_dataset(**where)
+            return rows if first is None else datasets.Dataset.from_list(list(rows.take(first)))
     except Exception as error:  # datasets raises dozens of types for a missing, offline or malformed source
         if "corresponds to no data" in str(error):  # a header and no rows
             raise DataError(f"{what} is empty") from None

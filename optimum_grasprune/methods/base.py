@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..config import GRASPConfig, MethodOptions
 from ..errors import OptionError
 from ..execution import Runner
 from ..families import Family
+from ..loading import count_parameters
 from ..problem import Problem, RecoveryText
 from ..recovery import stages_in
 from ..recovery.chain import Chain
@@ -95,18 +97,18 @@ class Method(ABC):
         return self.statistics
 
     def budget(
-        self, config: GRASPConfig, family: Family, inventory: UnitInventory, parameters: int, added: int
+        self, config: GRASPConfig, model: PreTrainedModel, family: Family, inventory: UnitInventory, added: int
     ) -> Budget:
-        """The limits that a configuration comes to for a model of a family.
+        """The limits that a configuration comes to for a model of a family, which may be on the meta device.
 
-        parameters: all of the model, tied ones once.  added: those that compensation adds.
+        added: parameters that compensation adds.
         Raises BudgetError or OptionError where they cannot be met.
         """
         for kind in inventory.kinds:
             option = kind.minimum_option
             if option is not None and not getattr(config, option) and not family.blocks_may_go:
                 raise OptionError(option, 0, f"every layer of a {family.name} keeps at least one {kind.label}")
-        return Budget.resolve(config, inventory, parameters, added)
+        return Budget.resolve(config, inventory, count_parameters(model), added)
 
     def problem(
         self,
@@ -139,8 +141,11 @@ class Method(ABC):
 
     def resolved(self, config: GRASPConfig) -> GRASPConfig:
         """The configuration with the method's own values for whatever is left to it by "auto"."""
-        own = {name: getattr(self, name) for name, value in config if value == "auto" and hasattr(self, name)}
-        return config.model_copy(update=own)
+        return config.model_copy(update=self.own_values(config))
+
+    def own_values(self, options: Iterable[tuple[str, object]]) -> dict[str, str]:
+        """Its own values for those of the options, each a name with a value, that are "auto" and left to it."""
+        return {name: getattr(self, name) for name, value in options if value == "auto" and hasattr(self, name)}
 
     def chain_for(self, config: GRASPConfig) -> Chain:
         """What is to make up for the cut, the training of weights last."""

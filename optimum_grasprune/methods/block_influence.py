@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..config import BudgetOptions, GRASPConfig
 from ..errors import BudgetError, OptionError
 from ..execution import Runner
 from ..families import Family
+from ..loading import count_parameters
 from ..problem import Problem
 from ..progress import track
 from ..units import Budget, UnitInventory, UnitMask
@@ -44,14 +47,19 @@ class BlockInfluence(Method):
                 raise OptionError(name, getattr(config, name), f"is for widths; {config.method} drops whole layers")
 
     def budget(
-        self, config: GRASPConfig, family: Family, inventory: UnitInventory, parameters: int, added: int
+        self, config: GRASPConfig, model: PreTrainedModel, family: Family, inventory: UnitInventory, added: int
     ) -> Budget:
-        """See `Method.budget`; the smallest model is the cheapest layer with attention; widths have no minimum."""
-        budget = Budget.unchecked(config, inventory, parameters, added)
-        costs, kv_widths = layer_sums(inventory)
+        """See `Method.budget`; the smallest model is the cheapest layer with attention; widths have no minimum.
+
+        Of a `total` budget a layer takes all that goes with it, norms and biases too.
+        """
+        budget = Budget.unchecked(config, inventory, count_parameters(model), added)
+        costs, kv_widths = layer_costs(config, model, family, inventory), kv_widths_of(inventory)
+        beside_units = sum(costs.values()) - inventory.total_cost
+        budget = replace(budget, cost=budget.cost + beside_units, fixed_cost=budget.fixed_cost - beside_units)
         attending = [layer for layer in inventory.layers if kv_widths[layer]] or inventory.layers
         least = min(costs[layer] for layer in attending)
-        _check_room("keep_ratio", config.keep_ratio, least, budget.cost, budget.fixed_cost, inventory.total_cost)
+        _check_room("keep_ratio", config.keep_ratio, least, budget.cost, budget.fixed_cost, sum(costs.values()))
         if budget.kv_width is not None:
             least = min(kv_widths[layer] for layer in attending)
             _check_room("kv_keep_ratio", config.kv_keep_ratio, least, budget.kv_width, 0, inventory.total_kv_width)
@@ -70,7 +78,8 @@ class BlockInfluence(Method):
         """
         inventory, budget = problem.inventory, problem.budget
         layer_U = inventory.per_unit([group.layer for group in inventory.groups])
-        costs, kv_widths = layer_sums(inventory)
+        costs = layer_costs(problem.config, problem.model, problem.family, inventory)
+        kv_widths = kv_widths_of(inventory)
         influence = {layer: float(scores_U[layer_U == layer][0]) for layer in inventory.layers}
         room = budget.cost, inventory.total_kv_width if budget.kv_width is None else budget.kv_width
         kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
@@ -89,13 +98,25 @@ class BlockInfluence(Method):
         return UnitMask(inventory, kept_U, whole_layers=True)
 
 
-def layer_sums(inventory: UnitInventory) -> tuple[dict[int, int], dict[int, int]]:
-    """Parameters, and KV-cache elements per token, of the units of each layer."""
-    costs, kv_widths = dict.fromkeys(inventory.layers, 0), dict.fromkeys(inventory.layers, 0)
+def layer_costs(
+    config: BudgetOptions, model: PreTrainedModel, family: Family, inventory: UnitInventory
+) -> dict[int, int]:
+    """What each layer with units takes of the budget: all of its parameters if it is a `total` one, else its units'."""
+    if config.budget == "total":
+        layers = family.decoder_layers(model)
+        return {layer: sum(each.numel() for each in layers[layer].parameters()) for layer in inventory.layers}
+    costs = dict.fromkeys(inventory.layers, 0)
     for group in inventory.groups:
         costs[group.layer] += group.count * group.cost
+    return costs
+
+
+def kv_widths_of(inventory: UnitInventory) -> dict[int, int]:
+    """KV-cache elements per token of each layer with units."""
+    kv_widths = dict.fromkeys(inventory.layers, 0)
+    for group in inventory.groups:
         kv_widths[group.layer] += group.count * group.kv_width
-    return costs, kv_widths
+    return kv_widths
 
 
 def fitting(

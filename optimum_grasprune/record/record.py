@@ -61,7 +61,10 @@ class CalibrationRecord(CorpusRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class AskedBudget(Stored):
-    """What may stay. cost: prunable parameters.  kv_width: KV-cache elements per token; None for no cap."""
+    """What may stay. cost: prunable parameters.  kv_width: KV-cache elements per token; None for no cap.
+
+    Where whole layers go by a budget of all parameters, cost counts their norms and biases too.
+    """
 
     cost: int
     kv_width: int | None

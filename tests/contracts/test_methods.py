@@ -23,7 +23,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def problem_of(model: LlamaForCausalLM, config: GRASPConfig) -> Problem:
     runner = WholeModel(model)
     tokens = torch.randint(258, (4, 20), generator=torch.Generator().manual_seed(config.seed))
-    budget = get_method(config.method).budget(config, runner.family, runner.inventory, 0, 0)
+    budget = get_method(config.method).budget(config, model, runner.family, runner.inventory, 0)
     return get_method(config.method).problem(runner, budget, tokens[:3], tokens[3:], config)
 
 
@@ -52,7 +52,7 @@ def test_every_candidate_meets_the_budget(name: str, make_problem: Callable[...,
 def test_candidates_at_several_budgets_meet_each(name: str, make_problem: Callable[..., Problem]) -> None:
     method, large = get_method(name), make_problem(keep_ratio=0.8)
     config = large.config.model_copy(update={"keep_ratio": 0.5})
-    small = large.at(method.budget(config, large.family, large.inventory, 0, 0), config)
+    small = large.at(method.budget(config, large.model, large.family, large.inventory, 0), config)
     selections = method.selections([large, small])
     for problem in (large, small):
         candidates = selections(problem).candidates

@@ -5,13 +5,14 @@ import gzip
 import importlib
 import inspect
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from optimum_grasprune.corpora import corpus_in_memory, load_corpus, tokenize
+from optimum_grasprune.corpora import corpus_in_memory, load_corpus, tables, tokenize
 from optimum_grasprune.corpora.standard_library import is_held_out
 from optimum_grasprune.errors import DataError, OptionError
 
@@ -105,3 +106,48 @@ def test_usual_names_reach_the_library_with_their_arguments(name: str, monkeypat
     load_corpus(name, "[10%:]")
     assert [call["split"] for call in asked[2:]] == ["train[:70]", "train[10%:]"]
     assert asked[0]["path"] == ("allenai/c4" if "c4" in name else "Salesforce/wikitext")
+
+
+@pytest.mark.parametrize("name", ["fineweb-edu", "HuggingFaceFW/fineweb-edu"])
+def test_of_what_is_streamed_the_first_documents_are_read(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, object]] = []
+    read = 0
+
+    def load_dataset(**arguments: object) -> datasets.IterableDataset:
+        asked.append(arguments)
+        return datasets.IterableDataset.from_generator(documents)
+
+    def documents() -> Iterator[dict[str, object]]:
+        nonlocal read
+        for read in range(1, 100):
+            yield {"text": f"document {read - 1}", "score": 3.5}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(tables, "_DOCUMENTS", 10)
+    for split, expected, taken in (
+        (None, range(10), 10),
+        ("train[:90%]", range(9), 10),
+        ("[90%:]", range(9, 10), 10),
+        ("[2:4]", range(2, 4), 10),
+        ("[12:14]", range(12, 14), 14),
+    ):
+        assert load_corpus(name, split).text == "\n\n".join(f"document {n}" for n in expected)
+        assert read in (taken, taken + 1)  # `datasets` looks one ahead
+    where = {"path": "HuggingFaceFW/fineweb-edu", "name": "sample-10BT", "streaming": True, "split": "train"}
+    assert asked == [where] * 5
+    with pytest.raises(OptionError, match="text_column='body': fineweb-edu has the columns text, score"):
+        load_corpus("fineweb-edu", None, "body")
+    with pytest.raises(DataError, match=r"the corpus fineweb-edu is empty in split \[:0\]"):
+        load_corpus("fineweb-edu", "[:0]")
+
+
+def test_a_stream_that_breaks_off_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> Iterator[dict[str, str]]:
+        yield {"text": "one"}
+        raise ConnectionError("the network is gone")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda **_: datasets.IterableDataset.from_generator(broken))
+    with pytest.raises(DataError, match="the dataset fineweb-edu cannot be loaded: the network is gone"):
+        load_corpus("fineweb-edu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -179,6 +180,26 @@ def test_a_budget_below_one_layer_is_refused_before_anything_is_read() -> None:
             problem_of(make_model(), GRASPConfig(method="block_influence", **ratios))
         feasible = {name: 0.3334 for name in ratios}
         problem_of(make_model(), GRASPConfig(method="block_influence", **feasible))
+
+
+def test_a_total_budget_counts_all_of_the_layers_that_go(corpus_file: Path) -> None:
+    model = make_model(attention_bias=True)
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    # Units of a layer: 3,072 of attention, 64 of its biases, 4,608 of the FFN; beside them one bias and two norms.
+    layer = 3072 + 64 + 4608 + 32 + 2 * 32
+    assert whole == 2 * 258 * 32 + 32 + 3 * layer
+    just = (whole - layer + 1.5) / whole  # room for two layers, and one parameter more
+    total = pruned(model, just, corpus_file, budget="total")
+    assert total.plan is not None and len(layers_that_stay(total.plan, 3)) == 2
+    kept = total.record.budget.pruned.parameters
+    assert kept == sum(parameter.numel() for parameter in total.model.parameters()) == whole - layer
+    assert total.record.budget.asked is not None and total.record.budget.asked.cost == 2 * layer + 1
+    below = pruned(model, (whole - layer - 0.5) / whole, corpus_file, budget="total")
+    assert below.plan is not None and len(layers_that_stay(below.plan, 3)) == 1
+    nearest = math.ceil((whole - 2 * layer) / whole * 10_000) / 10_000
+    with pytest.raises(BudgetError, match=f"too small for one whole layer; the nearest feasible value is {nearest}$"):
+        pruned(model, nearest - 1e-3, corpus_file, budget="total")
+    assert pruned(model, nearest, corpus_file, budget="total").model.config.num_hidden_layers == 1
 
 
 def test_plans_say_so_and_are_checked() -> None:

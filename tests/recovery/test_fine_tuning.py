@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan
+from optimum_grasprune.calibration_data import watched_corpus
+from optimum_grasprune.corpora import load_corpus, sources, standard_library
 from optimum_grasprune.errors import CheckpointError, OptionError, PlanError
 from optimum_grasprune.execution import Course, WholeModel
 from optimum_grasprune.execution.state_file import STATE_NAME
@@ -21,6 +23,7 @@ from optimum_grasprune.export.checkpoint import load_pruned_model, read_plan
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import count_parameters
 from optimum_grasprune.problem import Problem, RecoveryText
+from optimum_grasprune.pruned import PrunedModel
 from optimum_grasprune.recovery.chain import sentence
 from optimum_grasprune.recovery.distill import Distill
 from optimum_grasprune.recovery.fine_tuning import FineTuning, LearntWeights
@@ -373,6 +376,46 @@ def test_a_replay_watches_the_same_text(tokenizer: PreTrainedTokenizerFast, corp
         GRASPPruner().replay(model, tokenizer, *read_plan(tmp_path / "out"))
 
 
+def test_a_replay_elsewhere_is_told_where_the_texts_lie(
+    tokenizer: PreTrainedTokenizerFast, corpus_file: Path, tmp_path: Path
+) -> None:
+    model, corpus, watched = make_model(), tmp_path / "corpus.txt", tmp_path / "watched.txt"
+    corpus.write_text(corpus_file.read_text())
+    watched.write_text(Path(__file__).read_text())
+    options = {"recover_watch": f"{watched}[:50%]", "recover_tokens": 72}
+    pruned = pruner_of("distill", corpus, **options).prune(model, tokenizer)
+    assert pruned.plan is not None
+
+    def again(**given: object) -> PrunedModel:
+        return GRASPPruner(GRASPConfig(**given)).replay(model, tokenizer, pruned.plan, pruned.record)  # type: ignore[arg-type]
+
+    for here in (again(), again(dataset=f"{__file__}")):  # what is recorded, as long as it is there
+        assert same(state_of(here.model), state_of(pruned.model))
+        with pytest.raises(CheckpointError, match="is the text that is watched"):
+            here.save(watched)
+    moved = watched.rename(tmp_path / "moved.txt")
+    with pytest.raises(OptionError, match=r"recover_watch='.*watched.txt\[:50%\]': is what the plan's recovery"):
+        again()
+    elsewhere = again(recover_watch=f"{moved}[:50%]")
+    assert same(state_of(elsewhere.model), state_of(pruned.model))
+    assert replace(elsewhere.record, versions={}) == replace(pruned.record, versions={})
+    with pytest.raises(CheckpointError, match="is the text that is watched"):
+        elsewhere.save(moved)
+    with pytest.raises(PlanError, match=r"moved.txt is not the one that the plan's recovery was judged on"):
+        again(recover_watch=f"{moved}[:40%]")
+    assert again(compensation="none").record.recovery is None
+    corpus_moved = corpus.rename(tmp_path / "text.txt")
+    with pytest.raises(
+        OptionError, match=r"dataset='.*corpus.txt': is what the plan was calibrated on.* none or scales"
+    ):
+        again(recover_watch=f"{moved}[:50%]")
+    elsewhere = again(dataset=str(corpus_moved), recover_watch=f"{moved}[:50%]")
+    assert same(state_of(elsewhere.model), state_of(pruned.model))
+    corpus_moved.write_text(corpus_moved.read_text() + "More of it. ")
+    with pytest.raises(PlanError, match="text.txt is not the one that the plan was calibrated on"):
+        again(dataset=str(corpus_moved), recover_watch=f"{moved}[:50%]")
+
+
 def interrupted(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object], step: int) -> None:
     """Run until a step is done, and no further."""
     goes_on = Course.goes_on
@@ -446,11 +489,42 @@ def test_where_the_state_lies_is_no_part_of_the_recipe(name: str) -> None:
     assert "/somewhere" not in str(config.to_dict()) and config.model_copy(update={"seed": 1}).recover_checkpoint
 
 
-def test_both_texts_that_come_along_cannot_be_trained_on_and_watched(
-    tokenizer: PreTrainedTokenizerFast, corpus_file: Path
+@pytest.fixture
+def short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that come without download, with little in them: a few modules, a few documents."""
+    modules = tuple((f"module{n}", f"The module number {n} does {'what it does, ' * 9}and no more.") for n in range(60))
+    monkeypatch.setattr(standard_library, "_documents", lambda: modules)
+    monkeypatch.setattr(sources, "_sampled_text", lambda: "Once there was a number. " * 200)
+
+
+@pytest.mark.usefixtures("short_texts")
+@pytest.mark.parametrize(
+    ("dataset", "split", "source", "watched"),
+    [
+        ("builtin", None, "sampled", None),
+        ("sampled", "[:90%]", "builtin", None),
+        ("sampled,builtin", None, "builtin", "test"),
+        ("builtin,sampled", "train[:90%]", "builtin", "test"),
+        ("sampled,builtin", "test", "builtin", "train"),
+    ],
+)
+def test_of_the_texts_that_come_along_one_is_watched_that_is_not_trained_on(
+    dataset: str, split: str | None, source: str, watched: str | None
 ) -> None:
-    with pytest.raises(OptionError, match="recover_watch=None: both texts that come without download are trained on"):
-        pruner_of("lora", corpus_file, dataset="builtin,sampled", recover_watch=None).prune(make_model(), tokenizer)
+    trained_on = load_corpus(dataset, split)
+    found = watched_corpus(trained_on, GRASPConfig(dataset=dataset, dataset_split=split))
+    assert (found.source, found.split) == (source, watched)
+    documents = found.text.split("\n\n")
+    assert documents[0] and not any(document in trained_on.text for document in documents)
+
+
+@pytest.mark.usefixtures("short_texts")
+def test_the_default_corpus_is_trained_on_and_a_text_is_watched(tokenizer: PreTrainedTokenizerFast) -> None:
+    options = {"method": "random", "num_samples": 4, "seq_len": 24, "recover": "distill", "recover_tokens": 96}
+    pruned = GRASPPruner(GRASPConfig(**options)).prune(make_model(), tokenizer)
+    assert pruned.record.calibration is not None and pruned.record.calibration.source == "sampled,builtin"
+    assert pruned.record.recovery is not None and pruned.record.recovery.watched is not None
+    assert (pruned.record.recovery.watched.source, pruned.record.recovery.watched.split) == ("builtin", "test")
 
 
 def test_the_layers_are_found_in_every_family(name: str, model: LlamaForCausalLM) -> None:

@@ -1,0 +1,84 @@
+"""`benchmarks/corpora.py`, on the random model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "corpora.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("corpora_benchmark", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_ranks_are_averaged_over_texts_and_shared_by_equal_values(benchmark: ModuleType) -> None:
+    rows = {"a": {"x": 1.0, "y": 3.0}, "b": {"x": 2.0, "y": 1.0}, "c": {"x": 2.0, "y": 2.0}}
+    assert benchmark.mean_ranks(rows) == {"a": 2.0, "b": 1.75, "c": 2.25}  # (1, 3), (2½, 1), (2½, 2)
+
+
+def test_the_table_has_means_over_seeds_and_the_best_in_bold(benchmark: ModuleType) -> None:
+    rows = {"a": {"x": [1.0, 2.0], "y": [0.5, 0.5]}, "a+b": {"x": [1.0, 1.0], "y": [1.0, 0.0]}}
+    assert benchmark.markdown(rows).splitlines() == [
+        "| calibrated on | x | y | mean | mean rank |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| a | +1.500 | **+0.500** | +1.000 | 1.75 |",
+        "| a+b | **+1.000** | **+0.500** | **+0.750** | **1.25** |",
+    ]
+
+
+def test_what_is_calibrated_on(benchmark: ModuleType) -> None:
+    texts, corpora = benchmark.texts_of, ["a=a.txt", "b=builtin", "c=sampled"]
+    assert texts(corpora[:1], None) == {"a": "a.txt"}
+    assert texts(corpora, None)["a+b+c"] == "a.txt,builtin,sampled"
+    mixed = texts(corpora, ["c+b"])
+    assert list(mixed) == ["a", "b", "c", "c+b"] and mixed["c+b"] == "sampled,builtin"
+    assert list(texts(corpora, [])) == ["a", "b", "c"]
+    for wrong, mixtures in ((["a.txt"], None), (["a=1", "a=2"], None), (corpora, ["a"]), (corpora, ["a+d"])):
+        with pytest.raises(ValueError, match="--corpora a|--mixtures a"):
+            texts(wrong, mixtures)
+
+
+def test_every_text_is_calibrated_on_and_measured_on(
+    benchmark: ModuleType,
+    model_folder: Path,
+    corpus_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    command = ["corpora", str(model_folder), "--output", str(out), "--corpora", f"numbers={corpus_file}"]
+    command += [f"code={__file__}", "--method", "wanda_sp@num_samples=4,seq_len=24", "--keep-ratios", "0.5"]
+    command += ["--eval-seq-len", "32", "--eval-samples", "4", "--evaluate", f"other={SCRIPT}"]
+    monkeypatch.setattr(sys, "argv", command)
+    benchmark.main()
+    table = json.loads((out / "corpora.json").read_text())
+    rows = table["excess_loss"]["0.5"]
+    assert list(rows) == ["numbers", "code", "numbers+code"] == list(table["mean_rank"]["0.5"])
+    assert all(list(row) == ["numbers", "code", "other"] for row in rows.values())
+    assert len({row["other"][0] for row in rows.values()}) == 3  # each was calibrated on another text
+    stored = json.loads((out / "numbers+code-0" / "comparison.json").read_text())
+    assert (
+        stored["options"]["dataset"] == f"{corpus_file},{__file__}" and stored["options"]["dataset_split"] == "[:90%]"
+    )
+    assert stored["corpora"]["code"]["split"] == "[90%:]" and stored["corpora"]["other"]["split"] is None
+    page = (out / "corpora.md").read_text()
+    assert "## ρ = 0.5" in page and "| numbers+code |" in page and page in capsys.readouterr().out
+    benchmark.main()
+    printed = capsys.readouterr().out
+    assert printed.count("finished before") == 6 and "running" not in printed and "dense: measuring" not in printed
+    monkeypatch.setattr(sys, "argv", [*command, "--method", "quick"])
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main()
+    assert "holds the table of method wanda_sp@num_samples=4,seq_len=24, not quick" in capsys.readouterr().err
