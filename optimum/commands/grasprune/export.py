@@ -41,7 +41,7 @@ class ExportCommand(Subcommand):
         from optimum_grasprune.export.checkpoint import check_shard_size
         from optimum_grasprune.pruner import GRASPPruner
 
-        output = self._output()
+        output = self.output_among("keep_ratio", is_value=lambda _, text: is_number(text))
         values = given(self.args, self.args.config_fields)
         ratios = values.pop("keep_ratio", [])
         config = by_recipe(self.args.recipe, **values, **({"keep_ratio": ratios[0]} if ratios else {}))
@@ -112,15 +112,6 @@ class ExportCommand(Subcommand):
                 raise GraspruneError(f"at the keep ratio {ratio}: {error}; finished checkpoints: {kept}") from None
             checkpoints.append({"output": folder, **_without_plan(pruned.record)})
         self.write_result({"checkpoints": checkpoints})
-
-    def _output(self) -> str:
-        """OUTPUT, which argparse takes for one more ratio where it follows --keep-ratio."""
-        args = self.args
-        if args.output is None and len(args.keep_ratio or ()) > 1 and not is_number(args.keep_ratio[-1]):
-            args.output = args.keep_ratio.pop()
-        if args.output is None:
-            self.fail("the following arguments are required: OUTPUT")
-        return args.output
 
     def sources(self) -> list[Source]:
         """The model, the corpora and the plan."""
