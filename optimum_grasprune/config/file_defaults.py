@@ -49,11 +49,20 @@ def set_defaults(parser: argparse.ArgumentParser, file: OptionFile, given: Colle
             continue  # the options of a method go with it
         if name not in actions:
             raise file.unknown(name, actions)
+        if _lets_code_run(name, value):
+            raise file.refused(name, "stands on the command line alone, since it lets code run that comes with a model")
         if value is not None and name not in given:
             actions[name].default = _converted(actions[name], file, value)
             actions[name].required = False
             taken[name] = file.keys.get(name, name)
     parser.set_defaults(from_file=taken)
+
+
+def _lets_code_run(name: str, value: Value) -> bool:
+    """Whether a value trusts the code of a model, for this package or among the flags of an engine."""
+    if name == "trust_remote_code":
+        return "true" in (text.lower() for text in _texts(value))
+    return any("--trust" in text for text in _texts(value))  # however it is shortened
 
 
 def _converted(action: argparse.Action, file: OptionFile, value: Value) -> Any:

@@ -111,6 +111,7 @@ def test_the_command_line_goes_before_the_file(cli: Cli, model_folder: Path, tmp
         ("model: !!python/name:os.system", "line 1: model should be text"),
         ("model: !!python/object/apply:os.abort []", "line 1: model should be text"),
         ("!!python/object/apply:os.abort []", "should hold options, one a line"),
+        ("trust_remote_code: True", "trust_remote_code: stands on the command line alone"),
         ("toy_option: 1", "there is no option toy_option"),
     ],
 )
@@ -207,6 +208,10 @@ def test_every_command_takes_a_file(cli: Cli, model_folder: Path, corpus_file: P
     }
     outcome = cli("benchmark", "-c", written(tmp_path, speed), tmp_path / "out")
     refused(outcome, "benchmark", "recipe.yaml: lengths x: ")
+    trusting = written(tmp_path, {**speed, "serve_flags": "--enforce-eager --trust_remote_code"})
+    refused(
+        cli("benchmark", "-c", trusting, tmp_path / "out"), "benchmark", "serve_flags: stands on the command line alone"
+    )
     assert not (tmp_path / "out").exists()
 
 
