@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .export.card import model_card
+from .errors import ModelError
+from .export.base_card import BaseCard
+from .export.card import CardFacts, model_card
 from .export.checkpoint import save_checkpoint
 from .export.outputs import Source
+from .families import family_of
+from .families.shape import model_shape, tensor_parallel_sizes
 from .methods.selection import Selection
 from .record import Record
 from .units import PruningPlan
@@ -25,6 +29,7 @@ class PrunedModel:
     selection: what the method came to, for `GRASPPruner.prune` with another budget or compensation; None after a
     replay, and where single weights were cut, whose masks are as large as the model.
     sources: what lies on this machine of what it was made from, which no checkpoint may replace.
+    base: what the card of the dense model says of it.
     """
 
     model: PreTrainedModel
@@ -33,6 +38,16 @@ class PrunedModel:
     tokenizer: PreTrainedTokenizerBase | None = None
     selection: Selection | None = None
     sources: Sequence[Source] = ()
+    base: BaseCard = field(default_factory=BaseCard)
+
+    @property
+    def card_facts(self) -> CardFacts:
+        """What its card says that its record does not hold."""
+        try:
+            shape = model_shape(self.model, family_of(self.model.config))
+        except ModelError:  # of no attention in any layer, which no engine serves
+            return CardFacts(self.base)
+        return CardFacts(self.base, tuple(tensor_parallel_sizes(shape.layers)))
 
     def save(
         self, output: str | os.PathLike[str], *, overwrite: bool = False, max_shard_size: int | str = "5GB"
@@ -47,7 +62,7 @@ class PrunedModel:
             self.tokenizer,
             self.record,
             output,
-            card=model_card(self.record),
+            card=model_card(self.record, self.card_facts),
             overwrite=overwrite,
             max_shard_size=max_shard_size,
             sources=self.sources,

@@ -17,6 +17,7 @@ from .config import GRASPConfig
 from .corpora import TokenizedCorpus
 from .errors import GraspruneError, OptionError
 from .execution import WholeModel
+from .export.base_card import base_card
 from .export.outputs import Source, check_apart, corpora, local, models
 from .families import family_of
 from .generation import generation_settings, set_generation
@@ -159,7 +160,8 @@ class GRASPPruner:
         record = record_of(self.config, model, selected, budget, calibration)
         if origin is not None:
             record = replayed_record(record, origin, applied_in_place(origin, self.config))
-        self._last = PrunedModel(selected.model, selected.plan, record, tokenizer, sources=sources)
+        base = base_card(model.config.name_or_path)
+        self._last = PrunedModel(selected.model, selected.plan, record, tokenizer, sources=sources, base=base)
         return self._last
 
     def save(
@@ -228,7 +230,8 @@ class GRASPPruner:
         budget = budget_of(problem, selected)
         record = record_of(problem.config, problem.model, selected, budget, work.calibration, shared)
         kept = None if selected.plan is None else selection
-        self._last = PrunedModel(selected.model, selected.plan, record, work.tokenizer, kept, work.sources)
+        base = base_card(problem.model.config.name_or_path)
+        self._last = PrunedModel(selected.model, selected.plan, record, work.tokenizer, kept, work.sources, base)
         return self._last
 
     def _sources_of_recovery(self, others: Sequence[Source]) -> list[Source]:

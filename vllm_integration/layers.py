@@ -15,8 +15,7 @@ from vllm.model_executor.layers.linear import RowParallelLinear
 from vllm.model_executor.models.utils import extract_layer_index
 
 from optimum_grasprune.families import family_of, family_of_type
-from optimum_grasprune.families.shape import layer_shape
-from optimum_grasprune.serving.fit import splits
+from optimum_grasprune.families.shape import layer_shape, splits
 
 
 def layer_config(config: PreTrainedConfig, prefix: str) -> PreTrainedConfig:

@@ -115,6 +115,18 @@ def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     return {name: value for name in names if (value := getattr(args, name, None)) is not None}
 
 
+def as_flags(values: Mapping[str, object]) -> list[str]:
+    """Options by field name as words of a command line; None stands for no word."""
+    words: list[str] = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            words += [f"--{flag}", str(value)]
+    return words
+
+
 def _add_option(group: argparse._ArgumentGroup, name: str, field: FieldInfo, several: str | None = None) -> None:
     flag, text = f"--{name.replace('_', '-')}", (field.description or "").replace("%", "%%")
     kind = _without_none(field.annotation)

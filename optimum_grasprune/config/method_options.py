@@ -7,7 +7,7 @@ itself may be given too.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 from ..errors import OptionError
@@ -36,6 +36,11 @@ _OF_THE_COMMANDS = frozenset(
         "no_plot",
         "share_gates",
         "last_list",
+        "config",
+        "from_file",
+        "push_to_hub",
+        "private",
+        "plot",
     ]
 )
 """What the command line calls other things by."""
@@ -93,12 +98,23 @@ def applicable(given: Mapping[str, object], method: str, stages: Collection[str]
 
 def owner_of(option: str) -> str | None:
     """What brings an option along, as in "the method flap"; None where nothing does."""
+    _load_all()
     for registry in (METHODS, STAGES):
-        for name in registry.with_options():
-            registry.get(name)
         if (owner := registry.owner_of(option)) is not None:
             return f"the {registry.kind} {owner}"
     return None
+
+
+def load_owners(options: Iterable[str]) -> None:
+    """Load whatever may bring along those of the options that nothing else is called by."""
+    if not set(options) <= OwnOptions.common | _OF_THE_COMMANDS:
+        _load_all()
+
+
+def _load_all() -> None:
+    for registry in (METHODS, STAGES):
+        for name in registry.with_options():
+            registry.get(name)
 
 
 def _in_force(common: Mapping[str, object], given: Mapping[str, object]) -> Iterator[type[OwnOptions]]:
@@ -106,9 +122,7 @@ def _in_force(common: Mapping[str, object], given: Mapping[str, object]) -> Iter
     if chosen is not None:
         yield chosen
     if set(given) - set(chosen.model_fields if chosen else ()):  # whose they are is known of what is loaded
-        for registry in (METHODS, STAGES):
-            for name in registry.with_options():
-                registry.get(name)
+        _load_all()
     stages = {*stages_in(str(common.get("compensation"))), *map(STAGES.owner_of, given)}
     for name in STAGES.with_options():
         if name in stages and (options := STAGES.options_of(name)) is not None:

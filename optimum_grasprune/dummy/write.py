@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig
 
-from ..export.card import GITHUB_NAME
+from ..export.account import GITHUB_NAME
 from ..export.checkpoint import check_shard_size
 from ..export.staging import RECORD_NAME, is_pruned_checkpoint, staged_folder
 from ..families import family_of

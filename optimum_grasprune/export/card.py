@@ -3,46 +3,100 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from ..methods import get_method
-from ..record import HeldOutLosses, Record, SharedRun
-from ..record.describe import public_name
-from ..recovery.chain import sentence
+from ..record import Record
 from ..report import budget_rows
-from ..units import KINDS, PruningPlan, UnitKind
+from ..writing import write_file
+from .account import GITHUB_NAME, how_it_was_made, what_it_is
+from .base_card import CARD_NAME, BaseCard
 from .checkpoint import needs_code
+from .command import command_of
+from .results import MeasuredText, dataset_names, eval_results, results_table
+from .widths import widths_section
 
-GITHUB_NAME = "optimum-grasprune"
+_RELATION = "finetune"
+"""The Hub knows adapters, merges, quantised and fine-tuned models: of these, what has other weights is the last."""
 
 
-def model_card(record: Record) -> str:
-    """The README.md of a checkpoint: what it is, how it was made, how to load and serve it."""
-    method, base = str(record.recipe["method"]), record.base_model
-    data = ModelCardData(
+@dataclass(frozen=True)
+class CardFacts:
+    """What a card says that no record holds.
+
+    base: of the model that was pruned.  tensor_parallel_sizes: that split every layer of the pruned one.
+    repository: of the Hub that the checkpoint is sent to.
+    """
+
+    base: BaseCard = field(default_factory=BaseCard)
+    tensor_parallel_sizes: tuple[int, ...] = ()
+    repository: str | None = None
+
+
+def model_card(record: Record, facts: CardFacts | None = None, measured: Sequence[MeasuredText] = ()) -> str:
+    """The README.md of a checkpoint: what it is, how it was made, how good it is, how to load and serve it."""
+    facts = facts or CardFacts()
+    name = record.base_model.name or record.base_model.model_type
+    rows = "\n".join(f"| {' | '.join(row)} |" for row in budget_rows(record))
+    in_units = record.plan is not None and not record.plan.whole_layers
+    sections = (
+        f"---\n{_metadata(record, facts.base, measured).to_yaml()}\n---\n\n# {name}, pruned\n\n"
+        f"{what_it_is(record)}\n\n| | dense | pruned | kept |\n|---|---:|---:|---:|\n{rows}\n\n",
+        _results(measured),
+        _use(record, facts),
+        widths_section(record.plan) if record.plan is not None and in_units else "",
+        _making(record, facts.base),
+        _limits(record),
+    )
+    return str(ModelCard("".join(sections)))
+
+
+def write_card(
+    folder: str | Path, record: Record, facts: CardFacts | None = None, measured: Sequence[MeasuredText] = ()
+) -> None:
+    """Put a card in the place of the one in a checkpoint; CheckpointError when it cannot be written."""
+    write_file(Path(folder) / CARD_NAME, model_card(record, facts, measured).encode())
+
+
+def _metadata(record: Record, base: BaseCard, measured: Sequence[MeasuredText]) -> ModelCardData:
+    """What the Hub reads. The base model is named where it is known to be there: it refuses other names."""
+    results, name = eval_results(measured), record.base_model.name or record.base_model.model_type
+    datasets = dataset_names(record.calibration.source) if record.calibration else []
+    language = list(base.language) if isinstance(base.language, tuple) else base.language
+    return ModelCardData(
+        language=language,
+        license=base.license,
+        license_name=base.license_name,
+        license_link=base.license_link,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=[GITHUB_NAME, "pruned", method],
+        base_model=base.hub_name,
+        base_model_relation=_RELATION if base.hub_name else None,
+        datasets=datasets or None,
+        tags=[GITHUB_NAME, "pruned", str(record.recipe["method"])],
+        model_name=f"{name.rpartition('/')[2]}, pruned" if results else None,
+        eval_results=results or None,
     )
-    rows = "\n".join(f"| {' | '.join(row)} |" for row in budget_rows(record))
-    in_units = record.plan is not None
-    what = _what(record)
-    contents = ", the calibration corpus's hash and the plan" if in_units else " and the calibration corpus's hash"
+
+
+def _results(measured: Sequence[MeasuredText]) -> str:
+    if not measured:
+        return ""
+    return f"## Results\n\n{results_table(measured)}\nMeasured in fp32 on windows that do not overlap.\n\n"
+
+
+def _use(record: Record, facts: CardFacts) -> str:
     of_own_class = record.plan is None or record.plan.whole_layers
-    stock = of_own_class and not needs_code(base.model_type)
-    return str(
-        ModelCard(
-            f"---\n{data.to_yaml()}\n---\n\n"
-            f"# {base.name or base.model_type}, pruned\n\n"
-            f"{what}\n\n"
-            f"| | dense | pruned | kept |\n|---|---:|---:|---:|\n{rows}\n\n"
-            f"{_calibration_line(record)}{_shared_line(record.shared)}{_recovery_line(record)}\n\n"
-            f"{_USE_STOCK if stock else _USE}\n"
-            f"{'' if record.plan is None or record.plan.whole_layers else _widths(record.plan)}"
-            f"The whole recipe{contents} are in `grasp_config.json`.\n"
-        )
-    )
+    stock = of_own_class and not needs_code(record.base_model.model_type)
+    sizes = facts.tensor_parallel_sizes
+    split = f"Tensor-parallel sizes that split every layer: {', '.join(map(str, sizes))}.\n\n" if sizes else ""
+    use = _USE_STOCK if stock else _USE
+    return f"{use.replace(_PLACE, facts.repository or _PLACE)}\n{split}"
+
+
+_PLACE = "path/to/this/folder"
 
 
 _USE = """## Use
@@ -74,94 +128,26 @@ vllm serve path/to/this/folder
 """
 
 
-def _what(record: Record) -> str:
-    method = str(record.recipe["method"])
-    if record.plan is None:
-        return _what_elements(method, record.recipe["pattern"])
-    if record.plan.whole_layers:
-        return _what_layers(method, record.plan, record.compensation)
-    return _what_units(method, sentence(record.compensation, multiplied=record.plan.multiplied))
-
-
-def _what_layers(method: str, plan: PruningPlan, compensation: Sequence[str]) -> str:
-    dropped = sorted({group.layer for group in plan.groups} - {group.layer for group in plan.groups if group.kept})
-    which = (
-        f"Of its {plan.num_layers} layers, number {', '.join(map(str, dropped))} went" if dropped else "No layer went"
-    )
-    others = f". {sentence(compensation)}" if compensation else "; the others are as they were."
+def _making(record: Record, base: BaseCard) -> str:
+    model = base.hub_name or record.base_model.name or "MODEL"
+    command = command_of(record, model)
+    shown = f"```bash\n{command}\n```\n\n" if command else ""
+    versions = ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    contents = ", the calibration corpus's hash and the plan" if record.plan else " and the calibration corpus's hash"
     return (
-        f"A model of fewer layers, made by {GITHUB_NAME} with the method `{method}` ({get_method(method).source}). "
-        f"{which} (counted from 0){others}"
+        f"## How it was made\n\n{how_it_was_made(record)}\n\n{shown}Versions: {versions}. "
+        f"The whole recipe{contents} are in `grasp_config.json`.\n\n"
     )
 
 
-def _what_units(method: str, made_up: str) -> str:
-    source = get_method(method).source
-    return (
-        f"A smaller dense model, made by {GITHUB_NAME} with the method `{method}`"
-        f"{f' ({source})' if source else ''}. FFN channels and KV head groups were cut under one budget, so every "
-        f"layer has its own widths. {made_up}"
-    )
-
-
-def _what_elements(method: str, pattern: object) -> str:
-    return (
-        f"A model of the dense model's size with zeros in it, made by {GITHUB_NAME} with the method "
-        f"`{method}`, pattern `{pattern}`: single weights of the linear maps in the decoder layers "
-        "were set to zero. Below, a zero put for a weight is not counted, but it is stored: the files are no smaller, "
-        "and only an engine that knows sparse matrices runs it faster. No weight was retrained."
-    )
-
-
-def _calibration_line(record: Record) -> str:
-    calibration = record.calibration
-    if calibration is None:
-        return "Made without calibration data."
-    count, length = calibration.sequences
-    source = ", ".join(public_name(part.strip()) for part in calibration.source.split(","))
-    return (
-        f"Calibrated on {count} sequences of {length} tokens of `{source}` "
-        f"(sha256 `{calibration.sha256[:16]}…`), seed {record.recipe['seed']}."
-    )
-
-
-def _shared_line(shared: SharedRun | None) -> str:
-    if shared is None:
-        return ""
-    *others, last = map(str, shared.keep_ratios)
-    nested = "; its units are among those of the larger ones" if shared.nested else ""
-    return f" Its units were chosen in one run for the keep ratios {', '.join(others)} and {last}{nested}."
-
-
-def _recovery_line(record: Record) -> str:
-    """What the weights were trained on, and what it came to; empty where they were not."""
-    recovery = record.recovery
-    if recovery is None or not recovery.kept_step:
-        return ""
-    before, after = recovery.before or HeldOutLosses(), recovery.after or HeldOutLosses()
-    watched = public_name(recovery.watched.source) if recovery.watched else ""
-    texts = [(before.held_out, after.held_out, "of its end"), (before.watched, after.watched, f"of `{watched}`")]
-    losses = " and ".join(
-        f"{first:.3f} to {last:.3f} on text {where}"
-        for first, last, where in texts
-        if first is not None and last is not None
-    )
-    line = f" The weights were trained on {recovery.tokens:,} tokens of the same text"
-    return f"{line}; the loss fell from {losses}, in nats a token." if losses else f"{line}."
-
-
-def _widths(plan: PruningPlan) -> str:
-    kinds = [kind for kind in KINDS.values() if any(group.kind == kind for group in plan.groups)]
-    heading = " | ".join(["layer", *(kind.heading for kind in kinds)])
-    rows = (
-        f"| {layer} | {' | '.join(_width(plan, layer, kind) for kind in kinds)} |" for layer in range(plan.num_layers)
-    )
-    return f"## Widths\n\n| {heading} |\n|{'---:|' * (len(kinds) + 1)}\n" + "\n".join(rows) + "\n\n"
-
-
-def _width(plan: PruningPlan, layer: int, kind: UnitKind) -> str:
-    """What a layer keeps of a kind, all its blocks together; nothing where it has none."""
-    groups = [group for group in plan.groups if (group.layer, group.kind) == (layer, kind)]
-    if not groups:
-        return ""
-    return f"{sum(len(group.kept) for group in groups)} of {sum(group.count for group in groups)}"
+def _limits(record: Record) -> str:
+    lines = [
+        "What holds for the dense model (its licence, its biases, what it must not be used for) holds for this one.",
+        "A cut costs quality, and more on text unlike the one that it was calibrated on: measure it on your own task "
+        "before you rely on it.",
+    ]
+    if record.plan is not None and not record.plan.whole_layers:
+        lines.append("A tool that takes all layers for equally wide cannot read it, or takes it for larger than it is.")
+    if record.recovery is None or not record.recovery.kept_step:
+        lines.append("Its weights were not fine-tuned after the cut; doing so may win some of the quality back.")
+    return "## Limits\n\n" + "".join(f"- {line}\n" for line in lines)

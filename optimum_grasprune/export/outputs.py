@@ -62,29 +62,29 @@ def check_apart(output: str | os.PathLike[str], sources: Iterable[Source]) -> No
                 raise CheckpointError(f"the output folder {output} lies inside {source}: choose another one")
 
 
-def check_result_file(file: str, sources: Iterable[Source], output: str | None = None) -> None:
-    """Raise OptionError unless `--json` can write a file that nothing is read from, and no part of OUTPUT."""
+def check_result_file(file: str, sources: Iterable[Source], output: str | None = None, *, option: str = "json") -> None:
+    """Raise OptionError unless an option can write a file that nothing is read from, and no part of OUTPUT."""
     path = Path(os.path.realpath(file))
     if os.path.isdir(path):
-        raise OptionError("json", file, "cannot be written")
+        raise OptionError(option, file, "cannot be written")
     if os.path.exists(file) and not os.path.isfile(file):
         return  # a pipe, a terminal: written to, not replaced
     for source in sources:
         for real in _real_paths(source.path):
             if _same(path, real):
-                raise OptionError("json", file, f"is {source.what}")
+                raise OptionError(option, file, f"is {source.what}")
             if path.exists() and any(_same(parent, real) for parent in path.parents):
-                raise OptionError("json", file, f"lies inside {source}: no file of it is replaced")
+                raise OptionError(option, file, f"lies inside {source}: no file of it is replaced")
     if output is not None:
         folder = Path(os.path.realpath(output))
         if _same(path, folder) or (_same(path.parent, folder) and is_checkpoint_file(path.name)):
-            raise OptionError("json", file, "is part of the output")
+            raise OptionError(option, file, "is part of the output")
     try:
         if not os.path.isdir(path.parent):
             raise FileNotFoundError(errno.ENOENT, "no such folder")
         try_writing(path.parent)
     except OSError as error:
-        raise OptionError("json", file, f"cannot be written: {error.strerror}") from None
+        raise OptionError(option, file, f"cannot be written: {error.strerror}") from None
 
 
 def _real_paths(path: Path) -> Iterator[Path]:

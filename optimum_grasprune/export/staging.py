@@ -50,7 +50,12 @@ def is_pruned_checkpoint(folder: Path) -> bool:
         record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(record, dict) and {"recipe", "base_model"} <= record.keys()
+    return is_record(record)
+
+
+def is_record(content: object) -> bool:
+    """Whether the content of a JSON file is that of a checkpoint's record."""
+    return isinstance(content, dict) and {"recipe", "base_model"} <= content.keys()
 
 
 Replaceable = Callable[[Path], bool]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -121,6 +122,25 @@ def layer_shape(own: PreTrainedConfig, family: Family) -> LayerShape:
     """The widths that a layer's own configuration says."""
     channels = getattr(own, family.sizes.ffn_channels)
     return LayerShape(family.query_heads(own), family.kv_heads(own), channels)
+
+
+def splits(layer: LayerShape, size: int) -> bool:
+    """Whether vLLM can split a layer among `size` tensor-parallel ranks.
+
+    Query heads and FFN channels must divide by it; KV heads must too, or divide it where there are fewer of them.
+    """
+    heads = layer.kv_heads
+    shared_evenly = heads % size == 0 if heads >= size or not heads else size % heads == 0
+    return shared_evenly and layer.query_heads % size == 0 and layer.ffn_channels % size == 0
+
+
+def tensor_parallel_sizes(layers: Iterable[LayerShape]) -> list[int]:
+    """The tensor-parallel sizes that split every layer, ascending; 1 is always among them."""
+    layers = tuple(layers)
+    common = math.gcd(*(width for layer in layers for width in (layer.query_heads, layer.ffn_channels)))
+    return [
+        size for size in range(1, common + 1) if common % size == 0 and all(splits(layer, size) for layer in layers)
+    ]
 
 
 def _layer(blocks: Iterable[Block], index: int, queries_per_kv: int, window: int | None) -> LayerShape:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 
 from ..record import Record
+
+
+@dataclass(frozen=True)
+class LayerShares:
+    """What a layer keeps of its FFN channels and KV heads, between 0 for a block that is gone and 1."""
+
+    ffn: float
+    kv: float
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], footer: str = "") -> None:

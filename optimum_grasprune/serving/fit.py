@@ -7,7 +7,6 @@ holds its share of the weights, and where there are fewer KV heads than GPUs, it
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..families.shape import LayerShape, ModelShape
@@ -31,25 +30,6 @@ RUNTIME_BYTES = GIB
 
 _LOGIT_BYTES = 4
 _ELEMENT_BYTES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
-
-
-def splits(layer: LayerShape, size: int) -> bool:
-    """Whether vLLM can split a layer among `size` tensor-parallel ranks.
-
-    Query heads and FFN channels must divide by it; KV heads must too, or divide it where there are fewer of them.
-    """
-    heads = layer.kv_heads
-    shared_evenly = heads % size == 0 if heads >= size or not heads else size % heads == 0
-    return shared_evenly and layer.query_heads % size == 0 and layer.ffn_channels % size == 0
-
-
-def tensor_parallel_sizes(layers: Iterable[LayerShape]) -> list[int]:
-    """The tensor-parallel sizes that split every layer, ascending; 1 is always among them."""
-    layers = tuple(layers)
-    common = math.gcd(*(width for layer in layers for width in (layer.query_heads, layer.ffn_channels)))
-    return [
-        size for size in range(1, common + 1) if common % size == 0 and all(splits(layer, size) for layer in layers)
-    ]
 
 
 def kv_heads_per_gpu(layer: LayerShape, size: int) -> int:

@@ -18,11 +18,13 @@ from transformers import PreTrainedConfig
 from ..config import DeploymentOptions
 from ..errors import OptionError
 from ..families import family_of
-from ..families.shape import ModelShape, model_shape
+from ..families.shape import ModelShape, layer_shape, model_shape, splits, tensor_parallel_sizes
 from ..loading import check_length, empty_model, longest_context
 from ..model_files import quantization_of
+from ..record import Record
+from ..report import LayerShares
 from ..surgery import dense_config
-from .fit import GIB, Fit, fit, splits, tensor_parallel_sizes
+from .fit import GIB, Fit, fit
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,22 @@ def inspection(name: str, config: PreTrainedConfig) -> Inspection:
         windows=tuple(layer.window for layer in shape.layers),
         dtype=str(dtype),
     )
+
+
+def shares_kept(config: PreTrainedConfig, record: Record | None = None) -> list[LayerShares]:
+    """What each layer keeps of the dense model's, as the configuration tells: all of it where nothing was cut.
+
+    record: of the checkpoint; where whole layers were dropped, it alone knows of them.
+    """
+    if record is not None and record.plan is not None and record.plan.whole_layers:
+        stay = {group.layer for group in record.plan.groups if group.kept}
+        return [LayerShares(float(layer in stay), float(layer in stay)) for layer in range(record.plan.num_layers)]
+    family = family_of(config)
+    layers = model_shape(empty_model(config), family).layers
+    if (dense := dense_config(config)) is None:
+        return [LayerShares(1.0, 1.0)] * len(layers)
+    whole = layer_shape(dense, family)
+    return [LayerShares(own.ffn_channels / whole.ffn_channels, own.kv_heads / whole.kv_heads) for own in layers]
 
 
 def _parameters_beside_layers(shape: ModelShape) -> dict[str, int]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,14 @@ import torch
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask
 from optimum_grasprune.config import DeploymentOptions
+from optimum_grasprune.export.checkpoint import read_record
 from optimum_grasprune.families import family_of
+from optimum_grasprune.loading import load_config
+from optimum_grasprune.report import LayerShares
+from optimum_grasprune.serving.inspection import shares_kept
 from optimum_grasprune.units import FFN, KV, Address
 from tests.commands.conftest import Outcome
-from tests.conftest import make_model, make_tokenizer
+from tests.conftest import make_model, make_record, make_tokenizer
 
 Cli = Callable[..., Outcome]
 SIZE = ("--gpu-memory", "1GiB", "--overhead", "64MiB")
@@ -115,3 +120,60 @@ def test_bad_input_is_one_line(cli: Cli, pruned_folder: Path, options: tuple[obj
     assert outcome.code == 2
     assert len(outcome.error_lines) == 1 and message in outcome.error_lines[0], outcome.error_lines
     assert not outcome.out.strip()
+
+
+def test_widths_are_drawn(cli: Cli, pruned_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    for name, start in (("shape.png", b"\x89PNG"), ("shape.svg", b"<?xml")):
+        outcome = cli("inspect", "-m", pruned_folder, "--plot", tmp_path / name)
+        assert outcome.code == 0, outcome.error_lines
+        assert (tmp_path / name).read_bytes().startswith(start)
+    drawing = (tmp_path / "shape.svg").read_text()
+    assert str(tmp_path) not in drawing and str(pruned_folder.parent) not in drawing
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("shape.pdf", "shape.pdf: should end in .png or .svg"),
+        ("none/shape.png", "shape.png: cannot be written: no such folder"),
+        ("folder.png", "folder.png: cannot be written"),
+    ],
+)
+def test_a_drawing_that_cannot_be_written(
+    cli: Cli, pruned_folder: Path, tmp_path: Path, file: str, message: str
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    outcome = cli("inspect", "-m", pruned_folder, "--plot", tmp_path / file)
+    assert outcome.code == 2 and len(outcome.error_lines) == 1, outcome.error_lines
+    assert "--plot " in outcome.error_lines[0] and message in outcome.error_lines[0]
+    assert not outcome.out.strip() and not (tmp_path / "none").exists()
+
+
+def test_shares_that_are_drawn(pruned_folder: Path, model_folder: Path) -> None:
+    halves = [LayerShares(0.5, 0.5), LayerShares(0.5, 1.0), LayerShares(0.5, 1.0)]
+    assert shares_kept(load_config(str(pruned_folder)), read_record(pruned_folder)) == halves
+    assert shares_kept(load_config(str(pruned_folder))) == halves
+    assert shares_kept(load_config(str(model_folder))) == [LayerShares(1.0, 1.0)] * 3
+    model = make_model()
+    inventory = family_of(model.config).inventory(model)
+    kept = torch.ones(inventory.num_units, dtype=torch.bool)
+    for kind in (FFN, KV):
+        kept[inventory.slice_of(Address(1, kind))] = False
+    plan = PruningPlan.from_mask(UnitMask(inventory, kept, whole_layers=True))
+    record = replace(make_record(), plan=plan)
+    layers = [LayerShares(1.0, 1.0), LayerShares(0.0, 0.0), LayerShares(1.0, 1.0)]
+    assert shares_kept(make_model(num_hidden_layers=2).config, record) == layers
+
+
+def test_drawing_needs_matplotlib(
+    cli: Cli, pruned_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("optimum.commands.grasprune.base.import_module", _without_matplotlib)
+    outcome = cli("inspect", "-m", pruned_folder, "--plot", tmp_path / "shape.png")
+    line = 'plots need matplotlib: pip install "optimum-grasprune[plot]", or leave out --plot'
+    assert outcome.error_lines == [f"optimum-cli grasprune inspect: error: {line}"]
+
+
+def _without_matplotlib(name: str) -> None:
+    raise ModuleNotFoundError(name="matplotlib.figure")

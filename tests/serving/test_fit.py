@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from optimum_grasprune import PruningPlan, UnitMask
 from optimum_grasprune.errors import ModelError
 from optimum_grasprune.families import family_of
-from optimum_grasprune.families.shape import LayerShape, ModelShape, model_shape
+from optimum_grasprune.families.shape import LayerShape, ModelShape, model_shape, splits, tensor_parallel_sizes
 from optimum_grasprune.loading import count_parameters, empty_model
 from optimum_grasprune.serving.fit import (
     BATCHED_TOKENS,
@@ -24,8 +24,6 @@ from optimum_grasprune.serving.fit import (
     fit,
     kv_bytes_per_token,
     parameters_per_gpu,
-    splits,
-    tensor_parallel_sizes,
 )
 from optimum_grasprune.serving.inspection import inspection
 from optimum_grasprune.surgery import dense_config, pruned_config

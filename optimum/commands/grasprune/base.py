@@ -16,15 +16,19 @@ from typing import TYPE_CHECKING, Any
 from optimum.commands.base import BaseOptimumCLICommand
 
 if TYPE_CHECKING:
+    from optimum_grasprune.errors import OptionError
     from optimum_grasprune.export.outputs import Source
     from optimum_grasprune.model_files import ReadAs
+
+CONFIG = ("-c", "--config")
+"""The option that names a file of options."""
 
 Declare = Callable[[argparse.ArgumentParser, Sequence[str]], None]
 """Declares the options of a command. The second argument is the command line after the name of the command."""
 
 
 class LateParser(argparse.ArgumentParser):
-    """A parser whose options are declared when it is the one that parses.
+    """A parser whose options are declared when it is the one that parses, and may stand in a file too.
 
     Options are made from the fields of option classes, which load pydantic, and optimum-cli builds the parsers of all
     commands at every start.
@@ -33,11 +37,35 @@ class LateParser(argparse.ArgumentParser):
     declare: Declare | None = None
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Declare the options, then parse."""
+        """Declare the options, then parse; those that the command line leaves out come from the file of `-c`."""
+        arguments = list(args or ())
         declare, self.declare = self.declare, None
-        if declare is not None:
-            declare(self, list(args or ()))
+        if (path := self._option_file(arguments)) is None:
+            if declare is not None:
+                declare(self, arguments)
+        else:
+            self._parse_with(path, declare, arguments)
         return super().parse_known_args(args, namespace)
+
+    def _option_file(self, arguments: Sequence[str]) -> str | None:
+        early = argparse.ArgumentParser(add_help=False)
+        early.add_argument(*CONFIG, nargs="?")
+        return early.parse_known_args(arguments)[0].config
+
+    def _parse_with(self, path: str, declare: Declare | None, arguments: Sequence[str]) -> None:
+        from optimum_grasprune.config.file_defaults import as_arguments, given_options, set_defaults
+        from optimum_grasprune.errors import GraspruneError, OptionError
+        from optimum_grasprune.export.recipe import read_recipe
+
+        try:
+            file = read_recipe(path)
+            if declare is not None:
+                declare(self, [*as_arguments(file), *arguments])
+            set_defaults(self, file, given_options(self, arguments))
+        except OptionError as error:
+            self.exit(2, f"{self.prog}: error: {error.flag_line}\n")
+        except GraspruneError as error:
+            self.exit(2, f"{self.prog}: error: {error}\n")
 
 
 def declare_late(parser: argparse.ArgumentParser, declare: Declare) -> None:
@@ -64,12 +92,38 @@ class Subcommand(BaseOptimumCLICommand):
                 self.check_outputs()
                 self.execute()
         except OptionError as error:
-            self.fail(error.flag_line)
+            self.fail(self._line_of(error))
         except GraspruneError as error:
             self.fail(str(error))
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
+
+    @property
+    def from_file(self) -> Mapping[str, str]:
+        """How the file of `-c` spells what came from it, by name."""
+        return getattr(self.args, "from_file", {})
+
+    def _line_of(self, error: OptionError) -> str:
+        if (key := self.from_file.get(error.option)) is None:
+            return error.flag_line
+        return f"--config {self.args.config}: {key} {error.value}: {error.reason}"
+
+    def output_among(self, *lists: str, is_value: Callable[[str, str], bool]) -> str:
+        """OUTPUT, which argparse takes for one more value where it follows an option that takes many.
+
+        lists: such options.  is_value: whether a word can only be a value of one, and not a folder.
+        """
+        args = self.args
+        for name in lists:
+            values: list[str] = [] if name in self.from_file else getattr(args, name) or []
+            named = args.output is not None and "output" not in self.from_file
+            if not named and len(values) > 1 and not is_value(name, values[-1]):
+                args.output = values.pop()
+                break
+        if args.output is None:
+            self.fail("the following arguments are required: OUTPUT")
+        return args.output
 
     def source_options(self, *sources: str) -> ReadAs:
         """How the named models are to be read, by the options of `load_config`, `load_model` and `load_tokenizer`."""
@@ -91,12 +145,13 @@ class Subcommand(BaseOptimumCLICommand):
 
         Raises GraspruneError.
         """
-        from optimum_grasprune.export.outputs import check_apart, check_result_file
+        from optimum_grasprune.export.outputs import check_apart, check_result_file, local
 
+        sources = [*self.sources(), *local("the recipe", self.args.config)]
         if output is not None:
-            check_apart(output, self.sources())
+            check_apart(output, sources)
         if self.args.json:
-            check_result_file(self.args.json, self.sources(), output)
+            check_result_file(self.args.json, sources, output)
 
     @contextmanager
     def _warnings_as_lines(self) -> Iterator[None]:
@@ -132,7 +187,13 @@ class Subcommand(BaseOptimumCLICommand):
 
 
 def add_model_options(group: argparse._ArgumentGroup) -> None:
-    """The options of every command that reads a model."""
+    """The options of every command."""
+    group.add_argument(
+        *CONFIG,
+        metavar="FILE",
+        help="options in a YAML file, by their names; those of the command line go before them. Of export also a "
+        "pruned checkpoint or its grasp_config.json: the recipe that it was made by",
+    )
     group.add_argument("--revision", metavar="REVISION", help="branch, tag or commit of models that are Hub names")
     group.add_argument("--trust-remote-code", action="store_true", help="run model code that comes with the checkpoint")
     group.add_argument("--json", metavar="FILE", help="also write the result to this file as JSON")
@@ -153,8 +214,11 @@ def is_number(text: str) -> bool:
     return True
 
 
-def module_for_plots(name: str) -> ModuleType:
-    """The named module of ours, which draws; GraspruneError where matplotlib is missing."""
+def module_for_plots(name: str, otherwise: str = "give --no-plot") -> ModuleType:
+    """The named module of ours, which draws; GraspruneError where matplotlib is missing.
+
+    otherwise: what a user does to need none.
+    """
     from optimum_grasprune.errors import GraspruneError
 
     try:
@@ -162,9 +226,7 @@ def module_for_plots(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        raise GraspruneError(
-            'plots need matplotlib: pip install "optimum-grasprune[plot]", or give --no-plot'
-        ) from None
+        raise GraspruneError(f'plots need matplotlib: pip install "optimum-grasprune[plot]", or {otherwise}') from None
 
 
 def _quieten_libraries() -> None:

@@ -51,7 +51,7 @@ class BenchmarkCommand(Subcommand):
         from optimum_grasprune.serving.processes import terminated_cleanly
         from optimum_grasprune.serving.results import check_folder, write_results
 
-        output = Path(self._output())
+        output = Path(self.output_among("concurrency", "lengths", is_value=_is_value))
         self.check_outputs(str(output))
         plots = None if self.args.no_plot else module_for_plots("optimum_grasprune.serving.figures")
         plan = self._asked().plan(output)
@@ -89,12 +89,7 @@ class BenchmarkCommand(Subcommand):
 
         return Asked(**{field.name: getattr(self.args, field.name) for field in fields(Asked)})
 
-    def _output(self) -> str:
-        """OUTPUT, which argparse takes for one more value where it follows a list of numbers or lengths."""
-        args = self.args
-        for values in (args.concurrency, args.lengths):
-            if args.output is None and values and len(values) > 1 and not is_number(values[-1].replace(":", "", 1)):
-                args.output = values.pop()
-        if args.output is None:
-            self.fail("the following arguments are required: OUTPUT")
-        return args.output
+
+def _is_value(option: str, text: str) -> bool:
+    """Whether a text is a number or a pair of lengths, and not the folder OUTPUT."""
+    return is_number(text.replace(":", "", 1))

@@ -48,7 +48,7 @@ class CompareCommand(Subcommand):
         from optimum_grasprune.errors import GraspruneError
         from optimum_grasprune.report import print_table
 
-        output = Path(self._output())
+        output = Path(self.output_among(*filter(None, [self.args.last_list]), is_value=_is_value))
         self.check_outputs(str(output))
         plots = None if self.args.no_plot else module_for_plots("optimum_grasprune.comparison.plots")
         result = self._comparison(output).run(announce=lambda line: print(line, flush=True))
@@ -91,16 +91,6 @@ class CompareCommand(Subcommand):
             share_gates=args.share_gates,
             **self.source_options(args.model),
         )
-
-    def _output(self) -> str:
-        """OUTPUT, which argparse takes for one more value where it follows an option that takes many."""
-        args = self.args
-        values = getattr(args, args.last_list)
-        if args.output is None and len(values) > 1 and not _is_value(args.last_list, values[-1]):
-            args.output = values.pop()
-        if args.output is None:
-            self.fail("the following arguments are required: OUTPUT")
-        return args.output
 
 
 def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
@@ -154,7 +144,7 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     own = add_own_options(parser, arguments, method="methods")
     add_advanced_options(parser, leave_out=(*OF_A_CELL, *OF_ONE_RUN))
     common = [name for name in GRASPConfig.model_fields if name not in (*OF_A_CELL, *OF_ONE_RUN)]
-    parser.set_defaults(config_fields=(*common, *own))
+    parser.set_defaults(config_fields=(*common, *own), last_list=None)
 
 
 class _Extend(argparse.Action):
@@ -167,7 +157,7 @@ class _Extend(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        setattr(namespace, self.dest, [*(getattr(namespace, self.dest) or []), *values])
+        setattr(namespace, self.dest, [*(getattr(namespace, self.dest, None) or []), *values])
         namespace.last_list = self.dest
 
 

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 
 from optimum.commands.base import CommandInfo
 
+from .after_export import Written, add_options, beside_dense, check, finish
 from .base import Subcommand, add_example, add_model_options, declare_late, is_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from optimum_grasprune.comparison.beside import BesideDense
     from optimum_grasprune.config import GRASPConfig
     from optimum_grasprune.export.outputs import Source
     from optimum_grasprune.pruned import PrunedModel
     from optimum_grasprune.pruner import GRASPPruner
-    from optimum_grasprune.record import Record
 
 
 class ExportCommand(Subcommand):
@@ -35,25 +36,34 @@ class ExportCommand(Subcommand):
         declare_late(parser, _declare)
 
     def execute(self) -> None:
-        """Prune, save, summarise; each ratio by itself where there are several."""
+        """Prune, save, summarise, and what was asked for after it; each ratio by itself where there are several."""
         from optimum_grasprune.config import by_recipe
         from optimum_grasprune.config.flags import given
         from optimum_grasprune.export.checkpoint import check_shard_size
         from optimum_grasprune.pruner import GRASPPruner
 
-        output = self._output()
+        output = self.output_among("keep_ratio", "evaluate", is_value=_is_value)
         values = given(self.args, self.args.config_fields)
         ratios = values.pop("keep_ratio", [])
         config = by_recipe(self.args.recipe, **values, **({"keep_ratio": ratios[0]} if ratios else {}))
         check_shard_size(self.args.max_shard_size)
+        check(self.args)
         if len(ratios) > 1 or self.args.nested:
             self._export_many(GRASPPruner(config), ratios or [str(config.keep_ratio)], Path(output))
         else:
             self._check_free(output)
             self._check_state_folder(output)
-            pruned = self._prune(GRASPPruner(config))
-            self._save(pruned, output)
-            self.write_result(_without_plan(pruned.record))
+            beside = self._beside(config)
+            written = self._written(self._prune(GRASPPruner(config)), output, self.args.push_to_hub)
+            (measured,) = finish([written], beside, private=self.args.private)
+            self.write_result(written.to_dict(measured))
+
+    def _beside(self, config: GRASPConfig) -> BesideDense | None:
+        return beside_dense(self.args, config, self.source_options(self.args.model))
+
+    def _written(self, pruned: PrunedModel, output: str, repository: str | None) -> Written:
+        self._save(pruned, output)
+        return Written.of(pruned, output, repository)
 
     def _check_free(self, output: str) -> None:
         from optimum_grasprune.export.staging import check_output
@@ -83,10 +93,13 @@ class ExportCommand(Subcommand):
         return pruner.prune(model, tokenizer) if saved is None else pruner.replay(model, tokenizer, *saved)
 
     def _loaded(self, config: GRASPConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        from optimum_grasprune.export.base_card import CARD_NAME
         from optimum_grasprune.loading import load_config, load_model, load_tokenizer, require_unquantised
+        from optimum_grasprune.model_files import optional_file
 
         source, options = self.args.model, self.source_options(self.args.model)
         require_unquantised(source, load_config(source, **options))
+        optional_file(source, CARD_NAME)  # of the Hub: into the cache, where the card of the checkpoint looks for it
         model = load_model(source, dtype=config.dtype, device=config.device, **options)
         return model, load_tokenizer(source, **options)
 
@@ -101,26 +114,19 @@ class ExportCommand(Subcommand):
         folders = {config.keep_ratio: str(output / f"keep-{config.keep_ratio!r}") for config in configs}
         for folder in folders.values():
             self._check_free(folder)
+        beside = self._beside(pruner.config)
         run = pruner.prune_many(*self._loaded(pruner.config), list(folders), nested=self.args.nested)
-        checkpoints: list[dict[str, object]] = []
+        written: list[Written] = []
         for ratio, folder in folders.items():
             try:
-                pruned = run.prune(ratio)
-                self._save(pruned, folder)
+                repository = self.args.push_to_hub and f"{self.args.push_to_hub}-keep-{ratio!r}"
+                written.append(self._written(run.prune(ratio), folder, repository))
             except GraspruneError as error:
-                kept = ", ".join(str(done["output"]) for done in checkpoints) or "none"
+                kept = ", ".join(done.folder for done in written) or "none"
                 raise GraspruneError(f"at the keep ratio {ratio}: {error}; finished checkpoints: {kept}") from None
-            checkpoints.append({"output": folder, **_without_plan(pruned.record)})
-        self.write_result({"checkpoints": checkpoints})
-
-    def _output(self) -> str:
-        """OUTPUT, which argparse takes for one more ratio where it follows --keep-ratio."""
-        args = self.args
-        if args.output is None and len(args.keep_ratio or ()) > 1 and not is_number(args.keep_ratio[-1]):
-            args.output = args.keep_ratio.pop()
-        if args.output is None:
-            self.fail("the following arguments are required: OUTPUT")
-        return args.output
+        measured = finish(written, beside, private=self.args.private)
+        pairs = zip(written, measured, strict=True)
+        self.write_result({"checkpoints": [{"output": done.folder, **done.to_dict(texts)} for done, texts in pairs]})
 
     def sources(self) -> list[Source]:
         """The model, the corpora and the plan."""
@@ -132,11 +138,13 @@ class ExportCommand(Subcommand):
             *local("the plan", args.plan),
             *corpora("the corpus", args.dataset),
             *corpora("the text that is watched", args.recover_watch),
+            *corpora("the text that is measured on", *args.evaluate or ()),
         ]
 
 
-def _without_plan(record: Record) -> dict[str, object]:
-    return {name: value for name, value in record.to_dict().items() if name != "plan"}
+def _is_value(option: str, text: str) -> bool:
+    """Whether a text can only be a value of the list option, and not the folder OUTPUT."""
+    return "=" in text if option == "evaluate" else is_number(text)
 
 
 def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
@@ -167,6 +175,7 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     optional.add_argument("--plan", metavar="PATH", help="replay a saved plan (a checkpoint or its grasp_config.json)")
     optional.add_argument("--overwrite", action="store_true", help="replace the pruned checkpoint in OUTPUT")
     add_model_options(optional)
+    add_options(parser)
     own = add_own_options(parser, arguments)
     add_advanced_options(parser)
     writing = parser.add_argument_group("Advanced: writing")

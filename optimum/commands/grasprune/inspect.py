@@ -6,12 +6,12 @@ No weights are loaded.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from optimum.commands.base import CommandInfo
 
-from .base import Subcommand, add_example, add_model_options, declare_late
+from .base import Subcommand, add_example, add_model_options, declare_late, module_for_plots
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -39,13 +39,14 @@ class InspectCommand(Subcommand):
         return models("a model that is inspected", self.args.model, self.args.dense)
 
     def execute(self) -> None:
-        """Read shapes off the configuration, then print them beside the recorded budget and what fits."""
+        """Read shapes off the configuration, then print or draw them beside the recorded budget and what fits."""
         from optimum_grasprune.export.checkpoint import read_record
         from optimum_grasprune.families import family_of
         from optimum_grasprune.loading import load_config
         from optimum_grasprune.report import print_summary, print_table
-        from optimum_grasprune.serving.inspection import COLUMNS, inspection
+        from optimum_grasprune.serving.inspection import COLUMNS, inspection, shares_kept
 
+        draw = self._checked_plot()
         config = load_config(self.args.model, **self._read_as())
         family_of(config)  # no other complaint before that of an unknown family
         deployment = self._deployment(config)
@@ -56,6 +57,8 @@ class InspectCommand(Subcommand):
             print_summary(record, f"pruned from {record.base_model.name or 'a model in memory'}")
         if deployment is not None:
             print_table(deployment.title(), deployment.columns(), deployment.rows(), deployment.footer())
+        if draw is not None:
+            draw(self.args.plot, shares_kept(config, record), self.args.model)
         self.write_result(
             {
                 **found.to_dict(),
@@ -63,6 +66,18 @@ class InspectCommand(Subcommand):
                 "deployment": None if deployment is None else deployment.to_dict(),
             }
         )
+
+    def _checked_plot(self) -> Callable[..., None] | None:
+        """What draws the file of `--plot`; None where none is asked for. OptionError, GraspruneError."""
+        from optimum_grasprune.errors import OptionError
+        from optimum_grasprune.export.outputs import check_result_file
+
+        if (file := self.args.plot) is None:
+            return None
+        if not file.endswith((".png", ".svg")):
+            raise OptionError("plot", file, "should end in .png or .svg")
+        check_result_file(file, self.sources(), option="plot")
+        return module_for_plots("optimum_grasprune.report.pictures", "leave out --plot").write_widths
 
     def _read_as(self) -> ReadAs:
         return self.source_options(self.args.model, *filter(None, [self.args.dense]))
@@ -96,4 +111,8 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     deployment.add_argument(
         "--dense", metavar="MODEL", help="dense model to compare with; by default what the checkpoint was cut from"
     )
-    add_model_options(parser.add_argument_group("Optional arguments"))
+    optional = parser.add_argument_group("Optional arguments")
+    optional.add_argument(
+        "--plot", metavar="FILE", help="draw what each layer keeps into this file, .png or .svg; needs matplotlib"
+    )
+    add_model_options(optional)

@@ -1,0 +1,67 @@
+"""Checkpoints measured beside the model that they were cut from, on a few texts: the results on their cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..corpora import Corpus, tokenize
+from ..evaluation import EVALUATION_WINDOW, perplexity
+from ..export.results import MeasuredText
+from ..loading import common_window, load_config, load_model, load_tokenizer
+from ..model_files import ReadAs
+from ..record.describe import public_name
+from .cells import EvaluationText
+
+
+class BesideDense:
+    """Measures checkpoints of one model. Making it reads the texts, and checks all that can be checked before.
+
+    source: the dense model.  corpora, window, limits: as of `Comparison`.  bos: as in `EvaluationOptions`.
+    device: where models are measured, in fp32.  Raises GraspruneError.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        corpora: Mapping[str, Corpus],
+        window: int | None,
+        limits: Sequence[int] | None,
+        *,
+        bos: bool | None = None,
+        device: str = "auto",
+        read_as: ReadAs,
+    ) -> None:
+        self.source, self.device, self.read_as = source, device, read_as
+        config = load_config(source, **read_as)
+        window = common_window({"the model": config}, window, EVALUATION_WINDOW, "eval_seq_len")
+        tokenizer = load_tokenizer(source, **read_as)
+        self.texts = [
+            EvaluationText(name, corpus, tokenize(corpus, tokenizer, config.vocab_size, bos=bos).windows(window, limit))
+            for (name, corpus), limit in zip(corpora.items(), limits or (None,) * len(corpora), strict=True)
+        ]
+
+    def measure(self, checkpoints: Sequence[str]) -> list[tuple[MeasuredText, ...]]:
+        """What each checkpoint, given as its folder, gives on every text. One model at a time is in memory."""
+        dense, *others = (self._losses(source) for source in (self.source, *checkpoints))
+        return [tuple(map(self._measured, self.texts, dense, losses)) for losses in others]
+
+    def _losses(self, source: str) -> list[float]:
+        model = load_model(source, dtype="float32", device=self.device, **self._read_as(source))
+        return [perplexity(model, text.windows_WS).loss for text in self.texts]
+
+    def _read_as(self, source: str) -> ReadAs:
+        # A checkpoint is a folder, which has no revisions.
+        return self.read_as if source == self.source else {**self.read_as, "revision": None}
+
+    def _measured(self, text: EvaluationText, dense: float, pruned: float) -> MeasuredText:
+        count, window = text.windows_WS.shape
+        source = ",".join(public_name(part.strip()) for part in text.corpus.source.split(","))
+        return MeasuredText(
+            name=text.name,
+            source=source,
+            split=text.corpus.split,
+            windows=count,
+            window=window,
+            dense=dense,
+            pruned=pruned,
+        )
