@@ -1,6 +1,7 @@
 """One model pruned by several methods at several ratios: cells, running them, and their tables."""
 
-from .cells import Cell, cells_of, evaluation_windows, read_corpora
+from ..evaluation.texts import read_corpora
+from .cells import Cell, cells_of, evaluation_windows
 from .results import ComparisonResult
 from .run import Comparison
 from .tables import points_of, short_table, shown, write_tables
