@@ -13,7 +13,7 @@ from datasets import Dataset
 
 
 def documents(file: str, task_data: str | None = None, **_: object) -> dict[str, Dataset]:
-    """The documents of a task, all as its split `test`. file: its name in the folder, from the task's dataset_kwargs."""
+    """The documents of a task, all as its split `test`. file: its name in the folder, as the task's YAML file says."""
     if task_data is None:
         raise ValueError(
             f"the folder of {file} is missing: --task-data FOLDER, or task_data in the harness's --metadata"

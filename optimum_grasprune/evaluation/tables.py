@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .paired import CONFIDENCE, PairedDifference
 from .perplexity import Perplexity, perplexity_of
 from .report import EvaluationReport, ReportedModel
-from .scores import AgainstDense, TaskScore
+from .scores import MEAN, AgainstDense, TaskScore
 
 NOTHING = "–"
 
@@ -66,10 +66,20 @@ def _label(name: str, score: TaskScore) -> str:
     return name + own
 
 
+def scaled(score: TaskScore) -> str:
+    """A score: an accuracy in %, any other figure as it is."""
+    return f"{100 * score.value:.1f}" if in_percent(score) else f"{score.value:.4g}"
+
+
 def _score(score: TaskScore) -> str:
-    scale = 100 if score.is_accuracy or score.metric == "mean" else 1
-    error = "" if score.standard_error is None else f" ± {scale * score.standard_error:.1f}"
-    return f"{scale * score.value:.1f}{error}"
+    if (error := score.standard_error) is None:
+        return scaled(score)
+    return f"{scaled(score)} ± {100 * error:.1f}" if in_percent(score) else f"{scaled(score)} ± {error:.2g}"
+
+
+def in_percent(score: TaskScore) -> bool:
+    """Whether a score is shown in %: an accuracy, or the mean of several."""
+    return score.is_accuracy or score.metric == MEAN
 
 
 def _against(against: AgainstDense) -> tuple[str, str, str, str]:

@@ -65,7 +65,7 @@ def _without_bars() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-class _NoBar(tqdm.tqdm):  # type: ignore[misc]
+class _NoBar(tqdm.tqdm):
     """A bar that is not drawn."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
