@@ -34,11 +34,11 @@ def ask_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, suite:
 
     with undisturbed():
         asked = LoadedModel(model, tokenizer, suite.options.task_batch_size or 1)
-    return ask(asked, suite, source)
+    return ask(asked, suite, source, "hf")
 
 
-def ask(model: Any, suite: TaskSuite, source: str) -> Scored:
-    """Ask a model of the harness. source: as in `ask_model`."""
+def ask(model: Any, suite: TaskSuite, source: str, backend: str) -> Scored:
+    """Ask a model of the harness. source: as in `ask_model`.  backend: the harness's name for its class."""
     from lm_eval import simple_evaluate
 
     with undisturbed():
@@ -50,7 +50,7 @@ def ask(model: Any, suite: TaskSuite, source: str) -> Scored:
             batch_size=suite.options.task_batch_size,
         )
     samples = found.pop("samples")
-    found["config"] |= {"model": type(model).__name__, "model_args": {"pretrained": source}}
+    found["config"] |= {"model": backend, "model_args": {"pretrained": source}}
     means = {name: _means(task) for name, task in suite.tasks.items()}
     scores: dict[str, TaskScore] = {}
     answers: dict[str, tuple[float, ...]] = {}

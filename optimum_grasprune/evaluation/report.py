@@ -20,7 +20,7 @@ from .harness import Scored, ask, ask_model, beside_dense
 from .models import corpus_of, window_of
 from .perplexity import Perplexity, perplexity
 from .scores import AgainstDense, TaskScore
-from .tasks import AskedTasks, TaskSuite, read_tasks
+from .tasks import AskedTasks, TaskSuite, check_installed, read_tasks
 from .texts import read_corpora
 from .vllm_backend import check_vllm, engine
 
@@ -85,7 +85,9 @@ def read_asked(
 
     entries: corpora, each as NAME=SOURCE.  Raises GraspruneError.
     """
-    if tasks.tasks is None:
+    if tasks.tasks is not None:
+        check_installed(tasks.tasks)
+    else:
         for name in sorted(backend.model_fields_set):
             raise OptionError(name, getattr(backend, name), "is of use only with --tasks")
     named = options.model_fields_set & {"dataset", "dataset_split"}
@@ -124,7 +126,7 @@ def report(sources: Sequence[str], asked: Asked, read_as: ReadAs, *, beside_firs
         models.append(
             ReportedModel(
                 model=source,
-                parameters=count_parameters(empty_model(load_config(source, **read_as))),
+                parameters=_parameters(source, read_as),
                 perplexity=perplexities,
                 tasks=scored.scores if scored else {},
                 against_dense=against,
@@ -142,6 +144,11 @@ def report(sources: Sequence[str], asked: Asked, read_as: ReadAs, *, beside_firs
     )
 
 
+def _parameters(source: str, read_as: ReadAs) -> int:
+    """Of a model that may not be in this process, by our own classes, whatever code it brings along."""
+    return count_parameters(empty_model(load_config(source, revision=read_as.get("revision"))))
+
+
 def _measured(source: str, asked: Asked, window: int, read_as: ReadAs) -> tuple[dict[str, Perplexity], Scored | None]:
     model = load_model(source, dtype="float32", device=asked.options.device, **read_as) if asked.corpora else None
     perplexities = {} if model is None else _perplexities(model, source, asked, window, read_as)
@@ -150,7 +157,7 @@ def _measured(source: str, asked: Asked, window: int, read_as: ReadAs) -> tuple[
     if asked.backend.backend == "vllm":
         del model  # the engine takes all the memory that it finds
         with engine(source, asked.backend, asked.suite.options.task_batch_size, read_as) as running:
-            return perplexities, ask(running, asked.suite, source)
+            return perplexities, ask(running, asked.suite, source, "vllm")
     if model is None or asked.backend.dtype != "float32":
         model = None  # two at once may be more than the device holds
         model = load_model(source, dtype=asked.backend.dtype, device=asked.options.device, **read_as)

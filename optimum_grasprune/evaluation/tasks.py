@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -140,6 +141,12 @@ def _manager(names: Sequence[str], options: TaskOptions) -> Any:
     return TaskManager(include_path=own or None, metadata=metadata)
 
 
+def _namesakes(names: Sequence[str], home: Path) -> list[Path]:
+    """Folders called like a task, or like what its name begins with: arc_easy, and arc."""
+    words = [name.split("_") for name in names if re.fullmatch(r"[a-z]\w*", name)]
+    return sorted({home / "_".join(parts[:count]) for parts in words for count in range(1, len(parts) + 1)})
+
+
 def _is_whole(name: str, manager: Any, own: Sequence[Path]) -> bool:
     """Whether an index of a few folders has of a name all that there is: groups and tags reach into other folders."""
     from lm_eval.tasks._index import Kind
@@ -212,7 +219,7 @@ def _asked(task: Any, options: TaskOptions) -> AskedTask:
     return AskedTask(
         version=str(task.VERSION),
         documents=len({instance.doc_id for instance in task.instances}),
-        num_fewshot=task.get_config("num_fewshot"),
+        num_fewshot=task.get_config("num_fewshot") or 0,
         chance=chance,
         requests_sha256=_digest(task),
     )

@@ -32,7 +32,9 @@ def undisturbed() -> Iterator[None]:
 def _own_randomness() -> Iterator[None]:
     """What the block draws, or seeds, changes nothing of what is drawn after it."""
     states = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    # Where nothing runs on a GPU yet, it stays so: an engine may want to start processes that share it.
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices):
         yield
     random.setstate(states[0])
     np.random.set_state(states[1])

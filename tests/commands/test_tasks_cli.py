@@ -24,6 +24,12 @@ lm_eval = pytest.importorskip("lm_eval")
 LOCAL = [f"local_{name}" for name in PAPER]
 
 
+@pytest.fixture(autouse=True)
+def no_description_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the harness puts into its results, and takes seconds for."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_task_data(tmp_path_factory.mktemp("tasks") / "data")
@@ -221,39 +227,33 @@ def test_results_go_nowhere_that_is_read(cli: Cli, model_folder: Path, data: Pat
     assert outcome.code == 2 and "--json" in outcome.error_lines[0] and file.read_bytes() == before
 
 
-def test_compare(
-    cli: Cli, model_folder: Path, corpus_file: Path, asked: tuple[object, ...], data: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    chosen = ("--methods", "random", "magnitude+none", "--keep-ratios", "0.8", "0.5", "--no-plot")
+def test_compare(cli: Cli, model_folder: Path, corpus_file: Path, asked: tuple[object, ...], tmp_path: Path) -> None:
+    out, names = tmp_path / "out", ["local_piqa", "local_winogrande"]
+    chosen = ("--methods", "random", "magnitude+none", "--keep-ratios", "0.5", "--no-plot", "--tasks", ",".join(names))
     corpora = ("--evaluate", f"end={corpus_file}[90%:]", "--eval-seq-len", 32, "--eval-samples", 2)
 
     def compare(*options: object) -> Outcome:
-        return cli("compare", "-m", model_folder, *chosen, *corpora, "--tasks", "local_paper", *asked, *options, out)
+        return cli("compare", "-m", model_folder, *chosen, *corpora, *asked, *options, out)
 
     outcome = compare()
     assert outcome.code == 0, outcome.error_lines
-    assert "cell 1 of 4, random at 0.8: perplexity end " in outcome.out and "; mean accuracy " in outcome.out
+    assert "cell 1 of 2, random at 0.5: perplexity end " in outcome.out and "; mean accuracy " in outcome.out
     result = json.loads((out / "comparison.json").read_text())
-    assert list(result["tasks"]["tasks"]) == LOCAL
+    assert list(result["tasks"]["tasks"]) == names
     assert {name: len(values) for name, values in result["dense"]["tasks"]["answers"].items()} == dict.fromkeys(
-        LOCAL, 3
+        names, 3
     )
-    assert all(list(cell["tasks"]["scores"]) == [*LOCAL, "mean"] for cell in result["cells"])
+    assert all(list(cell["tasks"]["scores"]) == [*names, "mean"] for cell in result["cells"])
     with (out / "comparison.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [float(row["score[mean]"]) for row in rows[1:]] == [
-        cell["tasks"]["scores"]["mean"]["value"]
-        for cell in sorted(result["cells"], key=lambda cell: -cell["keep_ratio"])
-    ]
+        means = [float(row["score[mean]"]) for row in list(csv.DictReader(file))[1:]]
+    assert means == [cell["tasks"]["scores"]["mean"]["value"] for cell in result["cells"]]
     page = (out / "comparison.md").read_text()
-    assert "| local piqa |" in page and "| above chance kept |" in page and "15 questions" in page
+    assert "| local piqa |" in page and "| above chance kept |" in page and "6 questions" in page
 
-    assert compare().out.count("finished before") == 5
     (out / "cells" / "random-0.5.json").unlink()
     outcome = compare()  # beside the dense model's answers, as they were stored
-    assert outcome.out.count("finished before") == 4
-    assert json.loads((out / "comparison.json").read_text())["cells"][1]["tasks"] == result["cells"][1]["tasks"]
+    assert outcome.out.count("finished before") == 2
+    assert json.loads((out / "comparison.json").read_text())["cells"][0]["tasks"] == result["cells"][0]["tasks"]
     assert "finished before" not in compare("--limit", 2).out
 
 

@@ -17,6 +17,12 @@ from tests.tiny_tasks import FILES, HUB, PAPER, TASK_FILES, write_task_data
 lm_eval = pytest.importorskip("lm_eval")
 
 
+@pytest.fixture(autouse=True)
+def no_description_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the harness puts into its results, and takes seconds for."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_task_data(tmp_path_factory.mktemp("tasks") / "data")
@@ -162,7 +168,10 @@ def test_a_group_of_ones_own(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"tasks": "local_piqa"}, "--tasks local_piqa: cannot be loaded: the folder of piqa_validation.jsonl is missing: "),
+        (
+            {"tasks": "local_piqa"},
+            "--tasks local_piqa: cannot be loaded: the folder of piqa_validation.jsonl is missing: ",
+        ),
         ({"tasks": "local_piqa", "task_data": "/nowhere"}, "--task-data /nowhere: no such folder"),
         ({"tasks": "local_piqa", "include_path": "/nowhere"}, "--include-path /nowhere: no such folder"),
         ({"tasks": " , "}, "--tasks  , : should be names with commas between them"),
