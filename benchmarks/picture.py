@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from optimum_grasprune.comparison import ComparisonResult, points_of
-from optimum_grasprune.comparison.plots import draw_perplexity, ours_among
+from optimum_grasprune.comparison.lines import ours_among
+from optimum_grasprune.comparison.plots import draw_perplexity
 from optimum_grasprune.report.style import BASELINE, COLOURS, INK, dress, rendered, titled
 from optimum_grasprune.writing import write_file
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import RECIPES, EvaluationOptions, GRASPConfig
 from ..config.method_options import applicable, owner_of
 from ..config.recovery import OF_ONE_RUN
-from ..corpora import Corpus, load_corpus, source_and_split
+from ..corpora import Corpus
 from ..errors import OptionError
 from ..methods import get_method, method_names
 from ..pruner import GRASPPruner
@@ -27,7 +27,6 @@ _ENTRY = re.compile(
     r"(?P<name>[^+:@]+)(?:\+(?P<compensation>[^+:@]+))?(?::(?P<pattern>[^+@]+))?(?:@(?P<options>[^=,]+=[^,]+(?:,.+)?))?"
 )
 _OF_THE_COMPARISON = {"keep_ratio", "method", *SAME_FOR_ALL}
-_CORPUS = re.compile(r"(?P<name>[^=]+)=(?P<source>.+)")
 
 
 @dataclass(frozen=True)
@@ -149,25 +148,6 @@ def as_given(error: OptionError, entry: str, own: Mapping[str, object]) -> Optio
     if error.option in own:
         return OptionError("methods", entry, error.reason)
     return error
-
-
-def read_corpora(entries: Sequence[str], text_column: str) -> dict[str, Corpus]:
-    """Evaluation corpora by name. entries: each as NAME=PATH or NAME=PATH[PART], PART a slice or the name of a split.
-
-    Raises OptionError or DataError.
-    """
-    corpora: dict[str, Corpus] = {}
-    for entry in entries:
-        match = _CORPUS.fullmatch(entry)
-        if not match:
-            raise OptionError("evaluate", entry, "should look like NAME=PATH or NAME=PATH[90%:]")
-        if slug(match["name"]) in map(slug, corpora):
-            raise OptionError("evaluate", entry, "another corpus has this name")
-        try:
-            corpora[match["name"]] = load_corpus(*source_and_split(match["source"]), text_column)
-        except OptionError as error:
-            raise OptionError("evaluate", entry, error.reason) from None
-    return corpora
 
 
 def evaluation_windows(length: Any, samples: str | None, corpora: int) -> tuple[int | None, list[int] | None]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from ..evaluation.scores import AgainstDense, TaskScore
+from ..evaluation.tasks import AskedTasks
 from ..record import OPTIONAL, CorpusRecord, Judgement, ModelIdentity, SharedRun, SharesKept, Stored, check_format
 
 RESULT_FORMAT = 1
@@ -57,11 +59,12 @@ class EvaluatedText(CorpusRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs(Stored):
-    """All that the dense model's result depends on. evaluation: texts by name."""
+    """All that the dense model's result depends on. evaluation: texts by name.  tasks: None where none are asked."""
 
     base_model: BaseModel
     evaluation: Mapping[str, EvaluatedText]
     versions: Mapping[str, str]
+    tasks: AskedTasks | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +98,29 @@ class Losses:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenseTasks(Stored):
+    """The dense model in tasks. scores: by task or group, and the mean.  answers: as in `Scored`."""
+
+    scores: Mapping[str, TaskScore]
+    answers: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedTasks(Stored):
+    """A pruned model in tasks. scores: as the dense model's.  against_dense: what they are beside those."""
+
+    scores: Mapping[str, TaskScore]
+    against_dense: Mapping[str, AgainstDense]
+
+
+@dataclass(frozen=True, kw_only=True)
 class DenseResult(Losses, Stored):
     """The dense model, measured."""
 
     parameters: int
     perplexity: Mapping[str, float | None]
     loss: Mapping[str, float] | None = field(default=None, metadata=OPTIONAL)
+    tasks: DenseTasks | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +140,7 @@ class PrunedResult(Losses, Stored):
     choice_reused: bool | None = field(default=None, metadata=OPTIONAL)
     perplexity: Mapping[str, float | None]
     loss: Mapping[str, float] | None = field(default=None, metadata=OPTIONAL)
+    tasks: PrunedTasks | None = field(default=None, metadata=OPTIONAL)
 
     @classmethod
     def arranged(cls, values: Any) -> Any:
@@ -222,12 +243,13 @@ class SharedOptions(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonResult(Stored):
-    """What comparison.json holds. corpora: that perplexity was measured on, by name."""
+    """What comparison.json holds. corpora: that perplexity was measured on, by name.  tasks: None without any."""
 
     format: int = RESULT_FORMAT
     model: ComparedModel
     options: SharedOptions
     corpora: Mapping[str, EvaluatedText]
+    tasks: AskedTasks | None = field(default=None, metadata=OPTIONAL)
     dense: DenseResult
     cells: tuple[CellResult, ...]
     versions: Mapping[str, str]

@@ -22,6 +22,8 @@ from ..config import GRASPConfig
 from ..corpora import Corpus, TokenizedCorpus, load_corpus, tokenize
 from ..errors import CheckpointError, GraspruneError, OptionError
 from ..evaluation import EVALUATION_WINDOW, perplexity
+from ..evaluation.harness import Scored, ask_model, beside_dense
+from ..evaluation.tasks import TaskSuite
 from ..families import family_of
 from ..loading import (
     calibration_length,
@@ -42,6 +44,7 @@ from ..ratios import RatioRun, shared_run
 from ..record import SharedRun, installed_versions, read_json
 from ..record.describe import describe_model
 from ..writing import results_folder, write_json
+from .accuracy import headline
 from .cells import SAME_FOR_ALL, Cell, EvaluationText, as_given
 from .results import (
     BaseModel,
@@ -52,9 +55,11 @@ from .results import (
     ComparisonResult,
     DenseFile,
     DenseResult,
+    DenseTasks,
     FailedCell,
     Inputs,
     PrunedResult,
+    PrunedTasks,
     SharedOptions,
 )
 from .tables import shown
@@ -77,6 +82,7 @@ class Comparison:
     None for the usual number, or as many as the model reads.
     limits: windows of each corpus, from its start; None for all.  device: where the dense model is measured.
     share_gates: whether a method that trains gates does so once for all its ratios, instead of once for each.
+    tasks: that the dense model and every cell are asked, in fp32; None for perplexity alone.
     Raises GraspruneError.
     """
 
@@ -93,9 +99,10 @@ class Comparison:
         trust_remote_code: bool = False,
         revision: str | None = None,
         share_gates: bool = False,
+        tasks: TaskSuite | None = None,
     ) -> None:
         self.source, self.cells, self.output, self.device = source, tuple(cells), output, device
-        self.share_gates = share_gates
+        self.share_gates, self.tasks = share_gates, tasks
         self.read_as: ReadAs = {"trust_remote_code": trust_remote_code, "revision": revision}
         config = load_config(source, **self.read_as)
         require_unquantised(source, config)
@@ -132,7 +139,7 @@ class Comparison:
             stored = _finished(CellFile, self._path_of(cell), inputs)
             if stored is None:
                 announce(f"{place}: running")
-                stored = self._run_cell(cell, inputs, base, earlier)
+                stored = self._run_cell(cell, inputs, base, earlier, dense)
                 announce(f"{place}: {_line_of(stored.result)}")
             else:
                 announce(f"{place}: finished before")
@@ -141,6 +148,7 @@ class Comparison:
             model=ComparedModel(**vars(self.base_model), source=self.source),
             options=SharedOptions(**{name: getattr(self.cells[0].config, name) for name in SAME_FOR_ALL}),
             corpora=self.described,
+            tasks=self.tasks.asked if self.tasks else None,
             dense=dense,
             cells=tuple(cells),
             versions=installed_versions(),
@@ -191,7 +199,12 @@ class Comparison:
         return self.output / CELLS_FOLDER / cell.file_name
 
     def _inputs(self) -> Inputs:
-        return Inputs(base_model=self.base_model, evaluation=self.described, versions=installed_versions(python=False))
+        return Inputs(
+            base_model=self.base_model,
+            evaluation=self.described,
+            versions=installed_versions(python=False),
+            tasks=self.tasks.asked if self.tasks else None,
+        )
 
     def _inputs_of(self, cell: Cell) -> CellInputs:
         calibration = self._calibration(cell).corpus.sha256 if cell.calibrated else None
@@ -221,22 +234,26 @@ class Comparison:
         model = load_model(self.source, dtype="float32", device=self.device, **self.read_as)
         check_model(model)  # before the first forward pass: every cell would find the same
         perplexities, losses = self._measure(model)
-        result = DenseResult(parameters=count_parameters(model), perplexity=perplexities, loss=losses)
+        scored = self._scored(model)
+        tasks = None if scored is None else DenseTasks(scores=scored.scores, answers=scored.answers)
+        result = DenseResult(parameters=count_parameters(model), perplexity=perplexities, loss=losses, tasks=tasks)
         write_json(path, DenseFile(inputs=inputs, result=result).to_dict())
         announce(f"dense: {_line_of(result)}")
         return result
 
-    def _run_cell(self, cell: Cell, inputs: CellInputs, base: _Base, earlier: SelectionCache) -> CellFile:
+    def _run_cell(
+        self, cell: Cell, inputs: CellInputs, base: _Base, earlier: SelectionCache, dense: DenseResult
+    ) -> CellFile:
         result: PrunedResult | FailedCell
         try:
-            result = self._pruned(cell, base, earlier)
+            result = self._pruned(cell, base, earlier, dense)
         except GraspruneError as error:
             result = FailedCell(error=str(error))
         stored = CellFile(inputs=inputs, result=result)
         write_json(self._path_of(cell), stored.to_dict())
         return stored
 
-    def _pruned(self, cell: Cell, base: _Base, earlier: SelectionCache) -> PrunedResult:
+    def _pruned(self, cell: Cell, base: _Base, earlier: SelectionCache, dense: DenseResult) -> PrunedResult:
         model = base.model_for(cell.config)
         shared = self._shared_run(cell)
         known = None if shared else earlier.for_recipe(cell.config)
@@ -251,7 +268,8 @@ class Comparison:
                 self._runs = {cell.entry: pruner.prune_many(model, self.tokenizer, shared.keep_ratios, texts)}
             pruned = self._runs[cell.entry].prune(cell.config.keep_ratio)
         seconds = time.perf_counter() - start
-        perplexities, losses = self._measure(in_fp32(pruned.model))
+        wide = in_fp32(pruned.model)
+        perplexities, losses = self._measure(wide)
         return PrunedResult(
             kept=pruned.record.budget.kept,
             compensation=pruned.record.compensation,
@@ -261,7 +279,18 @@ class Comparison:
             choice_reused=known is not None and bool(known.candidates),
             perplexity=perplexities,
             loss=losses,
+            tasks=self._pruned_tasks(wide, dense.tasks),
         )
+
+    def _scored(self, model: PreTrainedModel) -> Scored | None:
+        return None if self.tasks is None else ask_model(model, self.tokenizer, self.tasks, self.source)
+
+    def _pruned_tasks(self, model: PreTrainedModel, dense: DenseTasks | None) -> PrunedTasks | None:
+        scored = self._scored(model)
+        if scored is None or dense is None or self.tasks is None:
+            return None
+        against = beside_dense(scored, Scored(dense.scores, dense.answers), self.tasks)
+        return PrunedTasks(scores=scored.scores, against_dense=against)
 
     def _measure(self, model: PreTrainedModel) -> tuple[dict[str, float | None], dict[str, float]]:
         """Perplexities, None where no float holds one, and losses in nats, by corpus."""
@@ -343,4 +372,7 @@ def _line_of(result: DenseResult | PrunedResult | FailedCell) -> str:
     if isinstance(result, FailedCell):
         return f"failed: {result.error}"
     measured = ", ".join(f"{name} {shown(value)}" for name, value in result.perplexity.items())
+    if result.tasks is not None:
+        name, score = headline(result.tasks.scores)
+        measured += f"; {name} {100 * score.value:.1f}"
     return f"perplexity {measured}" + (f"; {result.seconds:.0f} s" if isinstance(result, PrunedResult) else "")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..record import SharesKept
 from ..writing import write_file, write_json
+from .accuracy import accuracy_note, csv_columns, csv_values, full_columns, full_values, headline_values
 from .results import CellResult, ComparisonResult, Losses
 
 RESULT_NAME = "comparison.json"
@@ -43,21 +44,23 @@ def shown(value: float | None) -> str:
 def short_table(result: ComparisonResult) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) of text for a terminal: shares kept and perplexities, the dense model first."""
     corpora = list(result.corpora)
-    rows = [["dense", "", *["100.0%"] * 2, *_perplexities(result.dense, corpora)]]
+    titles, dense, of_cell = headline_values(result)
+    rows = [["dense", "", *["100.0%"] * 2, *_perplexities(result.dense, corpora), *dense]]
     for ratio, cells in result.by_ratio().items():
         for cell in cells:
             values = ["failed"] * len(corpora) if cell.pruned is None else _perplexities(cell.pruned, corpora)
-            rows.append([cell.entry, f"{ratio:g}", *_shares(cell), *values])
-    return ["method", "ratio", "kept", "KV", *corpora], rows
+            rows.append([cell.entry, f"{ratio:g}", *_shares(cell), *values, *of_cell(cell)])
+    return ["method", "ratio", "kept", "KV", *corpora, *titles], rows
 
 
 def full_table(result: ComparisonResult) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) of Markdown: the dense model, then ratio by ratio, the best value of each corpus in bold."""
     corpora = list(result.corpora)
     columns = ["method", "keep ratio", "kept of all", "KV cache"]
-    columns += [title for name in corpora for title in (name, "Δ nats")] + ["compensation", "seconds"]
+    columns += [title for name in corpora for title in (name, "Δ nats")] + full_columns(result)
+    columns += ["compensation", "seconds"]
     dense = [text for value in _perplexities(result.dense, corpora) for text in (value, "0")]
-    rows = [["dense", "", *["100.0%"] * 2, *dense, "", ""]]
+    rows = [["dense", "", *["100.0%"] * 2, *dense, *full_values(result, None), "", ""]]
     for cells in result.by_ratio().values():
         whole = [cell.pruned for cell in cells if cell.pruned is not None]
         best = {name: min(pruned.loss_on(name) for pruned in whole) for name in corpora if len(whole) > 1}
@@ -69,14 +72,14 @@ def _full_row(result: ComparisonResult, cell: CellResult, best: Mapping[str, flo
     corpora, pruned = list(result.corpora), cell.pruned
     front = [cell.entry, f"{cell.keep_ratio:g}", *_shares(cell)]
     if pruned is None:
-        return [*front, *[_MISSING] * (2 * len(corpora)), f"failed: {cell.error}", _MISSING]
+        return [*front, *[_MISSING] * (2 * len(corpora)), *full_values(result, cell), f"failed: {cell.error}", _MISSING]
     values = []
     for name in corpora:
         mark = "**" if best.get(name) == pruned.loss_on(name) else ""
         texts = (shown(pruned.perplexity[name]), f"{result.excess_loss(pruned, name):+.3f}")
         values += [f"{mark}{text}{mark}" for text in texts]
     compensation = " + ".join(pruned.compensation).replace("_", " ") or "none"
-    return [*front, *values, compensation, f"{pruned.seconds:,.0f}"]
+    return [*front, *values, *full_values(result, cell), compensation, f"{pruned.seconds:,.0f}"]
 
 
 def _perplexities(measured: Losses, corpora: Sequence[str]) -> list[str]:
@@ -117,8 +120,13 @@ def explanation(result: ComparisonResult) -> str:
     return (
         "*Kept of all*: share of all parameters, embeddings and head included. *KV cache*: share of its elements per "
         "token. *Δ nats*: rise of the mean loss over the dense model, ln(perplexity / dense). Bold: best at its ratio. "
+<<<<<<< HEAD
         "*Seconds*: of pruning; scores computed for one ratio serve the others, a choice of units serves "
         f"other compensations.{together}{sparse}"
+=======
+        f"*Seconds*: of pruning; scores computed for one ratio serve the others, a choice of units serves "
+        f"other compensations.{together}{sparse}{accuracy_note(result)}\n"
+>>>>>>> tasks
     )
 
 
@@ -138,10 +146,10 @@ def csv_text(result: ComparisonResult) -> str:
     writer.writerow(
         ["method", "keep_ratio", *(f"kept_{name}" for name in shares), "compensation", "seconds"]
         + [f"{quantity}[{name}]" for name in corpora for quantity in ("perplexity", "excess_loss")]
-        + ["error"]
+        + [*csv_columns(result), "error"]
     )
     dense = [value for name in corpora for value in (_number(result.dense, name), 0.0)]
-    writer.writerow(["dense", 1.0, *[1.0] * len(shares), "", "", *dense, ""])
+    writer.writerow(["dense", 1.0, *[1.0] * len(shares), "", "", *dense, *csv_values(result, None), ""])
     for cells in result.by_ratio().values():
         writer.writerows(_csv_row(result, cell, shares) for cell in cells)
     return file.getvalue()
@@ -150,10 +158,12 @@ def csv_text(result: ComparisonResult) -> str:
 def _csv_row(result: ComparisonResult, cell: CellResult, shares: Sequence[str]) -> list[str | float]:
     corpora, pruned = list(result.corpora), cell.pruned
     if pruned is None:
-        return [cell.entry, cell.keep_ratio, *[""] * (len(shares) + 2 + 2 * len(corpora)), cell.error or ""]
+        empty = [""] * (len(shares) + 2 + 2 * len(corpora))
+        return [cell.entry, cell.keep_ratio, *empty, *csv_values(result, cell), cell.error or ""]
     kept = [getattr(pruned.kept, name, "") for name in shares]
     values = [value for name in corpora for value in (_number(pruned, name), result.excess_loss(pruned, name))]
-    return [cell.entry, cell.keep_ratio, *kept, "+".join(pruned.compensation), pruned.seconds, *values, ""]
+    accuracies = csv_values(result, cell)
+    return [cell.entry, cell.keep_ratio, *kept, "+".join(pruned.compensation), pruned.seconds, *values, *accuracies, ""]
 
 
 def _number(measured: Losses, corpus: str) -> float:

@@ -26,9 +26,11 @@ from .run import RunOptions
 from .scales import ScaleOptions
 from .search import SearchOptions
 from .sizes import Size
+from .tasks import BackendOptions, TaskOptions
 
 __all__ = [
     "RECIPES",
+    "BackendOptions",
     "BudgetOptions",
     "CalibrationOptions",
     "DeploymentOptions",
@@ -48,6 +50,7 @@ __all__ = [
     "SearchOptions",
     "Size",
     "StageOptions",
+    "TaskOptions",
     "by_recipe",
 ]
 

@@ -81,19 +81,21 @@ def evaluate(sources: Sequence[str], options: EvaluationOptions, read_as: ReadAs
     sources: folders or hub names.  read_as: options of `load_config`, `load_model` and `load_tokenizer`.
     Raises GraspruneError; what all models must have in common is checked before one is measured.
     """
-    corpus = load_corpus(*_corpus_of(options), options.text_column)
-    window = _window(sources, options.seq_len, read_as)
+    corpus = corpus_of(options)
+    window = window_of(sources, options.seq_len, read_as)
     measured = (_measure(source, corpus, options, window, read_as) for source in sources)
     return EvaluationResult(corpus=CorpusRecord(**corpus.describe()), models=tuple(measured))
 
 
-def _corpus_of(options: EvaluationOptions) -> tuple[str, str | None]:
+def corpus_of(options: EvaluationOptions) -> Corpus:
+    """The corpus that the options name; by default the held-out part of builtin."""
     held_out = options.dataset is None and options.dataset_split is None
-    return options.dataset or "builtin", "test" if held_out else options.dataset_split
+    split = "test" if held_out else options.dataset_split
+    return load_corpus(options.dataset or "builtin", split, options.text_column)
 
 
-def _window(sources: Sequence[str], asked: int | None, read_as: ReadAs) -> int:
-    """Tokens in a window, the same for all models."""
+def window_of(sources: Sequence[str], asked: int | None, read_as: ReadAs) -> int:
+    """Tokens in a window, the same for all models; whatever is no model of a supported family is refused here."""
     configs = {f"the model {source}": load_config(source, **read_as) for source in sources}
     for config in configs.values():
         family_of(config)

@@ -12,7 +12,8 @@ from matplotlib import image, rcParams
 from matplotlib.axes import Axes
 from matplotlib.text import Annotation, Text
 
-from optimum_grasprune.comparison.plots import CUT, apart, perplexity_figure, write_plots
+from optimum_grasprune.comparison.lines import apart
+from optimum_grasprune.comparison.plots import CUT, perplexity_figure, write_plots
 from optimum_grasprune.report.style import BASELINE, rendered
 from tests.comparison.test_tables import RESULT
 

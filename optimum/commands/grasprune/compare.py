@@ -1,4 +1,4 @@
-"""`optimum-cli grasprune compare`: one model, several methods and ratios, one table and plot."""
+"""`optimum-cli grasprune compare`: one model, several methods and ratios, one table and plots."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ OF_A_CELL = ("method", "keep_ratio")
 
 
 class CompareCommand(Subcommand):
-    """Prune one model by several methods at several ratios on the same data and seed, and measure perplexity."""
+    """Prune one model by several methods at several ratios on the same data and seed, and measure what it cost."""
 
-    COMMAND = CommandInfo(name="compare", help="Compare pruning methods at several ratios: tables and a plot.")
+    COMMAND = CommandInfo(name="compare", help="Compare pruning methods at several ratios: tables and plots.")
 
     @staticmethod
     def parse_args(parser: argparse.ArgumentParser) -> None:
@@ -53,8 +53,14 @@ class CompareCommand(Subcommand):
         plots = None if self.args.no_plot else module_for_plots("optimum_grasprune.comparison.plots")
         result = self._comparison(output).run(announce=lambda line: print(line, flush=True))
         write_tables(result, output)
+<<<<<<< HEAD
         write_page(result, output, [] if plots is None else plots.write_plots(result, output))
         print_table("Comparison", *short_table(result), f"perplexity in fp32; tables and cells are in {output}")
+=======
+        if plots is not None:
+            plots.write_plots(result, output)
+        print_table("Comparison", *short_table(result), f"measured in fp32; tables and cells are in {output}")
+>>>>>>> tasks
         self.write_result(result.to_dict())
         if failed := result.failed():
             names = ", ".join(cell.name for cell in failed)
@@ -62,18 +68,22 @@ class CompareCommand(Subcommand):
 
     def sources(self) -> list[Source]:
         """The model and the corpora that it is calibrated and measured on."""
-        from optimum_grasprune.export.outputs import corpora, models
+        from optimum_grasprune.export.outputs import corpora, local, models
 
         args = self.args
         return [
             *models("the model that is to be pruned", args.model),
             *corpora("the corpus", args.dataset, *args.evaluate or ()),
             *corpora("the text that is watched", args.recover_watch),
+            *local("the folder of task files", args.include_path),
+            *local("the data of tasks", args.task_data),
         ]
 
     def _comparison(self, output: Path) -> Comparison:
         from optimum_grasprune.comparison import Comparison, cells_of, evaluation_windows, read_corpora
+        from optimum_grasprune.config import TaskOptions
         from optimum_grasprune.config.flags import given
+        from optimum_grasprune.evaluation.tasks import read_tasks
 
         args = self.args
         cells = cells_of(args.methods, args.keep_ratios, given(args, args.config_fields))
@@ -89,13 +99,14 @@ class CompareCommand(Subcommand):
             limits=limits,
             device=config.device,
             share_gates=args.share_gates,
+            tasks=read_tasks(TaskOptions(**given(args, TaskOptions.model_fields))),
             **self.source_options(args.model),
         )
 
 
 def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    from optimum_grasprune.config import GRASPConfig
-    from optimum_grasprune.config.flags import add_advanced_options, add_everyday_options, add_own_options
+    from optimum_grasprune.config import GRASPConfig, TaskOptions
+    from optimum_grasprune.config.flags import add_advanced_options, add_everyday_options, add_options, add_own_options
     from optimum_grasprune.config.recovery import OF_ONE_RUN
 
     required = parser.add_argument_group("Required arguments")
@@ -132,6 +143,7 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
         metavar="N[,N…]",
         help="windows from the start of each corpus, one number for all or one for each; all by default",
     )
+    add_options(parser.add_argument_group("Accuracy in tasks of lm-evaluation-harness, in fp32"), TaskOptions)
     optional = parser.add_argument_group("Optional arguments, of all methods")
     add_everyday_options(optional, leave_out=OF_A_CELL)
     optional.add_argument(

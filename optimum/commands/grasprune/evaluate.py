@@ -1,4 +1,4 @@
-"""`optimum-cli grasprune evaluate`: perplexity, the dense model beside the pruned one."""
+"""`optimum-cli grasprune evaluate`: perplexity and tasks, the dense model beside the pruned one."""
 
 from __future__ import annotations
 
@@ -11,32 +11,41 @@ from optimum.commands.base import CommandInfo
 from .base import Subcommand, add_example, add_model_options, declare_late
 
 if TYPE_CHECKING:
+    from optimum_grasprune.config import EvaluationOptions
+    from optimum_grasprune.evaluation.report import Asked
     from optimum_grasprune.export.outputs import Source
 
 
 class EvaluateCommand(Subcommand):
-    """Measure perplexity in fp32 on non-overlapping windows."""
+    """Measure perplexity in fp32 on non-overlapping windows, and accuracy in tasks of lm-evaluation-harness."""
 
-    COMMAND = CommandInfo(name="evaluate", help="Measure perplexity, dense beside pruned.")
+    COMMAND = CommandInfo(name="evaluate", help="Measure perplexity and accuracy in tasks, dense beside pruned.")
 
     @staticmethod
     def parse_args(parser: argparse.ArgumentParser) -> None:
         """Declare the options."""
         add_example(
             parser,
-            "optimum-cli grasprune evaluate -m ./pruned-llama --dense ./llama --dataset wikitext2 --dataset-split test",
+            "optimum-cli grasprune evaluate -m ./pruned-llama --dense ./llama --dataset wikitext2 --dataset-split test"
+            "\n"
+            "  optimum-cli grasprune evaluate -m ./pruned-llama --dense ./llama --tasks paper",
         )
         declare_late(parser, _declare)
 
     def sources(self) -> list[Source]:
-        """The models and the corpus."""
-        from optimum_grasprune.export.outputs import corpora, models
+        """The models, the corpora and the files of tasks."""
+        from optimum_grasprune.export.outputs import corpora, local, models
 
         args = self.args
-        return [*models("a model that is measured", *args.model, args.dense), *corpora("the corpus", args.dataset)]
+        return [
+            *models("a model that is measured", *args.model, args.dense),
+            *corpora("the corpus", args.dataset, *args.ppl or ()),
+            *local("the folder of task files", args.include_path),
+            *local("the data of tasks", args.task_data),
+        ]
 
     def execute(self) -> None:
-        """Measure each model on the same text, then print one table."""
+        """Measure each model in the same, then print a table."""
         from optimum_grasprune.config import EvaluationOptions
         from optimum_grasprune.config.flags import given
         from optimum_grasprune.evaluation.models import evaluate
@@ -45,19 +54,51 @@ class EvaluateCommand(Subcommand):
         options = EvaluationOptions(**given(self.args, EvaluationOptions.model_fields))
         dense = [self.args.dense] if self.args.dense else []
         sources = dense + self.args.model
+        if (asked := self._asked(options)) is not None:
+            self._report(sources, asked)
+            return
         result = evaluate(sources, options, self.source_options(*sources))
         columns = ("model", "parameters", "perplexity", "÷ dense")
         print_table("Perplexity", columns, result.rows(beside_first=bool(dense)), result.footer())
         self.write_result(result.to_dict())
 
+    def _asked(self, options: EvaluationOptions) -> Asked | None:
+        from optimum_grasprune.config import BackendOptions, TaskOptions
+        from optimum_grasprune.config.flags import given
+        from optimum_grasprune.evaluation.report import read_asked
+
+        tasks = TaskOptions(**given(self.args, TaskOptions.model_fields))
+        backend = BackendOptions(**given(self.args, BackendOptions.model_fields))
+        return read_asked(options, tasks, backend, self.args.ppl or [])
+
+    def _report(self, sources: Sequence[str], asked: Asked) -> None:
+        from optimum_grasprune.evaluation.report import report
+        from optimum_grasprune.evaluation.tables import tables
+        from optimum_grasprune.report import print_table
+
+        result = report(sources, asked, self.source_options(*sources), beside_first=bool(self.args.dense))
+        for table in tables(result):
+            print_table(table.title, table.columns, table.rows, table.footer)
+        self.write_result(result.to_dict())
+
 
 def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    from optimum_grasprune.config import EvaluationOptions
+    from optimum_grasprune.config import BackendOptions, EvaluationOptions, TaskOptions
     from optimum_grasprune.config.flags import add_options
 
     required = parser.add_argument_group("Required arguments")
     required.add_argument("-m", "--model", required=True, nargs="+", help="model folders or Hugging Face names")
     optional = parser.add_argument_group("Optional arguments")
     optional.add_argument("--dense", metavar="MODEL", help="the model to compare with")
-    add_options(optional, EvaluationOptions)
     add_model_options(optional)
+    tasks = parser.add_argument_group("Accuracy in tasks of lm-evaluation-harness")
+    add_options(tasks, TaskOptions)
+    add_options(tasks, BackendOptions)
+    perplexity = parser.add_argument_group("Perplexity, which is measured alone where no tasks are named")
+    add_options(perplexity, EvaluationOptions)
+    perplexity.add_argument(
+        "--ppl",
+        metavar="NAME=PATH[SLICE]",
+        nargs="+",
+        help="several corpora in place of --dataset, as in 'stories=stories.txt[90%%:]' or wikitext=wikitext2[test]",
+    )

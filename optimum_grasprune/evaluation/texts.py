@@ -1,0 +1,31 @@
+"""The texts that perplexity is measured on, by the names that tables show."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from ..corpora import Corpus, load_corpus, source_and_split
+from ..errors import OptionError
+from ..writing import slug
+
+_CORPUS = re.compile(r"(?P<name>[^=]+)=(?P<source>.+)")
+
+
+def read_corpora(entries: Sequence[str], text_column: str, option: str = "evaluate") -> dict[str, Corpus]:
+    """Evaluation corpora by name. entries: each as NAME=PATH or NAME=PATH[PART], PART a slice or the name of a split.
+
+    option: that gave them.  Raises OptionError or DataError.
+    """
+    corpora: dict[str, Corpus] = {}
+    for entry in entries:
+        match = _CORPUS.fullmatch(entry)
+        if not match:
+            raise OptionError(option, entry, "should look like NAME=PATH or NAME=PATH[90%:]")
+        if slug(match["name"]) in map(slug, corpora):
+            raise OptionError(option, entry, "another corpus has this name")
+        try:
+            corpora[match["name"]] = load_corpus(*source_and_split(match["source"]), text_column)
+        except OptionError as error:
+            raise OptionError(option, entry, error.reason) from None
+    return corpora
