@@ -1,12 +1,8 @@
 """One model pruned by several methods at several ratios: cells, running them, and their tables."""
 
-<<<<<<< HEAD
-from .cells import Cell, cells_of, evaluation_windows, read_corpora
-from .page import write_page
-=======
 from ..evaluation.texts import read_corpora
 from .cells import Cell, cells_of, evaluation_windows
->>>>>>> tasks
+from .page import write_page
 from .results import ComparisonResult
 from .run import Comparison
 from .tables import points_of, short_table, shown, write_tables

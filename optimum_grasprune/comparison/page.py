@@ -69,7 +69,7 @@ def _corpora(result: ComparisonResult) -> SortableTable:
 def write_page(result: ComparisonResult, output: Path, plots: Sequence[Path] = ()) -> None:
     """Write comparison.html. plots: files of its plots, of which those in SVG are put into it."""
     pictures = [
-        Picture(path.read_bytes(), f"{path.stem.replace('-', ' ')} against the share of parameters kept")
+        Picture(path.read_bytes(), f"plot of {path.stem.replace('-', ' ')}")
         for path in plots
         if path.suffix == ".svg"
     ]

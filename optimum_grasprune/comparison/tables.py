@@ -120,13 +120,8 @@ def explanation(result: ComparisonResult) -> str:
     return (
         "*Kept of all*: share of all parameters, embeddings and head included. *KV cache*: share of its elements per "
         "token. *Δ nats*: rise of the mean loss over the dense model, ln(perplexity / dense). Bold: best at its ratio. "
-<<<<<<< HEAD
         "*Seconds*: of pruning; scores computed for one ratio serve the others, a choice of units serves "
-        f"other compensations.{together}{sparse}"
-=======
-        f"*Seconds*: of pruning; scores computed for one ratio serve the others, a choice of units serves "
-        f"other compensations.{together}{sparse}{accuracy_note(result)}\n"
->>>>>>> tasks
+        f"other compensations.{together}{sparse}{accuracy_note(result)}"
     )
 
 

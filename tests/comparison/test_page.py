@@ -45,6 +45,6 @@ def test_it_is_written_with_its_plots_inside(tmp_path: Path) -> None:
     write_page(RESULT, tmp_path, plots)
     html = (tmp_path / "comparison.html").read_text(encoding="utf-8")
     assert html.count("<img ") == 1
-    assert 'alt="perplexity wiki against the share of parameters kept"' in html
+    assert 'alt="plot of perplexity wiki"' in html
     write_page(RESULT, tmp_path)
     assert "<img " not in (tmp_path / "comparison.html").read_text(encoding="utf-8")

@@ -53,14 +53,8 @@ class CompareCommand(Subcommand):
         plots = None if self.args.no_plot else module_for_plots("optimum_grasprune.comparison.plots")
         result = self._comparison(output).run(announce=lambda line: print(line, flush=True))
         write_tables(result, output)
-<<<<<<< HEAD
         write_page(result, output, [] if plots is None else plots.write_plots(result, output))
-        print_table("Comparison", *short_table(result), f"perplexity in fp32; tables and cells are in {output}")
-=======
-        if plots is not None:
-            plots.write_plots(result, output)
         print_table("Comparison", *short_table(result), f"measured in fp32; tables and cells are in {output}")
->>>>>>> tasks
         self.write_result(result.to_dict())
         if failed := result.failed():
             names = ", ".join(cell.name for cell in failed)
