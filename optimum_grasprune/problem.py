@@ -16,6 +16,7 @@ from .config import GRASPConfig
 from .execution import Gathered, Runner
 from .families import Family, linears
 from .record import CorpusRecord
+from .sharing import Sharing
 from .statistics import Statistic
 from .units import Budget, UnitInventory
 
@@ -56,6 +57,7 @@ class Problem:
     declared: the statistics that the method, and what makes up for its cut, look at.
     shared: those that are gathered for several problems together; None for this one's own.
     recovery_text: what weights are trained on, where they are.
+    sharing: the run through several ratios that it is of; None for one of its own.
     """
 
     runner: Runner
@@ -66,6 +68,7 @@ class Problem:
     declared: tuple[Statistic[Any], ...] = ()
     shared: Gathered | None = None
     recovery_text: RecoveryText | None = None
+    sharing: Sharing | None = None
 
     @property
     def model(self) -> PreTrainedModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,15 @@ from .methods import get_method
 from .methods.selection import Selection
 from .numerics import on_plain_torch
 from .problem import Problem
-from .provenance import budget_of, record_of
+from .provenance import budget_of, handed_on, record_of
 from .pruned import PrunedModel
-from .ratios import RatioRun, at_ratios
+from .ratios import RatioRun, at_ratios, shared_run
 from .record import Record, SharedRun
 from .record.describe import units_budget
 from .recovery.chain import Chain
 from .replay import applied_in_place, replayed
 from .selection import choose
+from .sharing import Sharing
 from .units import Budget, PruningPlan
 
 
@@ -116,7 +117,7 @@ class GRASPPruner:
         Everything is checked before it returns: raises what `prune` raises, and OptionError for ratios that cannot be
         had together.
         """
-        work = self._work(model, tokenizer, texts, at_ratios(self.config, keep_ratios, nested=nested))
+        work = self._work(model, tokenizer, texts, at_ratios(self.config, keep_ratios, nested=nested), nested=nested)
 
         def finish(problem: Problem, selection: Selection, shared: SharedRun | None) -> PrunedModel:
             return self._finished(work, problem, selection, shared)
@@ -192,6 +193,8 @@ class GRASPPruner:
         tokenizer: PreTrainedTokenizerBase,
         texts: Sequence[Any] | TokenizedCorpus | None,
         configs: Sequence[GRASPConfig],
+        *,
+        nested: bool = False,
     ) -> _Work:
         check_model(model)
         generation = generation_settings(model)
@@ -209,6 +212,10 @@ class GRASPPruner:
             tokens_NS, held_out_NS = calibration.tokens_NS, calibration.held_out_NS
             text = calibration.recovery_text
         first = self.method.problem(runner, budgets[0], tokens_NS, held_out_NS, configs[0], text)
+        if len(configs) > 1:
+            ratios = [config.keep_ratio for config in configs]
+            depends = shared_run(self.config, ratios, nested=nested) is not None
+            first = replace(first, sharing=Sharing(runner, ratios, depends=depends))
         others = [first.at(budget, config) for budget, config in zip(budgets[1:], configs[1:], strict=True)]
         return _Work(tokenizer, generation, sources, calibration, (first, *others))
 
@@ -225,6 +232,8 @@ class GRASPPruner:
         set_generation(selected.model, deepcopy(work.generation))
         budget = budget_of(problem, selected)
         record = record_of(problem.config, problem.model, selected, budget, work.calibration, shared)
+        if problem.sharing is not None:
+            record = handed_on(record, problem.sharing, self.chain)
         kept = None if selected.plan is None else selection
         self._last = PrunedModel(selected.model, selected.plan, record, work.tokenizer, kept, work.sources)
         return self._last

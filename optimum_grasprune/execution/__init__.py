@@ -1,7 +1,7 @@
 """How a model is run: the runner, and what it puts on a model for a while."""
 
 from .course import Course
-from .distillation import LiveTeacher, Teacher, distillation_loss
+from .distillation import LiveTeacher, RememberedTeacher, Teacher, Teaches, distillation_loss
 from .gathered import Gathered
 from .instrument import Gates, weights_given
 from .runner import Runner, Training
@@ -19,9 +19,11 @@ __all__ = [
     "LiveTeacher",
     "OfUnits",
     "Pace",
+    "RememberedTeacher",
     "Runner",
     "StateFile",
     "Teacher",
+    "Teaches",
     "Trainable",
     "Training",
     "UnitMultipliers",

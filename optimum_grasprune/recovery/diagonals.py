@@ -20,7 +20,9 @@ from typing_extensions import Self
 
 from ..execution import Runner, Trainable, Training
 from ..execution.trainable import Step
-from ..families import linears
+from ..families import linear_at, linears
+from ..sharing import Numbers
+from ..surgery import feature_indices
 from ..units import PruningPlan
 from .base import Learnt, TrainedStage
 from .reference import Reference
@@ -47,6 +49,7 @@ class Diagonals(TrainedStage):
     needs_sequences = True
     options = ("diagonal_samples", "diagonal_epochs", "diagonal_learning_rate")
     starts_refitted = True
+    continues = True
 
     @classmethod
     def from_config(cls, config: GRASPConfig) -> Self:
@@ -56,36 +59,48 @@ class Diagonals(TrainedStage):
     def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> LearntDiagonals:
         """Train the diagonals on the first calibration sequences."""
         config, runner = self.config, reference.runner.beside(pruned)
-        tokens_NS = reference.tokens_NS[: config.diagonal_samples]
+        tokens_NS, epochs = reference.trained_on(config.diagonal_samples, config.diagonal_epochs)
         training = Training.of(
             config,
             "diagonals",
-            epochs=config.diagonal_epochs,
+            epochs=epochs,
             learning_rate=config.diagonal_learning_rate,
             kl_weight=KL_WEIGHT,
         )
-        trained = DiagonalMultipliers(linears(pruned, runner.blocks))
-        (raw_D,) = runner.learn(trained, tokens_NS, training, reference.runner)
+        maps = linears(pruned, runner.blocks)
+        trained = DiagonalMultipliers(maps)
+        if reference.leg is not None and reference.leg.start:
+            trained = DiagonalMultipliers(maps, taken_over(reference.leg.start, maps, reference.runner, plan))
+        (raw_D,) = runner.learn(trained, tokens_NS, training, reference.teacher)
         return LearntDiagonals(raw_D, trained, runner, plan)
 
 
 @dataclass(frozen=True)
 class DiagonalMultipliers(Trainable):
-    """The diagonals of some maps, one after another, input before output. maps: by path."""
+    """The diagonals of some maps, one after another, input before output.
+
+    maps: by path.  first_D: g at the start; zeros if None, at which every multiplier is 1.
+    """
 
     maps: Mapping[str, nn.Linear]
+    first_D: Tensor | None = None
 
     def start(self) -> Sequence[Tensor]:
-        """Zeros, at which every multiplier is 1."""
-        size = sum(linear.in_features + linear.out_features for linear in self.maps.values())
-        return (torch.zeros(size, dtype=torch.float32, device="cpu"),)
+        """One tensor of all."""
+        if self.first_D is not None:
+            return (self.first_D,)
+        return (torch.zeros(sum(self.sizes), dtype=torch.float32, device="cpu"),)
 
     def split(self, raw_D: Tensor) -> Iterator[tuple[nn.Linear, Tensor, Tensor]]:
         """Each map with its multipliers: of its input, shape (I,), and of its output, shape (O,)."""
-        sizes = [size for linear in self.maps.values() for size in (linear.in_features, linear.out_features)]
-        parts = iter(bounded_scale(raw_D).split(sizes))
+        parts = iter(bounded_scale(raw_D).split(self.sizes))
         for linear in self.maps.values():
             yield linear, next(parts), next(parts)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Of all diagonals."""
+        return [size for linear in self.maps.values() for size in (linear.in_features, linear.out_features)]
 
     @contextmanager
     def attached(self, runner: Runner, numbers: Sequence[Tensor]) -> Iterator[Step]:
@@ -126,6 +141,10 @@ class LearntDiagonals(Learnt):
     runner: Runner
     plan: PruningPlan
 
+    def numbers(self, dense: Runner) -> Numbers:
+        """g by map and axis."""
+        return spread(self.raw_D, self.trained, dense, self.plan)
+
     @contextmanager
     def in_force(self) -> Iterator[None]:
         """Inputs and outputs of the maps are multiplied, by hooks."""
@@ -141,6 +160,63 @@ class LearntDiagonals(Learnt):
             if linear.bias is not None:
                 linear.bias.copy_(linear.bias.float() * rows_O.to(linear.bias.device))
         return self.plan
+
+
+def spread(raw_D: Tensor, trained: DiagonalMultipliers, dense: Runner, plan: PruningPlan) -> dict[str, Tensor]:
+    """g for all features of the dense maps, by path and axis; 0 for those that the plan cuts.
+
+    raw_D: of the model that the plan leaves.
+    """
+    places, parts = _places(dense, plan), iter(raw_D.split(trained.sizes))
+    whole: dict[str, Tensor] = {}
+    for path in trained.maps:
+        for axis in _AXES:
+            values = next(parts)
+            features = linear_at(dense.model, path).weight.shape[axis]
+            whole[_name(path, axis)] = values.new_zeros(features).index_copy(0, _kept(places, path, axis, features), values)
+    return whole
+
+
+def taken_over(numbers: Numbers, maps: Mapping[str, nn.Linear], dense: Runner, plan: PruningPlan) -> Tensor:
+    """g at the start for the model that a plan leaves, shape (D,).
+
+    numbers: as `spread` returns them, for another plan.  maps: of the model, by path.
+    """
+    places, parts = _places(dense, plan), []
+    for path in maps:
+        for axis in _AXES:
+            features = linear_at(dense.model, path).weight.shape[axis]
+            values = numbers.get(_name(path, axis), torch.zeros(features, dtype=torch.float32, device="cpu"))
+            parts.append(values[_kept(places, path, axis, features)])
+    return torch.cat(parts)
+
+
+_AXES = (1, 0)
+"""Of a weight, shape (O, I), in the order in which diagonals are held: columns, then rows."""
+
+_Places = Mapping[tuple[str, int], Tensor]
+
+
+def _name(path: str, axis: int) -> str:
+    return f"{path}.{'columns' if axis else 'rows'}"
+
+
+def _places(dense: Runner, plan: PruningPlan) -> _Places:
+    """Which features of the dense maps stay, by path and axis, along the axes that units lie along."""
+    places: dict[tuple[str, int], Tensor] = {}
+    for block in dense.blocks:
+        group = plan.group(block.address)
+        for slot in block.slots:
+            path, _, leaf = slot.parameter.rpartition(".")
+            if leaf == "weight":
+                features = linear_at(dense.model, path).weight.shape[slot.axis]
+                places[path, slot.axis] = feature_indices(group.kept, features, group.count, slot.sections)
+    return places
+
+
+def _kept(places: _Places, path: str, axis: int, features: int) -> Tensor:
+    """Indices of the features that stay; all along an axis that no unit lies along."""
+    return places[path, axis] if (path, axis) in places else torch.arange(features, device="cpu")
 
 
 def folded(weight_OI: Tensor, columns_I: Tensor, rows_O: Tensor) -> Tensor:
