@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .config import GRASPConfig
-from .execution import Gathered, Runner
+from .execution import Gathered, KnownStatistics, Runner
 from .families import Family, linears
 from .record import CorpusRecord
 from .sharing import Sharing
@@ -58,6 +58,7 @@ class Problem:
     shared: those that are gathered for several problems together; None for this one's own.
     recovery_text: what weights are trained on, where they are.
     sharing: the run through several ratios that it is of; None for one of its own.
+    known: statistics that other problems have gathered; None for none.
     """
 
     runner: Runner
@@ -69,6 +70,7 @@ class Problem:
     shared: Gathered | None = None
     recovery_text: RecoveryText | None = None
     sharing: Sharing | None = None
+    known: KnownStatistics | None = None
 
     @property
     def model(self) -> PreTrainedModel:
@@ -110,4 +112,5 @@ class Problem:
             self.statistic_tokens_NS,
             maps,
             gradient_checkpointing=self.config.gradient_checkpointing,
+            known=self.known,
         )

@@ -16,7 +16,7 @@ from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
 from .config import GRASPConfig
 from .corpora import TokenizedCorpus
 from .errors import GraspruneError, OptionError
-from .execution import WholeModel
+from .execution import KnownStatistics, WholeModel
 from .export.outputs import Source, check_apart, corpora, local, models
 from .families import family_of
 from .generation import generation_settings, set_generation
@@ -80,6 +80,7 @@ class GRASPPruner:
         texts: Sequence[Any] | TokenizedCorpus | None = None,
         *,
         earlier: Selection | None = None,
+        known: KnownStatistics | None = None,
     ) -> PrunedModel:
         """A smaller dense model; the given one stays as it was, and shares its embeddings, head and norms with it.
 
@@ -90,9 +91,10 @@ class GRASPPruner:
         earlier: `selection` of a model that was pruned by the same method on the same model and corpus, which need not
             be computed again. Its scores fit any budget; with its candidates, the recipes may differ in nothing but
             what makes up for the cut: `scores_alone()` leaves them out.
+        known: statistics of models and texts, gathered by other runs; those that are missing are gathered and added.
         Raises ModelError, UnsupportedFamilyError, BudgetError, OptionError or DataError before any training starts.
         """
-        work = self._work(model, tokenizer, texts, [self.config])
+        work = self._work(model, tokenizer, texts, [self.config], known)
         (problem,) = work.problems
         return self._finished(work, problem, self.method.selection(problem, earlier))
 
@@ -105,6 +107,7 @@ class GRASPPruner:
         texts: Sequence[Any] | TokenizedCorpus | None = None,
         *,
         nested: bool = False,
+        known: KnownStatistics | None = None,
     ) -> RatioRun:
         """Smaller models at several keep ratios, from one run: scores, statistics and gates are those of all of them.
 
@@ -112,12 +115,13 @@ class GRASPPruner:
         ...     pruned.save(f"pruned-{pruned.record.recipe['keep_ratio']}")
 
         keep_ratios: in place of the configuration's; what comes out is in order, largest ratio first, and each model is
-        made when the loop asks for it.  texts: as in `prune`.
+        made when the loop asks for it.  texts, known: as in `prune`.
         nested: whether a unit that goes at a ratio stays away at all smaller ones.
         Everything is checked before it returns: raises what `prune` raises, and OptionError for ratios that cannot be
         had together.
         """
-        work = self._work(model, tokenizer, texts, at_ratios(self.config, keep_ratios, nested=nested), nested=nested)
+        configs = at_ratios(self.config, keep_ratios, nested=nested)
+        work = self._work(model, tokenizer, texts, configs, known, nested=nested)
 
         def finish(problem: Problem, selection: Selection, shared: SharedRun | None) -> PrunedModel:
             return self._finished(work, problem, selection, shared)
@@ -193,6 +197,7 @@ class GRASPPruner:
         tokenizer: PreTrainedTokenizerBase,
         texts: Sequence[Any] | TokenizedCorpus | None,
         configs: Sequence[GRASPConfig],
+        known: KnownStatistics | None,
         *,
         nested: bool = False,
     ) -> _Work:
@@ -212,6 +217,7 @@ class GRASPPruner:
             tokens_NS, held_out_NS = calibration.tokens_NS, calibration.held_out_NS
             text = calibration.recovery_text
         first = self.method.problem(runner, budgets[0], tokens_NS, held_out_NS, configs[0], text)
+        first = replace(first, known=known)
         if len(configs) > 1:
             ratios = [config.keep_ratio for config in configs]
             depends = shared_run(self.config, ratios, nested=nested) is not None

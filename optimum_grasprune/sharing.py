@@ -88,12 +88,15 @@ class Sharing:
 
     runner: the dense model.  keep_ratios: largest first.
     depends: whether what comes out at a ratio may depend on the others: then choices and what is learnt are handed on.
+    training_helps: whether what is trained for all has lowered the held-out loss at a larger ratio: the deeper the cut,
+    the more it has to make up for.
     """
 
     def __init__(self, runner: Runner, keep_ratios: Sequence[float], *, depends: bool = True) -> None:
         self.keep_ratios, self.depends = tuple(keep_ratios), depends
         self.teacher = RememberedTeacher(runner)
         self.decision: Decision | None = None
+        self.training_helps = False
         self._done: dict[Hashable, Any] = {}
         self._handed_on: dict[float, _HandedOn] = {}
 

@@ -22,6 +22,7 @@ from ..config import GRASPConfig
 from ..corpora import Corpus, TokenizedCorpus, load_corpus, tokenize
 from ..errors import CheckpointError, GraspruneError, OptionError
 from ..evaluation import EVALUATION_WINDOW, perplexity
+from ..execution import KnownStatistics
 from ..families import family_of
 from ..loading import (
     calibration_length,
@@ -124,7 +125,7 @@ class Comparison:
             self._leave_no_empty_folder()
             raise
         base = _Base(self.source, self.read_as)
-        earlier = SelectionCache()
+        earlier, statistics = SelectionCache(), KnownStatistics()
         cells = []
         for number, cell in enumerate(self.cells, start=1):
             place = f"cell {number} of {len(self.cells)}, {cell.name}"
@@ -132,7 +133,7 @@ class Comparison:
             stored = _finished(CellFile, self._path_of(cell), inputs)
             if stored is None:
                 announce(f"{place}: running")
-                stored = self._run_cell(cell, inputs, base, earlier)
+                stored = self._run_cell(cell, inputs, base, earlier, statistics)
                 announce(f"{place}: {_line_of(stored.result)}")
             else:
                 announce(f"{place}: finished before")
@@ -226,17 +227,21 @@ class Comparison:
         announce(f"dense: {_line_of(result)}")
         return result
 
-    def _run_cell(self, cell: Cell, inputs: CellInputs, base: _Base, earlier: SelectionCache) -> CellFile:
+    def _run_cell(
+        self, cell: Cell, inputs: CellInputs, base: _Base, earlier: SelectionCache, statistics: KnownStatistics
+    ) -> CellFile:
         result: PrunedResult | FailedCell
         try:
-            result = self._pruned(cell, base, earlier)
+            result = self._pruned(cell, base, earlier, statistics)
         except GraspruneError as error:
             result = FailedCell(error=str(error))
         stored = CellFile(inputs=inputs, result=result)
         write_json(self._path_of(cell), stored.to_dict())
         return stored
 
-    def _pruned(self, cell: Cell, base: _Base, earlier: SelectionCache) -> PrunedResult:
+    def _pruned(
+        self, cell: Cell, base: _Base, earlier: SelectionCache, statistics: KnownStatistics
+    ) -> PrunedResult:
         model = base.model_for(cell.config)
         shared = self._shared_run(cell)
         known = None if shared else earlier.for_recipe(cell.config)
@@ -244,11 +249,12 @@ class Comparison:
         texts = self._calibration(cell) if cell.calibrated else None
         pruner = GRASPPruner(cell.config)
         if shared is None:
-            pruned = pruner.prune(model, self.tokenizer, texts, earlier=known)
+            pruned = pruner.prune(model, self.tokenizer, texts, earlier=known, known=statistics)
             earlier.keep(cell.config, pruned.selection)
         else:
             if cell.entry not in self._runs:  # the cells of an entry are side by side: one run is held at a time
-                self._runs = {cell.entry: pruner.prune_many(model, self.tokenizer, shared.keep_ratios, texts)}
+                run = pruner.prune_many(model, self.tokenizer, shared.keep_ratios, texts, known=statistics)
+                self._runs = {cell.entry: run}
             pruned = self._runs[cell.entry].prune(cell.config.keep_ratio)
         seconds = time.perf_counter() - start
         perplexities, losses = self._measure(in_fp32(pruned.model))

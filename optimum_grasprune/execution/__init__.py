@@ -2,7 +2,7 @@
 
 from .course import Course
 from .distillation import LiveTeacher, RememberedTeacher, Teacher, Teaches, distillation_loss
-from .gathered import Gathered
+from .gathered import Gathered, KnownStatistics
 from .instrument import Gates, weights_given
 from .runner import Runner, Training
 from .state_file import CheckUp, StateFile, digest
@@ -15,6 +15,7 @@ __all__ = [
     "Course",
     "Gates",
     "Gathered",
+    "KnownStatistics",
     "LayerStream",
     "LiveTeacher",
     "OfUnits",

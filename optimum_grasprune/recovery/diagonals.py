@@ -142,7 +142,7 @@ class LearntDiagonals(Learnt):
     plan: PruningPlan
 
     def numbers(self, dense: Runner) -> Numbers:
-        """g by map and axis."""
+        """G by map and axis."""
         return spread(self.raw_D, self.trained, dense, self.plan)
 
     @contextmanager
@@ -163,7 +163,7 @@ class LearntDiagonals(Learnt):
 
 
 def spread(raw_D: Tensor, trained: DiagonalMultipliers, dense: Runner, plan: PruningPlan) -> dict[str, Tensor]:
-    """g for all features of the dense maps, by path and axis; 0 for those that the plan cuts.
+    """G for all features of the dense maps, by path and axis; 0 for those that the plan cuts.
 
     raw_D: of the model that the plan leaves.
     """
@@ -173,12 +173,14 @@ def spread(raw_D: Tensor, trained: DiagonalMultipliers, dense: Runner, plan: Pru
         for axis in _AXES:
             values = next(parts)
             features = linear_at(dense.model, path).weight.shape[axis]
-            whole[_name(path, axis)] = values.new_zeros(features).index_copy(0, _kept(places, path, axis, features), values)
+            whole[_name(path, axis)] = values.new_zeros(features).index_copy(
+                0, _kept(places, path, axis, features), values
+            )
     return whole
 
 
 def taken_over(numbers: Numbers, maps: Mapping[str, nn.Linear], dense: Runner, plan: PruningPlan) -> Tensor:
-    """g at the start for the model that a plan leaves, shape (D,).
+    """G at the start for the model that a plan leaves, shape (D,).
 
     numbers: as `spread` returns them, for another plan.  maps: of the model, by path.
     """

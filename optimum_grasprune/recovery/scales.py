@@ -79,7 +79,7 @@ class LearntScales(Learnt):
     plan: PruningPlan
 
     def numbers(self, dense: Runner) -> Numbers:
-        """g by unit."""
+        """G by unit."""
         raw_U = torch.zeros(dense.inventory.num_units, dtype=torch.float32, device="cpu")
         raw_U[self.plan.mask(dense.inventory).kept_U] = raw_scale(self.scales_U)
         return {_NUMBERS: raw_U}
@@ -126,5 +126,5 @@ def bounded_scale(raw_U: Tensor) -> Tensor:
 
 
 def raw_scale(scales_U: Tensor) -> Tensor:
-    """g of γ, finite even where γ is at its bounds."""
+    """G of γ, finite even where γ is at its bounds."""
     return torch.atanh((2 * (scales_U - 1)).clamp(-_WITHIN, _WITHIN))

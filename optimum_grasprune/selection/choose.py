@@ -47,7 +47,8 @@ def choose(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, probl
     """The best candidate with the best of the chain; with nothing held out, the last one with all of it.
 
     Each candidate is measured as it is, the best few with refitted weights too, and the winner alone is trained on. In
-    a run through several ratios that has decided already, that candidate alone is measured, with those settings.
+    a run through several ratios that has decided already, that candidate alone is measured, with those settings; where
+    training has helped at a larger ratio, only after it.
     """
     cuts = {name: _cut(mask) for name, mask in candidates.items()}
     reference = Reference.of(problem)
@@ -81,9 +82,7 @@ def decide(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, probl
     )
 
 
-def _judged(
-    cuts: Mapping[str, Cut], chain: Chain, reference: Reference, problem: Problem
-) -> tuple[Selected, Selected]:
+def _judged(cuts: Mapping[str, Cut], chain: Chain, reference: Reference, problem: Problem) -> tuple[Selected, Selected]:
     """The best before anything is trained, and what training starts from, both with all that was measured."""
     judge = _Judge(problem)
     for name, cut in track(cuts.items(), "candidates", "mask"):
@@ -98,9 +97,7 @@ def _judged(
     return best, judge.to_train_on() if any(stage.starts_refitted for stage in chain.trained_stages) else best
 
 
-def _as_decided(
-    cut: Cut, decision: Decision, chain: Chain, reference: Reference, problem: Problem
-) -> Selected:
+def _as_decided(cut: Cut, decision: Decision, chain: Chain, reference: Reference, problem: Problem) -> Selected:
     """The candidate with what was decided at another ratio; where that was this one, with all that was measured."""
     if decision.stages:
         trials = [trial for trial in chain.trials(cut) if trial.settings == decision.settings]
@@ -110,6 +107,8 @@ def _as_decided(
         selected = Selected(cut, bare, candidate=decision.candidate)
     if selected.cut == decision.plan and problem.config.keep_ratio == decision.keep_ratio:
         return replace(selected, judgements=decision.judgements)
+    if problem.sharing is not None and problem.sharing.training_helps:
+        return selected
     judge = _Judge(problem)
     judge.consider(selected)
     return judge.selected()
@@ -186,11 +185,13 @@ def _trained(
     stages, judgements = (*selected.stages, stage.name), selected.judgements
     better, recovery = learnt.verdict, learnt.record or selected.recovery
     if len(problem.held_out_NS):
-        lowest = min(judgement.loss for judgement in judgements)
+        lowest = min((judgement.loss for judgement in judgements), default=math.inf)
         with learnt.in_force():
             loss = problem.runner.beside(selected.model).mean_loss(problem.held_out_NS)
         judgements = (*judgements, _judgement(selected.candidate, stages, selected.settings, loss))
         better = loss < lowest if better is None else better
+        if goes_on and sharing is not None:
+            sharing.training_helps = sharing.training_helps or better
     if better is False:
         return replace(best, judgements=judgements, recovery=recovery)
     return replace(selected, cut=learnt.fold(), stages=stages, judgements=judgements, recovery=recovery)
