@@ -175,11 +175,12 @@ def test_a_plan_whose_record_lacks_what_went_before_is_refused(
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
-@pytest.mark.parametrize("method", ["taylor", "fasp", "flap"])
+@pytest.mark.parametrize("method", ["taylor", "taylor+least_squares", "fasp", "flap"])
 def test_what_trains_no_gates_comes_to_the_same_as_by_itself(
     method: str, config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, calls: list[str]
 ) -> None:
-    config = config.model_copy(update={"method": method})
+    method, _, compensation = method.partition("+")
+    config = config.model_copy(update={"method": method, "compensation": compensation or "auto"})
     together = {
         pruned.record.recipe["keep_ratio"]: hashes(pruned, tmp_path / str(number))
         for number, pruned in enumerate(GRASPPruner(config).prune_many(make_model(), tokenizer, [0.9, 0.6]))

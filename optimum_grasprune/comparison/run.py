@@ -239,9 +239,7 @@ class Comparison:
         write_json(self._path_of(cell), stored.to_dict())
         return stored
 
-    def _pruned(
-        self, cell: Cell, base: _Base, earlier: SelectionCache, statistics: KnownStatistics
-    ) -> PrunedResult:
+    def _pruned(self, cell: Cell, base: _Base, earlier: SelectionCache, statistics: KnownStatistics) -> PrunedResult:
         model = base.model_for(cell.config)
         shared = self._shared_run(cell)
         known = None if shared else earlier.for_recipe(cell.config)

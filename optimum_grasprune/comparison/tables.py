@@ -100,7 +100,11 @@ def markdown(result: ComparisonResult) -> str:
     )
     patterns = sorted({str(cell.recipe["pattern"]) for cell in result.cells} - {"units"})
     sparse = f" Of {', '.join(patterns)}, what is not zero counts as kept: the file is no smaller." if patterns else ""
-    together = " Gates were trained once for all ratios of a method, and so is what makes up for the cut." if any(c.shared for c in result.cells) else ""
+    together = (
+        " Gates were trained once for all ratios of a method, and so is what makes up for the cut."
+        if any(c.shared for c in result.cells)
+        else ""
+    )
     body = "\n".join("| " + " | ".join(_escaped(text) for text in line) + " |" for line in lines)
     return (
         f"# Comparison of pruning methods on {result.model.source}\n\n"

@@ -26,9 +26,7 @@ class KnownStatistics:
     def __init__(self) -> None:
         self._known: dict[Hashable, dict[Statistic[Any], Any]] = {}
 
-    def of(
-        self, model: PreTrainedModel, tokens_NS: Tensor, maps: Sequence[str] | None
-    ) -> dict[Statistic[Any], Any]:
+    def of(self, model: PreTrainedModel, tokens_NS: Tensor, maps: Sequence[str] | None) -> dict[Statistic[Any], Any]:
         """Those of a model that has read these sequences, to which new ones are added; arguments as in `Runner.gather`.
 
         The model is not held on to.

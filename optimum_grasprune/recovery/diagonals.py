@@ -20,11 +20,11 @@ from typing_extensions import Self
 
 from ..execution import Runner, Trainable, Training
 from ..execution.trainable import Step
-from ..families import linear_at, linears
+from ..families import linears
 from ..sharing import Numbers
-from ..surgery import feature_indices
 from ..units import PruningPlan
 from .base import Learnt, TrainedStage
+from .features import sizes_of, spread, taken_over
 from .reference import Reference
 from .registry import register
 from .scales import bounded_scale
@@ -89,18 +89,13 @@ class DiagonalMultipliers(Trainable):
         """One tensor of all."""
         if self.first_D is not None:
             return (self.first_D,)
-        return (torch.zeros(sum(self.sizes), dtype=torch.float32, device="cpu"),)
+        return (torch.zeros(sum(sizes_of(self.maps)), dtype=torch.float32, device="cpu"),)
 
     def split(self, raw_D: Tensor) -> Iterator[tuple[nn.Linear, Tensor, Tensor]]:
         """Each map with its multipliers: of its input, shape (I,), and of its output, shape (O,)."""
-        parts = iter(bounded_scale(raw_D).split(self.sizes))
+        parts = iter(bounded_scale(raw_D).split(sizes_of(self.maps)))
         for linear in self.maps.values():
             yield linear, next(parts), next(parts)
-
-    @property
-    def sizes(self) -> list[int]:
-        """Of all diagonals."""
-        return [size for linear in self.maps.values() for size in (linear.in_features, linear.out_features)]
 
     @contextmanager
     def attached(self, runner: Runner, numbers: Sequence[Tensor]) -> Iterator[Step]:
@@ -143,7 +138,7 @@ class LearntDiagonals(Learnt):
 
     def numbers(self, dense: Runner) -> Numbers:
         """G by map and axis."""
-        return spread(self.raw_D, self.trained, dense, self.plan)
+        return spread(self.raw_D, self.trained.maps, dense, self.plan)
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
@@ -160,65 +155,6 @@ class LearntDiagonals(Learnt):
             if linear.bias is not None:
                 linear.bias.copy_(linear.bias.float() * rows_O.to(linear.bias.device))
         return self.plan
-
-
-def spread(raw_D: Tensor, trained: DiagonalMultipliers, dense: Runner, plan: PruningPlan) -> dict[str, Tensor]:
-    """G for all features of the dense maps, by path and axis; 0 for those that the plan cuts.
-
-    raw_D: of the model that the plan leaves.
-    """
-    places, parts = _places(dense, plan), iter(raw_D.split(trained.sizes))
-    whole: dict[str, Tensor] = {}
-    for path in trained.maps:
-        for axis in _AXES:
-            values = next(parts)
-            features = linear_at(dense.model, path).weight.shape[axis]
-            whole[_name(path, axis)] = values.new_zeros(features).index_copy(
-                0, _kept(places, path, axis, features), values
-            )
-    return whole
-
-
-def taken_over(numbers: Numbers, maps: Mapping[str, nn.Linear], dense: Runner, plan: PruningPlan) -> Tensor:
-    """G at the start for the model that a plan leaves, shape (D,).
-
-    numbers: as `spread` returns them, for another plan.  maps: of the model, by path.
-    """
-    places, parts = _places(dense, plan), []
-    for path in maps:
-        for axis in _AXES:
-            features = linear_at(dense.model, path).weight.shape[axis]
-            values = numbers.get(_name(path, axis), torch.zeros(features, dtype=torch.float32, device="cpu"))
-            parts.append(values[_kept(places, path, axis, features)])
-    return torch.cat(parts)
-
-
-_AXES = (1, 0)
-"""Of a weight, shape (O, I), in the order in which diagonals are held: columns, then rows."""
-
-_Places = Mapping[tuple[str, int], Tensor]
-
-
-def _name(path: str, axis: int) -> str:
-    return f"{path}.{'columns' if axis else 'rows'}"
-
-
-def _places(dense: Runner, plan: PruningPlan) -> _Places:
-    """Which features of the dense maps stay, by path and axis, along the axes that units lie along."""
-    places: dict[tuple[str, int], Tensor] = {}
-    for block in dense.blocks:
-        group = plan.group(block.address)
-        for slot in block.slots:
-            path, _, leaf = slot.parameter.rpartition(".")
-            if leaf == "weight":
-                features = linear_at(dense.model, path).weight.shape[slot.axis]
-                places[path, slot.axis] = feature_indices(group.kept, features, group.count, slot.sections)
-    return places
-
-
-def _kept(places: _Places, path: str, axis: int, features: int) -> Tensor:
-    """Indices of the features that stay; all along an axis that no unit lies along."""
-    return places[path, axis] if (path, axis) in places else torch.arange(features, device="cpu")
 
 
 def folded(weight_OI: Tensor, columns_I: Tensor, rows_O: Tensor) -> Tensor:

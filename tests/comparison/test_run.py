@@ -16,7 +16,7 @@ from optimum_grasprune.comparison.results import BaseModel
 from optimum_grasprune.comparison.run import check_folder, identity, in_fp32
 from optimum_grasprune.errors import CheckpointError, DataError, OptionError
 from optimum_grasprune.execution import WholeModel
-from optimum_grasprune.statistics import MOMENTS, PER_TOKEN, TOKEN_WEIGHTS
+from optimum_grasprune.statistics import MOMENTS, PER_SEQUENCE, PER_TOKEN, TOKEN_WEIGHTS
 from tests.conftest import logits_of, make_model, make_tokenizer
 
 QUICK = {"num_samples": 4, "seq_len": 24, "epochs": 1}
@@ -127,7 +127,12 @@ def test_no_statistic_of_a_text_is_gathered_twice(
 
     monkeypatch.setattr(WholeModel, "gather", watched)
     options = {**QUICK, "dataset": str(corpus_file), "held_out": 2}
-    entries = ["quick+least_squares", "taylor+least_squares@least_squares=weighted", "flap", "taylor+least_squares@num_samples=3"]
+    entries = [
+        "quick+least_squares",
+        "taylor+least_squares@least_squares=weighted",
+        "flap",
+        "taylor+least_squares@num_samples=3",
+    ]
     cells = cells_of(entries, [0.8, 0.5], options)
     corpora = read_corpora([f"end={corpus_file}[90%:]"], "text")
     result = Comparison(str(model_folder), cells, corpora, tmp_path / "out", window=32, limits=[3]).run()

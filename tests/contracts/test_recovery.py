@@ -21,6 +21,7 @@ from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import count_parameters
 from optimum_grasprune.methods import Problem, get_method
 from optimum_grasprune.methods.selection import options_of_recovery
+from optimum_grasprune.record import TrainedBefore
 from optimum_grasprune.recovery import (
     chain_names,
     get_stage,
@@ -31,7 +32,6 @@ from optimum_grasprune.recovery import (
 from optimum_grasprune.recovery.base import Learnt, Stage, TrainedStage, WeightStage
 from optimum_grasprune.recovery.chain import Chain, sentence
 from optimum_grasprune.recovery.reference import Reference, Settings, Trial
-from optimum_grasprune.record import TrainedBefore
 from optimum_grasprune.registry import CHAINS, RECOVERIES, STAGES
 from optimum_grasprune.selection import choose
 from optimum_grasprune.sharing import Sharing

@@ -15,9 +15,8 @@ from optimum_grasprune.recovery.diagonals import (
     Diagonals,
     LearntDiagonals,
     folded,
-    spread,
-    taken_over,
 )
+from optimum_grasprune.recovery.features import sizes_of, spread, taken_over
 from optimum_grasprune.recovery.reference import Reference
 from optimum_grasprune.surgery import build_pruned_model
 from optimum_grasprune.units import FFN, KV, Address
@@ -69,13 +68,13 @@ def test_what_was_learnt_is_taken_over_by_unit(model: LlamaForCausalLM) -> None:
 
     before, after = plan_of((0, 1, 5), (1,)), plan_of((1, 2, 5, 7), (0, 1))
     first, second = multipliers(before), multipliers(after)
-    raw_D = torch.arange(1.0, 1 + sum(first.sizes))
-    numbers = spread(raw_D, first, runner, before)
+    raw_D = torch.arange(1.0, 1 + sum(sizes_of(first.maps)))
+    numbers = spread(raw_D, first.maps, runner, before)
     taken_D = taken_over(numbers, second.maps, runner, after)
     assert torch.equal(taken_over(numbers, first.maps, runner, before), raw_D)
 
     def by_map(trained: DiagonalMultipliers, raw_D: torch.Tensor) -> dict[str, tuple[list[float], list[float]]]:
-        parts = iter(raw_D.split(trained.sizes))
+        parts = iter(raw_D.split(sizes_of(trained.maps)))
         return {path: (next(parts).tolist(), next(parts).tolist()) for path in trained.maps}
 
     old, new = by_map(first, raw_D), by_map(second, taken_D)
@@ -102,8 +101,8 @@ def test_what_is_spread_comes_back_in_every_layout(family: str, variant: str) ->
     runner, plan = WholeModel(model), some_plan(model)
     pruned = build_pruned_model(model, plan, runner.family)
     trained = DiagonalMultipliers(linears(pruned, runner.beside(pruned).blocks))
-    raw_D = torch.randn(sum(trained.sizes), generator=torch.Generator().manual_seed(0))
-    numbers = spread(raw_D, trained, runner, plan)
+    raw_D = torch.randn(sum(sizes_of(trained.maps)), generator=torch.Generator().manual_seed(0))
+    numbers = spread(raw_D, trained.maps, runner, plan)
     assert torch.equal(taken_over(numbers, trained.maps, runner, plan), raw_D)
     # Multiplying the dense maps and then cutting is cutting and then multiplying.
     whole = DiagonalMultipliers(linears(model, runner.blocks))

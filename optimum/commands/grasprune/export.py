@@ -136,7 +136,8 @@ class ExportCommand(Subcommand):
 
 
 def _without_plan(record: Record) -> dict[str, object]:
-    return {name: value for name, value in record.to_dict().items() if name != "plan"}
+    """The record without its own plan, and those of the models that were trained before it."""
+    return {name: value for name, value in record.to_dict().items() if name not in ("plan", "trained_before")}
 
 
 def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
