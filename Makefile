@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL ?= examples/tiny-llama
 
-.PHONY: help setup demo test test-all check bench bench-fasp
+.PHONY: help setup demo test test-all check bench bench-fasp bench-ratios
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -31,6 +31,10 @@ bench: $(READY) ## Time the projection of a million units beside a gate step of 
 
 bench-fasp: $(READY) ## Time FASP and its restoration on a random OPT-125M
 	@$(BIN)/python benchmarks/fasp.py
+
+bench-ratios: $(READY) ## Ten keep ratios of MODEL from one run beside runs of their own, into RATIOS
+	@$(BIN)/python benchmarks/several_ratios.py $(MODEL) --output $(or $(RATIOS),several-ratios) \
+		--dataset sampled --dataset-split '[:90%]' --evaluate 'prose=sampled[90%:]' --eval-samples 60
 
 # The stamp is written last: an interrupted set-up is taken up again.
 $(READY): pyproject.toml scripts/setup_env.py

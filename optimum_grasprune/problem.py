@@ -13,9 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .config import GRASPConfig
-from .execution import Gathered, Runner
+from .execution import Gathered, KnownStatistics, Runner
 from .families import Family, linears
 from .record import CorpusRecord
+from .sharing import Sharing
 from .statistics import Statistic
 from .units import Budget, UnitInventory
 
@@ -56,6 +57,8 @@ class Problem:
     declared: the statistics that the method, and what makes up for its cut, look at.
     shared: those that are gathered for several problems together; None for this one's own.
     recovery_text: what weights are trained on, where they are.
+    sharing: the run through several ratios that it is of; None for one of its own.
+    known: statistics that other problems have gathered; None for none.
     """
 
     runner: Runner
@@ -66,6 +69,8 @@ class Problem:
     declared: tuple[Statistic[Any], ...] = ()
     shared: Gathered | None = None
     recovery_text: RecoveryText | None = None
+    sharing: Sharing | None = None
+    known: KnownStatistics | None = None
 
     @property
     def model(self) -> PreTrainedModel:
@@ -107,4 +112,5 @@ class Problem:
             self.statistic_tokens_NS,
             maps,
             gradient_checkpointing=self.config.gradient_checkpointing,
+            known=self.known,
         )

@@ -14,8 +14,10 @@ from .methods import get_method
 from .problem import Problem
 from .record import BudgetRecord, CalibrationRecord, Record, SharedRun, installed_versions
 from .record.describe import describe_model, elements_budget, units_budget
+from .recovery.chain import Chain
 from .registry import STAGES
 from .selection import Selected
+from .sharing import Sharing
 from .units import ElementMask
 
 
@@ -42,6 +44,15 @@ def record_of(
         recovery=selected.recovery,
         plan=selected.plan,
     )
+
+
+def handed_on(record: Record, sharing: Sharing, chain: Chain) -> Record:
+    """The record with what its ratio has from the others of its run."""
+    ratio, decision, stage = record.config.keep_ratio, sharing.decision, chain.continuing
+    again = stage is not None and not stage.in_plan and sharing.has(ratio)
+    if decision is not None and decision.keep_ratio != ratio:
+        record = replace(record, judged_at=decision.keep_ratio)
+    return replace(record, trained_before=sharing.trained_before(ratio) if again else None)
 
 
 def recipe_of(config: GRASPConfig) -> dict[str, JsonValue]:

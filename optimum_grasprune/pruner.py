@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
 from .config import GRASPConfig
 from .corpora import TokenizedCorpus
 from .errors import GraspruneError, OptionError
-from .execution import WholeModel
+from .execution import KnownStatistics, WholeModel
 from .export.base_card import base_card
 from .export.outputs import Source, check_apart, corpora, local, models
 from .families import family_of
@@ -25,14 +25,15 @@ from .methods import get_method
 from .methods.selection import Selection
 from .numerics import on_plain_torch
 from .problem import Problem
-from .provenance import budget_of, record_of, replayed_record
+from .provenance import budget_of, handed_on, record_of, replayed_record
 from .pruned import PrunedModel
-from .ratios import RatioRun, at_ratios
+from .ratios import RatioRun, at_ratios, shared_run
 from .record import Record, SharedRun
 from .record.describe import units_budget
 from .recovery.chain import Chain
 from .replay import applied_in_place, replayed
 from .selection import choose
+from .sharing import Sharing
 from .units import Budget, PruningPlan
 
 
@@ -79,6 +80,7 @@ class GRASPPruner:
         texts: Sequence[Any] | TokenizedCorpus | None = None,
         *,
         earlier: Selection | None = None,
+        known: KnownStatistics | None = None,
     ) -> PrunedModel:
         """A smaller dense model; the given one stays as it was, and shares its embeddings, head and norms with it.
 
@@ -89,9 +91,10 @@ class GRASPPruner:
         earlier: `selection` of a model that was pruned by the same method on the same model and corpus, which need not
             be computed again. Its scores fit any budget; with its candidates, the recipes may differ in nothing but
             what makes up for the cut: `scores_alone()` leaves them out.
+        known: statistics of models and texts, gathered by other runs; those that are missing are gathered and added.
         Raises ModelError, UnsupportedFamilyError, BudgetError, OptionError or DataError before any training starts.
         """
-        work = self._work(model, tokenizer, texts, [self.config])
+        work = self._work(model, tokenizer, texts, [self.config], known)
         (problem,) = work.problems
         return self._finished(work, problem, self.method.selection(problem, earlier))
 
@@ -104,6 +107,7 @@ class GRASPPruner:
         texts: Sequence[Any] | TokenizedCorpus | None = None,
         *,
         nested: bool = False,
+        known: KnownStatistics | None = None,
     ) -> RatioRun:
         """Smaller models at several keep ratios, from one run: scores, statistics and gates are those of all of them.
 
@@ -111,12 +115,13 @@ class GRASPPruner:
         ...     pruned.save(f"pruned-{pruned.record.recipe['keep_ratio']}")
 
         keep_ratios: in place of the configuration's; what comes out is in order, largest ratio first, and each model is
-        made when the loop asks for it.  texts: as in `prune`.
+        made when the loop asks for it.  texts, known: as in `prune`.
         nested: whether a unit that goes at a ratio stays away at all smaller ones.
         Everything is checked before it returns: raises what `prune` raises, and OptionError for ratios that cannot be
         had together.
         """
-        work = self._work(model, tokenizer, texts, at_ratios(self.config, keep_ratios, nested=nested))
+        configs = at_ratios(self.config, keep_ratios, nested=nested)
+        work = self._work(model, tokenizer, texts, configs, known, nested=nested)
 
         def finish(problem: Problem, selection: Selection, shared: SharedRun | None) -> PrunedModel:
             return self._finished(work, problem, selection, shared)
@@ -196,6 +201,9 @@ class GRASPPruner:
         tokenizer: PreTrainedTokenizerBase,
         texts: Sequence[Any] | TokenizedCorpus | None,
         configs: Sequence[GRASPConfig],
+        known: KnownStatistics | None,
+        *,
+        nested: bool = False,
     ) -> _Work:
         check_model(model)
         generation = generation_settings(model)
@@ -213,6 +221,11 @@ class GRASPPruner:
             tokens_NS, held_out_NS = calibration.tokens_NS, calibration.held_out_NS
             text = calibration.recovery_text
         first = self.method.problem(runner, budgets[0], tokens_NS, held_out_NS, configs[0], text)
+        first = replace(first, known=known)
+        if len(configs) > 1:
+            ratios = [config.keep_ratio for config in configs]
+            depends = shared_run(self.config, ratios, nested=nested) is not None
+            first = replace(first, sharing=Sharing(runner, ratios, depends=depends))
         others = [first.at(budget, config) for budget, config in zip(budgets[1:], configs[1:], strict=True)]
         return _Work(tokenizer, generation, sources, calibration, (first, *others))
 
@@ -229,6 +242,8 @@ class GRASPPruner:
         set_generation(selected.model, deepcopy(work.generation))
         budget = budget_of(problem, selected)
         record = record_of(problem.config, problem.model, selected, budget, work.calibration, shared)
+        if problem.sharing is not None:
+            record = handed_on(record, problem.sharing, self.chain)
         kept = None if selected.plan is None else selection
         base = base_card(problem.model.config.name_or_path)
         self._last = PrunedModel(selected.model, selected.plan, record, work.tokenizer, kept, work.sources, base)

@@ -14,6 +14,7 @@ from .methods.selection import Selection
 from .numerics import plain_work
 from .pruned import PrunedModel
 from .record import SharedRun
+from .selection import decide
 from .units import UnitMask
 
 
@@ -47,7 +48,9 @@ def at_ratios(config: GRASPConfig, keep_ratios: Iterable[object], *, nested: boo
 
 def shared_run(config: GRASPConfig, keep_ratios: Sequence[float], *, nested: bool = False) -> SharedRun | None:
     """The run of several ratios as a record has it, where what comes out at one depends on the others; else None."""
-    depends = nested or get_method(config.method).trains_at_all_budgets
+    method = get_method(config.method)
+    goes_on = config.pattern == "units" and method.chain_for(config).continuing is not None
+    depends = nested or method.trains_at_all_budgets or goes_on
     return SharedRun(keep_ratios=tuple(keep_ratios), nested=nested) if len(keep_ratios) > 1 and depends else None
 
 
@@ -70,6 +73,7 @@ class RatioRun:
         self._problems, self._finish = tuple(problems), finish
         self._method = get_method(problems[0].config.method)
         self._kept: dict[float, UnitMask] = {}
+        self._middle = self._problems[len(self._problems) // 2]
 
     def __iter__(self) -> Iterator[PrunedModel]:
         """One pruned model a ratio; no other is held on to meanwhile."""
@@ -79,11 +83,29 @@ class RatioRun:
         """The pruned model of one of the ratios. OptionError for another, or out of turn where masks are nested."""
         problem = self._allowed(keep_ratio)
         with plain_work(problem.config):
+            self._prepare(problem)
             shared = shared_run(problem.config, self.keep_ratios, nested=self.nested)
-            pruned = self._finish(problem, self._selection(problem), shared)
+            selection = self._of_the_middle if problem is self._middle else self._selection(problem)
+            pruned = self._finish(problem, selection, shared)
         if self.nested and pruned.plan is not None:
             self._kept[keep_ratio] = pruned.plan.mask(problem.inventory)
         return pruned
+
+    def _prepare(self, problem: Problem) -> None:
+        """Have everything that this ratio takes over: what is decided for all, and what larger ones have learnt.
+
+        Candidates are judged at the ratio in the middle, which is closest to all of them.
+        """
+        sharing = problem.sharing
+        if sharing is None or not sharing.depends:
+            return
+        chain = self._method.chain_for(problem.config)
+        if sharing.decision is None:
+            sharing.decision = decide(self._of_the_middle.candidates, chain, self._middle)
+        if chain.continuing is not None:
+            for larger in sharing.larger(problem.config.keep_ratio):
+                if not sharing.has(larger):
+                    self.prune(larger)
 
     def _allowed(self, keep_ratio: float) -> Problem:
         """The problem at a ratio, with no more units than the next larger ratio kept where masks are nested."""
@@ -98,6 +120,10 @@ class RatioRun:
         if larger not in self._kept:
             raise OptionError("keep_ratio", keep_ratio, f"is nested in {larger!r}, which has to be made first")
         return problem.at(problem.budget.within(self._kept[larger]), problem.config)
+
+    @cached_property
+    def _of_the_middle(self) -> Selection:
+        return self._selection(self._middle)
 
     @cached_property
     def _selection(self) -> Callable[[Problem], Selection]:

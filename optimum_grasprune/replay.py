@@ -24,6 +24,7 @@ from .recovery.fine_tuning import FineTuning
 from .recovery.reference import Reference, Trial
 from .registry import RECOVERIES
 from .selection import Selected
+from .sharing import Sharing
 from .units import PruningPlan
 
 _RECORDED_TEXTS = {
@@ -76,6 +77,8 @@ def replayed(
     )
     settings = chain.recorded_settings(None if origin is None else origin.settings)
     with deterministic_algorithms(recipe.deterministic):
+        if origin is not None and config.compensation == "auto":
+            reference = _on_leg(reference, chain, origin)
         pruned, kept = chain.untrained.replayed(reference, Trial(plan, settings))
         selected = Selected(kept, pruned, chain.untrained.names, settings)
         for training in chain.trainings:
@@ -177,6 +180,27 @@ def _recorded_data(
     if recorded != calibration.tokenized.corpus.sha256:
         raise PlanError(f"the corpus {recipe.dataset} is not the one that the plan was calibrated on")
     return calibration
+
+
+def _on_leg(reference: Reference, chain: Chain, origin: Record) -> Reference:
+    """The reference with what larger ratios of the recorded run learnt, where the recorded training went on from it.
+
+    Their models are made and trained again. Raises PlanError where the record does not say all of them.
+    """
+    stage, before = chain.continuing, origin.trained_before
+    if stage is None or stage.in_plan or before is None:
+        return reference
+    ratio = origin.config.keep_ratio
+    ratios = () if origin.shared is None else origin.shared.keep_ratios
+    if ratio not in ratios or ratios.index(ratio) != len(before):
+        raise PlanError(f"the plan's training went on from {len(before)} others, which are not those of its run")
+    sharing = Sharing(reference.runner, ratios)
+    reference = replace(reference, sharing=sharing)
+    for larger, entry in zip(ratios, before, strict=False):  # up to its own
+        refitted, _ = chain.refitting(entry.compensation).replayed(reference, Trial(entry.plan, entry.settings))
+        learnt = stage.train(reference.on_leg(larger), refitted, entry.plan)
+        sharing.hand_on(larger, entry, learnt.numbers(reference.runner))
+    return reference.on_leg(ratio)
 
 
 def _check_watched(text: RecoveryText, origin: Record) -> None:

@@ -6,6 +6,7 @@ import gc
 import hashlib
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PrunedModel, UnitMask, project
-from optimum_grasprune.errors import BudgetError, OptionError
+from optimum_grasprune.errors import BudgetError, OptionError, PlanError
 from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.export.checkpoint import read_plan
 from optimum_grasprune.methods.base import Problem
@@ -71,14 +72,115 @@ def test_gates_are_trained_and_statistics_gathered_once(
         assert record.budget.asked is not None and record.budget.pruned.prunable <= record.budget.asked.cost
         assert ratio - 0.02 < record.budget.kept.prunable <= ratio
         assert record.to_dict()["shared"] == {"keep_ratios": [0.9, 0.75, 0.6], "nested": False}
-        assert [judgement.candidate for judgement in record.choice][:2] == ["start", "gates 1/4"]
+    large, middle, small = records
+    assert [judgement.candidate for judgement in middle.choice][:2] == ["start", "gates 1/4"]
+    # The others take the candidate and the damping that were chosen in the middle, and measure nothing else: whether
+    # training helps, the largest; what it comes to, all.
+    assert middle.judged_at is None and large.judged_at == small.judged_at == 0.75
+    chosen = middle.choice[-1]
+    assert chosen.compensation == "least_squares diagonals" and "diagonals" in large.compensation
+    for record, compensations in ((large, ["least_squares", chosen.compensation]), (small, [chosen.compensation])):
+        assert [judgement.compensation for judgement in record.choice] == compensations
+        assert {(each.candidate, each.settings["damping"]) for each in record.choice} == {
+            (chosen.candidate, chosen.settings["damping"])
+        }
 
 
-@pytest.mark.parametrize("method", ["taylor", "fasp", "flap"])
+def test_the_dense_model_is_read_once_by_all_that_it_teaches(
+    config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[torch.Tensor] = []
+    teacher, streams = WholeModel.teacher, []
+    stream = WholeModel.stream
+
+    def watched(self: WholeModel, tokens_NS: torch.Tensor, *, live: bool = False) -> Any:
+        assert self.model is model and not live
+        read.extend(tokens_NS)
+        return teacher(self, tokens_NS)
+
+    monkeypatch.setattr(WholeModel, "teacher", watched)
+    monkeypatch.setattr(WholeModel, "stream", lambda self, tokens_NS: streams.append(1) or stream(self, tokens_NS))
+    list(GRASPPruner(config).prune_many(model, tokenizer, RATIOS))
+    assert len(read) == config.num_samples == len(torch.stack(read).unique(dim=0))
+    assert len(streams) == 1  # the products for least squares too
+
+
+def test_a_training_goes_on_from_the_next_larger_ratio_and_is_recorded(
+    config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[torch.Tensor] = []
+    steps: list[int] = []
+    learn = WholeModel.learn
+
+    def watched(self: WholeModel, trained: Any, tokens_NS: torch.Tensor, training: Any, *rest: Any, **more: Any) -> Any:
+        if training.label == "diagonals":
+            starts.append(*trained.start())
+            steps.append(len(tokens_NS))
+        return learn(self, trained, tokens_NS, training, *rest, **more)
+
+    monkeypatch.setattr(WholeModel, "learn", watched)
+    pruned = list(GRASPPruner(config).prune_many(model, tokenizer, RATIOS))
+    # 1.5 × 6 sequences, as the cuts are deep: 0.1, 0.15 and 0.15 of 0.4, whose ends round to 2, 6 and 9.
+    assert steps == [2, 4, 3]
+    assert [bool(start.any()) for start in starts] == [False, True, True]
+    for place, one in enumerate(pruned):
+        before = one.record.trained_before
+        assert before is not None and [entry.plan for entry in before] == [each.plan for each in pruned[:place]]
+        assert all(entry.compensation == ("least_squares",) and entry.settings for entry in before)
+
+
+def test_a_ratio_out_of_turn_is_what_it_is_in_turn(
+    config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, calls: list[str]
+) -> None:
+    runs = [GRASPPruner(config).prune_many(make_model(), tokenizer, RATIOS) for _ in range(2)]
+    in_turn = [hashes(pruned, tmp_path / f"in-turn-{number}") for number, pruned in enumerate(runs[0])]
+    calls.clear()
+    assert hashes(runs[1].prune(0.6), tmp_path / "last") == in_turn[2]
+    assert calls == ["gather", "gates", *["diagonals"] * 3]
+    assert hashes(runs[1].prune(0.75), tmp_path / "again") == in_turn[1]
+
+
+def test_what_is_trained_goes_on_whatever_chose_the_units(
+    config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    for number, compensation in enumerate(("refit", "scales")):
+        config = config.model_copy(update={"method": "taylor", "compensation": compensation, "held_out": 0})
+        _, small = GRASPPruner(config).prune_many(make_model(), tokenizer, [0.9, 0.6])
+        assert small.record.shared is not None and small.record.judged_at is None
+        # A plan holds scales, so that nothing has to be trained again.
+        assert (small.record.trained_before is None) == (compensation == "scales")
+        files = hashes(small, tmp_path / f"small-{number}")
+        replayed = GRASPPruner().replay(make_model(), tokenizer, *read_plan(tmp_path / f"small-{number}"))
+        assert hashes(replayed, tmp_path / f"replayed-{number}") == files
+        alone = GRASPPruner(config.model_copy(update={"keep_ratio": 0.6})).prune(make_model(), tokenizer)
+        assert alone.plan is not None and small.plan is not None
+        assert alone.plan.without_scales() == small.plan.without_scales()
+        assert hashes(alone, tmp_path / f"alone-{number}")["model.safetensors"] != files["model.safetensors"]
+
+
+def test_a_plan_whose_record_lacks_what_went_before_is_refused(
+    config: GRASPConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    *_, small = GRASPPruner(config).prune_many(make_model(), tokenizer, [0.9, 0.6])
+    assert small.plan is not None
+    record = replace(small.record, trained_before=())
+    with pytest.raises(PlanError, match=r"^the plan's training went on from 0 others, which are not those of its run"):
+        GRASPPruner().replay(make_model(), tokenizer, small.plan, record)
+    # Trained by itself it is another model, and its record does not say anything else.
+    options = GRASPConfig(compensation="diagonals")
+    alone = GRASPPruner(options).replay(make_model(), tokenizer, small.plan, small.record)
+    assert alone.record.trained_before is None
+    again = GRASPPruner().replay(make_model(), tokenizer, small.plan, alone.record)
+    states = [each.model.state_dict() for each in (alone, again)]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+@pytest.mark.parametrize("method", ["taylor", "taylor+least_squares", "fasp", "flap"])
 def test_what_trains_no_gates_comes_to_the_same_as_by_itself(
     method: str, config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, calls: list[str]
 ) -> None:
-    config = config.model_copy(update={"method": method})
+    method, _, compensation = method.partition("+")
+    config = config.model_copy(update={"method": method, "compensation": compensation or "auto"})
     together = {
         pruned.record.recipe["keep_ratio"]: hashes(pruned, tmp_path / str(number))
         for number, pruned in enumerate(GRASPPruner(config).prune_many(make_model(), tokenizer, [0.9, 0.6]))

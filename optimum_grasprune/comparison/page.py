@@ -69,8 +69,6 @@ def _corpora(result: ComparisonResult) -> SortableTable:
 def write_page(result: ComparisonResult, output: Path, plots: Sequence[Path] = ()) -> None:
     """Write comparison.html. plots: files of its plots, of which those in SVG are put into it."""
     pictures = [
-        Picture(path.read_bytes(), f"plot of {path.stem.replace('-', ' ')}")
-        for path in plots
-        if path.suffix == ".svg"
+        Picture(path.read_bytes(), f"plot of {path.stem.replace('-', ' ')}") for path in plots if path.suffix == ".svg"
     ]
     write_file(output / PAGE_NAME, page(result, pictures).html().encode())

@@ -24,6 +24,7 @@ from ..errors import CheckpointError, GraspruneError, OptionError
 from ..evaluation import EVALUATION_WINDOW, perplexity
 from ..evaluation.harness import Scored, ask_model, beside_dense
 from ..evaluation.tasks import TaskSuite
+from ..execution import KnownStatistics
 from ..families import family_of
 from ..loading import (
     calibration_length,
@@ -131,7 +132,7 @@ class Comparison:
             self._leave_no_empty_folder()
             raise
         base = _Base(self.source, self.read_as)
-        earlier = SelectionCache()
+        earlier, statistics = SelectionCache(), KnownStatistics()
         cells = []
         for number, cell in enumerate(self.cells, start=1):
             place = f"cell {number} of {len(self.cells)}, {cell.name}"
@@ -139,7 +140,7 @@ class Comparison:
             stored = _finished(CellFile, self._path_of(cell), inputs)
             if stored is None:
                 announce(f"{place}: running")
-                stored = self._run_cell(cell, inputs, base, earlier, dense)
+                stored = self._run_cell(cell, inputs, base, earlier, statistics, dense)
                 announce(f"{place}: {_line_of(stored.result)}")
             else:
                 announce(f"{place}: finished before")
@@ -242,18 +243,26 @@ class Comparison:
         return result
 
     def _run_cell(
-        self, cell: Cell, inputs: CellInputs, base: _Base, earlier: SelectionCache, dense: DenseResult
+        self,
+        cell: Cell,
+        inputs: CellInputs,
+        base: _Base,
+        earlier: SelectionCache,
+        statistics: KnownStatistics,
+        dense: DenseResult,
     ) -> CellFile:
         result: PrunedResult | FailedCell
         try:
-            result = self._pruned(cell, base, earlier, dense)
+            result = self._pruned(cell, base, earlier, statistics, dense)
         except GraspruneError as error:
             result = FailedCell(error=str(error))
         stored = CellFile(inputs=inputs, result=result)
         write_json(self._path_of(cell), stored.to_dict())
         return stored
 
-    def _pruned(self, cell: Cell, base: _Base, earlier: SelectionCache, dense: DenseResult) -> PrunedResult:
+    def _pruned(
+        self, cell: Cell, base: _Base, earlier: SelectionCache, statistics: KnownStatistics, dense: DenseResult
+    ) -> PrunedResult:
         model = base.model_for(cell.config)
         shared = self._shared_run(cell)
         known = None if shared else earlier.for_recipe(cell.config)
@@ -261,11 +270,12 @@ class Comparison:
         texts = self._calibration(cell) if cell.calibrated else None
         pruner = GRASPPruner(cell.config)
         if shared is None:
-            pruned = pruner.prune(model, self.tokenizer, texts, earlier=known)
+            pruned = pruner.prune(model, self.tokenizer, texts, earlier=known, known=statistics)
             earlier.keep(cell.config, pruned.selection)
         else:
             if cell.entry not in self._runs:  # the cells of an entry are side by side: one run is held at a time
-                self._runs = {cell.entry: pruner.prune_many(model, self.tokenizer, shared.keep_ratios, texts)}
+                run = pruner.prune_many(model, self.tokenizer, shared.keep_ratios, texts, known=statistics)
+                self._runs = {cell.entry: run}
             pruned = self._runs[cell.entry].prune(cell.config.keep_ratio)
         seconds = time.perf_counter() - start
         wide = in_fp32(pruned.model)

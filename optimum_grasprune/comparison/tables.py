@@ -116,7 +116,11 @@ def explanation(result: ComparisonResult) -> str:
     """What the columns of the full table mean, as Markdown."""
     patterns = sorted({str(cell.recipe["pattern"]) for cell in result.cells} - {"units"})
     sparse = f" Of {', '.join(patterns)}, what is not zero counts as kept: the file is no smaller." if patterns else ""
-    together = " Gates were trained once for all ratios of a method." if any(c.shared for c in result.cells) else ""
+    together = (
+        " Gates were trained once for all ratios of a method, and so is what makes up for the cut."
+        if any(c.shared for c in result.cells)
+        else ""
+    )
     return (
         "*Kept of all*: share of all parameters, embeddings and head included. *KV cache*: share of its elements per "
         "token. *Δ nats*: rise of the mean loss over the dense model, ln(perplexity / dense). Bold: best at its ratio. "

@@ -1,8 +1,8 @@
 """How a model is run: the runner, and what it puts on a model for a while."""
 
 from .course import Course
-from .distillation import LiveTeacher, Teacher, distillation_loss
-from .gathered import Gathered
+from .distillation import LiveTeacher, RememberedTeacher, Teacher, Teaches, distillation_loss
+from .gathered import Gathered, KnownStatistics
 from .instrument import Gates, weights_given
 from .runner import Runner, Training
 from .state_file import CheckUp, StateFile, digest
@@ -15,13 +15,16 @@ __all__ = [
     "Course",
     "Gates",
     "Gathered",
+    "KnownStatistics",
     "LayerStream",
     "LiveTeacher",
     "OfUnits",
     "Pace",
+    "RememberedTeacher",
     "Runner",
     "StateFile",
     "Teacher",
+    "Teaches",
     "Trainable",
     "Training",
     "UnitMultipliers",

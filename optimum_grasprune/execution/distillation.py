@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +42,41 @@ class LiveTeacher:
     def logits(self, indices_B: Tensor) -> Tensor:
         """Logits of the sequences at these places, shape (B, S, V)."""
         return self.model(self.tokens_NS[indices_B])
+
+
+class Teaches(Protocol):
+    """What has a teacher: a runner, or what remembers what one said."""
+
+    def teacher(self, tokens_NS: Tensor, *, live: bool = False) -> Teacher | LiveTeacher:
+        """See `Runner.teacher`."""
+
+
+class RememberedTeacher:
+    """The dense model as the teacher of several trainings on the same text: it reads every sequence once.
+
+    Hidden states of all that was read are held, on the CPU; a teacher that is live is none that is remembered.
+    """
+
+    def __init__(self, dense: Teaches) -> None:
+        self.dense = dense
+        self._hidden: dict[bytes, Tensor] = {}
+        self._head: Callable[[Tensor], Tensor] | None = None
+
+    def teacher(self, tokens_NS: Tensor, *, live: bool = False) -> Teacher | LiveTeacher:
+        """See `Runner.teacher`."""
+        if live:
+            return self.dense.teacher(tokens_NS, live=True)
+        rows = [tokens_S.numpy().tobytes() for tokens_S in tokens_NS.cpu()]
+        unread = {row: place for place, row in enumerate(rows) if row not in self._hidden}
+        if unread:
+            read = self.dense.teacher(tokens_NS[list(unread.values())])
+            if isinstance(read, LiveTeacher):
+                raise TypeError("a teacher that is not to be live is live")
+            self._hidden.update(zip(unread, read.hidden_NSD, strict=True))
+            self._head = read.head
+        if self._head is None:
+            raise ValueError("there are no sequences to teach")
+        return Teacher(torch.stack([self._hidden[row] for row in rows]), self._head)
 
 
 def distillation_loss(logits_BSV: Tensor, tokens_BS: Tensor, teacher_BSV: Tensor, kl_weight: float) -> Tensor:

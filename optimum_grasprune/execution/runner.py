@@ -21,7 +21,7 @@ from ..families import Block, Family, family_of, inventory_of
 from ..statistics import Statistic
 from ..units import UnitInventory
 from .course import Course
-from .distillation import LiveTeacher, Teacher
+from .distillation import LiveTeacher, Teacher, Teaches
 from .instrument import Gates
 from .stream import LayerStream
 from .trainable import Trainable
@@ -147,7 +147,7 @@ class Runner(ABC):
         trained: Trainable,
         tokens_NS: Tensor,
         training: Training,
-        dense: Runner | None = None,
+        dense: Teaches | None = None,
         status: Callable[[], Sequence[str]] = tuple,
         course: Course | None = None,
     ) -> list[Tensor]:

@@ -21,7 +21,7 @@ from ..numerics import precision_advice, tell_when_slow
 from ..progress import bar, track
 from ..statistics import Statistic
 from .course import Course
-from .distillation import LiveTeacher, Teacher, distillation_loss
+from .distillation import LiveTeacher, Teacher, Teaches, distillation_loss
 from .instrument import Gates, frozen, gated, gradients_at, hidden_given, inputs_of
 from .loss import next_token_loss
 from .runner import Runner, Training
@@ -114,7 +114,7 @@ class WholeModel(Runner):
         trained: Trainable,
         tokens_NS: Tensor,
         training: Training,
-        dense: Runner | None = None,
+        dense: Teaches | None = None,
         status: Callable[[], Sequence[str]] = tuple,
         course: Course | None = None,
     ) -> list[Tensor]:

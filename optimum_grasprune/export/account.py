@@ -75,7 +75,7 @@ def _shared_line(shared: SharedRun | None) -> str:
         return ""
     *others, last = map(str, shared.keep_ratios)
     nested = "; its units are among those of the larger ones" if shared.nested else ""
-    return f" Its units were chosen in one run for the keep ratios {', '.join(others)} and {last}{nested}."
+    return f" It was made in one run for the keep ratios {', '.join(others)} and {last}{nested}."
 
 
 def _recovery_line(record: Record) -> str:

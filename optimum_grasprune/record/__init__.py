@@ -15,6 +15,7 @@ from .record import (
     RecoveryRecord,
     SharedRun,
     SharesKept,
+    TrainedBefore,
 )
 from .stored import INLINE, OPTIONAL, Stored, check_format, read_json
 
@@ -36,6 +37,7 @@ __all__ = [
     "SharedRun",
     "SharesKept",
     "Stored",
+    "TrainedBefore",
     "check_format",
     "installed_versions",
     "read_json",

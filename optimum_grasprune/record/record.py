@@ -134,6 +134,31 @@ class Judgement(_WithSettings):
     loss: float
 
 
+def _plan(value: Any) -> PruningPlan | None:
+    return None if value is None else _some_plan(value)
+
+
+def _some_plan(value: Any) -> PruningPlan:
+    if isinstance(value, PruningPlan):
+        return value
+    try:
+        return PruningPlan.from_dict(value)
+    except PlanError as error:
+        raise ValueError(str(error)) from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedBefore(_WithSettings):
+    """A model of a larger ratio of the same run, from whose training a stage went on.
+
+    plan: its units.  compensation: names of the stages that had refitted its weights by then.  settings: theirs.
+    """
+
+    plan: Annotated[PruningPlan, PlainValidator(_some_plan)]
+    compensation: tuple[str, ...] = ()
+    settings: Mapping[str, float] = field(default_factory=dict, metadata=INLINE)
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeldOutLosses(Stored):
     """Mean next-token losses, in nats, on text that nothing is trained on; None where there is no such text.
@@ -166,15 +191,6 @@ class RecoveryRecord(Stored):
     minutes: float
 
 
-def _plan(value: Any) -> PruningPlan | None:
-    if value is None or isinstance(value, PruningPlan):
-        return value
-    try:
-        return PruningPlan.from_dict(value)
-    except PlanError as error:
-        raise ValueError(str(error)) from None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Record(_WithSettings):
     """How a checkpoint was made.
@@ -184,6 +200,8 @@ class Record(_WithSettings):
     shared: the ratios that its gates were trained with, or that it is nested in; None for a run of its own.
     calibration: None where nothing was calibrated.  compensation: names of the stages in force, in order.
     settings: what was chosen for them.  choice: all that was measured to choose.
+    judged_at: the ratio of the run at which candidates and settings were chosen, where it is another one.
+    trained_before: models from whose training this one's went on, in order; None for a training of its own.
     recovery: the training of the weights, where there was one.
     plan: the units that were kept; None where single weights were cut.
     """
@@ -199,6 +217,8 @@ class Record(_WithSettings):
     compensation: tuple[str, ...] = ()
     settings: Mapping[str, float] = field(default_factory=dict, metadata=INLINE)
     choice: tuple[Judgement, ...] = ()
+    judged_at: float | None = field(default=None, metadata=OPTIONAL)
+    trained_before: tuple[TrainedBefore, ...] | None = field(default=None, metadata=OPTIONAL)
     recovery: RecoveryRecord | None = field(default=None, metadata=OPTIONAL)
     plan: Annotated[PruningPlan | None, PlainValidator(_plan)] = None
 
@@ -234,5 +254,7 @@ class Record(_WithSettings):
             calibration=origin.calibration or self.calibration,
             budget=replace(self.budget, asked=origin.budget.asked),
             choice=origin.choice,
+            judged_at=origin.judged_at,
+            trained_before=None if "compensation" in applied else origin.trained_before,
             recovery=self.recovery if applied else origin.recovery,
         )

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
+from ..execution import Runner
 from ..record import RecoveryRecord
+from ..sharing import Numbers
 from ..statistics import Statistic
 from ..units import PruningPlan
 from .reference import Reference, Settings, Trial
@@ -124,6 +126,10 @@ class TrainedStage(Stage):
     starts_refitted: ClassVar[bool] = False
     """Whether weights that were refitted before it are kept for its sake: they may come to their own only with it."""
 
+    continues: ClassVar[bool] = False
+    """Whether it can start from what it learnt at another plan, so that several ratios share one training: then it
+    goes by `reference.leg`, where there is one, and what it learns has `numbers`."""
+
     @abstractmethod
     def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> Learnt:
         """Learn on a sliced model, which stays as it is. plan: what was kept of the dense one."""
@@ -145,6 +151,10 @@ class Learnt(ABC):
     def record(self) -> RecoveryRecord | None:
         """What the record says of it beside the name of the stage."""
         return None
+
+    def numbers(self, dense: Runner) -> Numbers:
+        """What the stage can start from at another plan."""
+        return {}
 
     @abstractmethod
     def in_force(self) -> AbstractContextManager[object]:

@@ -55,6 +55,12 @@ class Chain:
         return tuple(stage for stage in self.stages if isinstance(stage, FineTuning))
 
     @property
+    def continuing(self) -> TrainedStage | None:
+        """The stage whose training several ratios share: the first that trains, where it can; others start on top."""
+        first = next(iter(self.trained_stages), None)
+        return first if first is not None and first.continues else None
+
+    @property
     def untrained(self) -> Chain:
         """The chain without those."""
         return Chain(tuple(stage for stage in self.stages if not isinstance(stage, FineTuning)))
@@ -109,6 +115,11 @@ class Chain:
                 edit(pruned)
             yield pruned
 
+    def refitting(self, names: Iterable[str]) -> Chain:
+        """Those of the stages that refit weights and are named."""
+        named = set(names)
+        return Chain(tuple(stage for stage in self.weight_stages if stage.name in named))
+
     def recorded_settings(self, record: Mapping[str, float | None] | None) -> Settings:
         """What a record says was in force; what is not in it is as where nothing can choose."""
         settings: dict[str, float] = {}
@@ -124,7 +135,8 @@ class Chain:
         kept = recorded.plan.without_scales()
         pruned = self._built(reference, kept)
         for stage in self.stages:
-            kept = stage.replay(reference, pruned, kept, recorded)
+            at = reference if stage is self.continuing else replace(reference, leg=None)
+            kept = stage.replay(at, pruned, kept, recorded)
         return pruned, kept
 
     def _built(self, reference: Reference, cut: Cut) -> PreTrainedModel:

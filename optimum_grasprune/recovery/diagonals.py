@@ -21,8 +21,10 @@ from typing_extensions import Self
 from ..execution import Runner, Trainable, Training
 from ..execution.trainable import Step
 from ..families import linears
+from ..sharing import Numbers
 from ..units import PruningPlan
 from .base import Learnt, TrainedStage
+from .features import sizes_of, spread, taken_over
 from .reference import Reference
 from .registry import register
 from .scales import bounded_scale
@@ -47,6 +49,7 @@ class Diagonals(TrainedStage):
     needs_sequences = True
     options = ("diagonal_samples", "diagonal_epochs", "diagonal_learning_rate")
     starts_refitted = True
+    continues = True
 
     @classmethod
     def from_config(cls, config: GRASPConfig) -> Self:
@@ -56,34 +59,41 @@ class Diagonals(TrainedStage):
     def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> LearntDiagonals:
         """Train the diagonals on the first calibration sequences."""
         config, runner = self.config, reference.runner.beside(pruned)
-        tokens_NS = reference.tokens_NS[: config.diagonal_samples]
+        tokens_NS, epochs = reference.trained_on(config.diagonal_samples, config.diagonal_epochs)
         training = Training.of(
             config,
             "diagonals",
-            epochs=config.diagonal_epochs,
+            epochs=epochs,
             learning_rate=config.diagonal_learning_rate,
             kl_weight=KL_WEIGHT,
         )
-        trained = DiagonalMultipliers(linears(pruned, runner.blocks))
-        (raw_D,) = runner.learn(trained, tokens_NS, training, reference.runner)
+        maps = linears(pruned, runner.blocks)
+        trained = DiagonalMultipliers(maps)
+        if reference.leg is not None and reference.leg.start:
+            trained = DiagonalMultipliers(maps, taken_over(reference.leg.start, maps, reference.runner, plan))
+        (raw_D,) = runner.learn(trained, tokens_NS, training, reference.teacher)
         return LearntDiagonals(raw_D, trained, runner, plan)
 
 
 @dataclass(frozen=True)
 class DiagonalMultipliers(Trainable):
-    """The diagonals of some maps, one after another, input before output. maps: by path."""
+    """The diagonals of some maps, one after another, input before output.
+
+    maps: by path.  first_D: g at the start; zeros if None, at which every multiplier is 1.
+    """
 
     maps: Mapping[str, nn.Linear]
+    first_D: Tensor | None = None
 
     def start(self) -> Sequence[Tensor]:
-        """Zeros, at which every multiplier is 1."""
-        size = sum(linear.in_features + linear.out_features for linear in self.maps.values())
-        return (torch.zeros(size, dtype=torch.float32, device="cpu"),)
+        """One tensor of all."""
+        if self.first_D is not None:
+            return (self.first_D,)
+        return (torch.zeros(sum(sizes_of(self.maps)), dtype=torch.float32, device="cpu"),)
 
     def split(self, raw_D: Tensor) -> Iterator[tuple[nn.Linear, Tensor, Tensor]]:
         """Each map with its multipliers: of its input, shape (I,), and of its output, shape (O,)."""
-        sizes = [size for linear in self.maps.values() for size in (linear.in_features, linear.out_features)]
-        parts = iter(bounded_scale(raw_D).split(sizes))
+        parts = iter(bounded_scale(raw_D).split(sizes_of(self.maps)))
         for linear in self.maps.values():
             yield linear, next(parts), next(parts)
 
@@ -125,6 +135,10 @@ class LearntDiagonals(Learnt):
     trained: DiagonalMultipliers
     runner: Runner
     plan: PruningPlan
+
+    def numbers(self, dense: Runner) -> Numbers:
+        """G by map and axis."""
+        return spread(self.raw_D, self.trained.maps, dense, self.plan)
 
     @contextmanager
     def in_force(self) -> Iterator[None]:

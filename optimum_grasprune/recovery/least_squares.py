@@ -4,7 +4,7 @@ The target of every output projection is what it puts out in the dense model. It
 layers already refitted give it, as in the paper (`restore_in_sequence`), or what stays of the dense model's
 (`restored_on_dense_inputs`): then one forward pass serves any number of plans.
 
-One layer's matrices are in memory at a time.
+One layer's matrices are in memory at a time, but where several keep ratios share them.
 
 Shape suffixes: N sequences, S sequence, T tokens, O output features, I input features before the cut, K those that
 stay.
@@ -12,7 +12,7 @@ stay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -119,10 +119,22 @@ class LeastSquares(WeightStage):
         if self.in_sequence:
             return super().refits(reference, trials)
         pairs = [(trial.plan, trial.settings["damping"]) for trial in trials]
-        token_weights = self._token_weights(reference)
-        tokens_NS = reference.statistic_tokens_NS
-        weights = restored_on_dense_inputs(reference.runner, pairs, tokens_NS, self.fit, token_weights)
+        weights = restored_from(reference.runner, pairs, self._grams(reference), self.fit)
         return [partial(take_weights, weights=of_trial) for of_trial in weights]
+
+    def _grams(self, reference: Reference) -> Iterable[Grams]:
+        """Products of dense inputs: of one layer after another, or, for several ratios, of all, gathered once."""
+
+        def gathered() -> Iterator[Grams]:
+            weights = self._token_weights(reference)
+            return grams_of(reference.runner, reference.statistic_tokens_NS, self.fit, weights)
+
+        if reference.sharing is None:
+            return gathered()
+        return reference.sharing.once(
+            ("grams", self.fit),
+            lambda: [{path: gram_II.cpu() for path, gram_II in grams.items()} for grams in gathered()],
+        )
 
     def _token_weights(self, reference: Reference) -> Mapping[str, Tensor] | None:
         return reference.statistics[TOKEN_WEIGHTS] if self.fit.weighted else None
@@ -130,6 +142,9 @@ class LeastSquares(WeightStage):
 
 Weights = dict[str, Tensor]
 """Refitted output projections by path, each of shape (O, K), in the model's dtype, on the CPU."""
+
+Grams = dict[str, Tensor]
+"""X Xᵀ of the inputs of a layer's output projections over the tokens that count, by path, shape (I, I), fp32."""
 
 
 def of_layer(runner: Runner, index: int) -> list[Block]:
@@ -150,24 +165,43 @@ def restored_on_dense_inputs(
     One forward pass of the dense model serves all trials. damping: see `restored_weight`.
     token_weights: what each token counts for, by path, shape (N, S) each; None for all alike.
     """
+    return restored_from(dense, trials, grams_of(dense, tokens_NS, fit, token_weights), fit)
+
+
+@torch.no_grad()
+def restored_from(
+    dense: Runner, trials: Sequence[tuple[PruningPlan, float]], grams: Iterable[Grams], fit: Fit
+) -> list[Weights]:
+    """The same from what `grams_of` returns, layer by layer."""
     results: list[Weights] = [{} for _ in trials]
+    for index, of_layer_now in enumerate(grams):
+        for block in of_layer(dense, index):
+            before = linear_at(dense.model, block.output)
+            gram_II = of_layer_now[block.output].to(before.weight.device)
+            for (plan, damping), weights in zip(trials, results, strict=True):
+                columns_K = kept_columns(plan, block, before)
+                if not len(columns_K):
+                    continue
+                cross_IK = gram_II[:, columns_K]
+                weight_OK = restored_weight(
+                    before.weight, columns_K, cross_IK[columns_K], cross_IK, damping, block.output, fit.diagonal
+                )
+                weights[block.output] = weight_OK.to(before.weight.dtype).cpu()
+    return results
+
+
+@torch.no_grad()
+def grams_of(
+    dense: Runner, tokens_NS: Tensor, fit: Fit, token_weights: Mapping[str, Tensor] | None = None
+) -> Iterator[Grams]:
+    """X Xᵀ of every output projection's input, of one layer after another; arguments as in `restored_on_dense_inputs`.
+
+    What is not held on to is gone when the next layer is asked for.
+    """
     with dense.stream(tokens_NS) as stream:
         for index in track(range(len(stream.layers)), "least squares", "layer"):
-            blocks = of_layer(dense, index)
-            outputs = {block.output: linear_at(dense.model, block.output) for block in blocks}
-            grams = _advance_with_grams(stream, index, outputs, fit, token_weights)
-            for (plan, damping), weights in zip(trials, results, strict=True):
-                for block in blocks:
-                    before, gram_II = outputs[block.output], grams[block.output]
-                    columns_K = kept_columns(plan, block, before)
-                    if not len(columns_K):
-                        continue
-                    cross_IK = gram_II[:, columns_K]
-                    weight_OK = restored_weight(
-                        before.weight, columns_K, cross_IK[columns_K], cross_IK, damping, block.output, fit.diagonal
-                    )
-                    weights[block.output] = weight_OK.to(before.weight.dtype).cpu()
-    return results
+            outputs = {block.output: linear_at(dense.model, block.output) for block in of_layer(dense, index)}
+            yield _advance_with_grams(stream, index, outputs, fit, token_weights)
 
 
 def _advance_with_grams(
@@ -176,7 +210,7 @@ def _advance_with_grams(
     outputs: dict[str, nn.Linear],
     fit: Fit,
     token_weights: Mapping[str, Tensor] | None,
-) -> dict[str, Tensor]:
+) -> Grams:
     """Take the stream through a layer; X Xᵀ of each output projection's input over the tokens that count, (I, I)."""
     grams = {
         path: linear.weight.new_zeros(linear.in_features, linear.in_features, dtype=torch.float32)

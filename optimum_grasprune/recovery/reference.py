@@ -6,16 +6,18 @@ Shape suffixes: N sequences, S sequence, K columns that stay.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from typing_extensions import Self
 
-from ..execution import Gathered, Runner
+from ..execution import Gathered, Runner, Teaches
 from ..families import Block, Family, linear_at
 from ..problem import Problem, RecoveryText
+from ..sharing import Leg, Sharing
 from ..statistics import Statistic
 from ..surgery import feature_indices
 from ..units import ElementMask, PruningPlan
@@ -51,6 +53,7 @@ class Reference:
     statistic_samples: how many of them, at most, statistics look at.
     statistics: of the dense model, those that the stages declare.
     text: what weights are trained on, where they are.
+    sharing: the run through several ratios, where there is one.  leg: this ratio's part of a training that they share.
     """
 
     runner: Runner
@@ -58,6 +61,8 @@ class Reference:
     statistic_samples: int
     statistics: Gathered
     text: RecoveryText | None = None
+    sharing: Sharing | None = None
+    leg: Leg | None = None
 
     @classmethod
     def of(cls, problem: Problem) -> Reference:
@@ -68,6 +73,7 @@ class Reference:
             problem.config.statistic_samples,
             problem.statistics,
             problem.recovery_text,
+            problem.sharing,
         )
 
     @classmethod
@@ -103,6 +109,23 @@ class Reference:
     def recovery_text(self) -> RecoveryText:
         """What weights are trained on: the calibration sequences, unwatched, where nothing else is said."""
         return self.text or RecoveryText.unwatched(self.tokens_NS)
+
+    @property
+    def teacher(self) -> Teaches:
+        """Where what the dense model predicts is to be had."""
+        return self.runner if self.sharing is None else self.sharing.teacher
+
+    def on_leg(self, keep_ratio: float) -> Self:
+        """The same for a stage that goes on from what it learnt at the next larger ratio."""
+        return self if self.sharing is None else replace(self, leg=self.sharing.leg(keep_ratio))
+
+    def trained_on(self, samples: int, epochs: int) -> tuple[Tensor, int]:
+        """Calibration sequences that a stage is trained on, and passes over them; on a leg, those of the leg.
+
+        samples, epochs: of a training of its own.
+        """
+        tokens_NS = self.tokens_NS[:samples]
+        return (tokens_NS, epochs) if self.leg is None else (self.leg.sequences(tokens_NS, epochs), 1)
 
     @property
     def statistic_tokens_NS(self) -> Tensor:

@@ -10,10 +10,11 @@ from transformers import PreTrainedModel
 
 from ..problem import Problem
 from ..progress import track
-from ..record import Judgement, RecoveryRecord
+from ..record import Judgement, RecoveryRecord, TrainedBefore
 from ..recovery.base import TrainedStage
 from ..recovery.chain import Chain
 from ..recovery.reference import Cut, Reference, Settings, Trial
+from ..sharing import Decision
 from ..units import ElementMask, PruningPlan, UnitMask
 
 FINALISTS = 2
@@ -45,28 +46,72 @@ class Selected:
 def choose(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem) -> Selected:
     """The best candidate with the best of the chain; with nothing held out, the last one with all of it.
 
-    Each candidate is measured as it is, the best few with refitted weights too, and the winner alone is trained on.
+    Each candidate is measured as it is, the best few with refitted weights too, and the winner alone is trained on. In
+    a run through several ratios that has decided already, that candidate alone is measured, with those settings; where
+    training has helped at a larger ratio, only after it.
     """
     cuts = {name: _cut(mask) for name, mask in candidates.items()}
     reference = Reference.of(problem)
-    if len(problem.held_out_NS):
-        judge = _Judge(problem)
-        for name, cut in track(cuts.items(), "candidates", "mask"):
-            (bare,) = Chain().refitted(reference, [Trial(cut)])
-            judge.consider(Selected(cut, bare, candidate=name))
-        if chain.weight_stages:
-            finalists = {name: chain.trials(cuts[name]) for name in judge.ranking()[:FINALISTS]}
-            total = sum(map(len, finalists.values()))
-            for selected in track(_refitted(finalists, chain, reference), "refitted", "model", total):
-                judge.consider(selected)
-        best = judge.selected()
-        selected = judge.to_train_on() if any(stage.starts_refitted for stage in chain.trained_stages) else best
-    else:
+    sharing = problem.sharing
+    decision = None if sharing is None else sharing.decision
+    if not len(problem.held_out_NS):
         *_, cut = cuts.values()
         best = selected = next(_refitted({"": chain.trials(cut)[:1]}, chain, reference))
+    elif decision is not None and decision.candidate in cuts:
+        best = selected = _as_decided(cuts[decision.candidate], decision, chain, reference, problem)
+    else:
+        best, selected = _judged(cuts, chain, reference, problem)
     for stage in chain.trained_stages:
-        best = selected = _trained(selected, stage, reference, problem, best)
+        best = selected = _trained(selected, stage, reference, problem, best, goes_on=stage is chain.continuing)
     return best
+
+
+def decide(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem) -> Decision | None:
+    """What `choose` would train on, for other ratios to go by; None where nothing is held out to decide on."""
+    if not len(problem.held_out_NS):
+        return None
+    cuts = {name: _cut(mask) for name, mask in candidates.items()}
+    _, selected = _judged(cuts, chain, Reference.of(problem), problem)
+    return Decision(
+        keep_ratio=problem.config.keep_ratio,
+        candidate=selected.candidate,
+        plan=Trial(selected.cut).plan,
+        stages=selected.stages,
+        settings=selected.settings,
+        judgements=selected.judgements,
+    )
+
+
+def _judged(cuts: Mapping[str, Cut], chain: Chain, reference: Reference, problem: Problem) -> tuple[Selected, Selected]:
+    """The best before anything is trained, and what training starts from, both with all that was measured."""
+    judge = _Judge(problem)
+    for name, cut in track(cuts.items(), "candidates", "mask"):
+        (bare,) = Chain().refitted(reference, [Trial(cut)])
+        judge.consider(Selected(cut, bare, candidate=name))
+    if chain.weight_stages:
+        finalists = {name: chain.trials(cuts[name]) for name in judge.ranking()[:FINALISTS]}
+        total = sum(map(len, finalists.values()))
+        for selected in track(_refitted(finalists, chain, reference), "refitted", "model", total):
+            judge.consider(selected)
+    best = judge.selected()
+    return best, judge.to_train_on() if any(stage.starts_refitted for stage in chain.trained_stages) else best
+
+
+def _as_decided(cut: Cut, decision: Decision, chain: Chain, reference: Reference, problem: Problem) -> Selected:
+    """The candidate with what was decided at another ratio; where that was this one, with all that was measured."""
+    if decision.stages:
+        trials = [trial for trial in chain.trials(cut) if trial.settings == decision.settings]
+        (selected,) = _refitted({decision.candidate: trials}, chain, reference)
+    else:
+        (bare,) = Chain().refitted(reference, [Trial(cut)])
+        selected = Selected(cut, bare, candidate=decision.candidate)
+    if selected.cut == decision.plan and problem.config.keep_ratio == decision.keep_ratio:
+        return replace(selected, judgements=decision.judgements)
+    if problem.sharing is not None and problem.sharing.training_helps:
+        return selected
+    judge = _Judge(problem)
+    judge.consider(selected)
+    return judge.selected()
 
 
 def _cut(mask: UnitMask | ElementMask) -> Cut:
@@ -118,21 +163,35 @@ class _Judge:
 
 
 def _trained(
-    selected: Selected, stage: TrainedStage, reference: Reference, problem: Problem, best: Selected
+    selected: Selected,
+    stage: TrainedStage,
+    reference: Reference,
+    problem: Problem,
+    best: Selected,
+    *,
+    goes_on: bool = False,
 ) -> Selected:
     """The selected model with what the stage learns folded in, or the best if its held-out loss is lower.
 
     A stage that has a verdict of its own, on more text than this, is taken by its word.
+    goes_on: from what it learnt at the next larger ratio, where several hand on what they learn.
     """
-    learnt = stage.train(reference, selected.model, Trial(selected.cut).plan)
+    plan, sharing, ratio = Trial(selected.cut).plan, problem.sharing, problem.config.keep_ratio
+    goes_on = goes_on and sharing is not None and sharing.depends
+    learnt = stage.train(reference.on_leg(ratio) if goes_on else reference, selected.model, plan)
+    if goes_on and sharing is not None:
+        before = TrainedBefore(plan=plan, compensation=selected.stages, settings=selected.settings)
+        sharing.hand_on(ratio, before, learnt.numbers(reference.runner))
     stages, judgements = (*selected.stages, stage.name), selected.judgements
     better, recovery = learnt.verdict, learnt.record or selected.recovery
     if len(problem.held_out_NS):
-        lowest = min(judgement.loss for judgement in judgements)
+        lowest = min((judgement.loss for judgement in judgements), default=math.inf)
         with learnt.in_force():
             loss = problem.runner.beside(selected.model).mean_loss(problem.held_out_NS)
         judgements = (*judgements, _judgement(selected.candidate, stages, selected.settings, loss))
         better = loss < lowest if better is None else better
+        if goes_on and sharing is not None:
+            sharing.training_helps = sharing.training_helps or better
     if better is False:
         return replace(best, judgements=judgements, recovery=recovery)
     return replace(selected, cut=learnt.fold(), stages=stages, judgements=judgements, recovery=recovery)

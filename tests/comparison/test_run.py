@@ -15,7 +15,9 @@ from optimum_grasprune.comparison import Comparison, cells_of, read_corpora
 from optimum_grasprune.comparison.results import BaseModel
 from optimum_grasprune.comparison.run import check_folder, identity, in_fp32
 from optimum_grasprune.errors import CheckpointError, DataError, OptionError
-from tests.conftest import logits_of
+from optimum_grasprune.execution import WholeModel
+from optimum_grasprune.statistics import MOMENTS, PER_SEQUENCE, PER_TOKEN, TOKEN_WEIGHTS
+from tests.conftest import logits_of, make_model, make_tokenizer
 
 QUICK = {"num_samples": 4, "seq_len": 24, "epochs": 1}
 
@@ -111,6 +113,34 @@ def test_checks_before_any_work(model_folder: Path, corpus_file: Path, tmp_path:
         Comparison(str(model_folder), cells, read_corpora([f"s={short}"], "text"), output, window=32)
     assert not output.exists()
     Comparison(str(model_folder), cells, corpora, output, window=32)
+
+
+def test_no_statistic_of_a_text_is_gathered_twice(
+    model_folder: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered: list[object] = []
+    gather = WholeModel.gather
+
+    def watched(self: WholeModel, statistics: Any, *given: Any, **options: Any) -> Any:
+        gathered.extend(statistics := list(statistics))
+        return gather(self, statistics, *given, **options)
+
+    monkeypatch.setattr(WholeModel, "gather", watched)
+    options = {**QUICK, "dataset": str(corpus_file), "held_out": 2}
+    entries = [
+        "quick+least_squares",
+        "taylor+least_squares@least_squares=weighted",
+        "flap",
+        "taylor+least_squares@num_samples=3",
+    ]
+    cells = cells_of(entries, [0.8, 0.5], options)
+    corpora = read_corpora([f"end={corpus_file}[90%:]"], "text")
+    result = Comparison(str(model_folder), cells, corpora, tmp_path / "out", window=32, limits=[3]).run()
+    assert not result.failed()
+    # Fisher information and what tokens count for; Taylor's; moments; and Taylor's of another text.
+    assert gathered == [PER_TOKEN, TOKEN_WEIGHTS, PER_SEQUENCE, MOMENTS, PER_SEQUENCE]
+    alone = GRASPPruner(cells[1].config).prune(make_model(), make_tokenizer())
+    assert [choice.loss for choice in result.cells[1].pruned.choice] == [each.loss for each in alone.record.choice]
 
 
 def test_a_cell_is_run_again_when_the_watched_text_has_changed(

@@ -34,7 +34,8 @@ class Written:
 
     def to_dict(self, measured: Sequence[MeasuredText]) -> dict[str, object]:
         """What the result says of it: its record but for the plan, and what was measured, if anything was."""
-        record = {name: value for name, value in self.record.to_dict().items() if name != "plan"}
+        plans = ("plan", "trained_before")  # lists of units, which grasp_config.json has
+        record = {name: value for name, value in self.record.to_dict().items() if name not in plans}
         return {**record, **({"measured": [text.to_dict() for text in measured]} if measured else {})}
 
 

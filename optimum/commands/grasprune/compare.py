@@ -143,7 +143,8 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     optional.add_argument(
         "--share-gates",
         action="store_true",
-        help="train the gates of a method once for all its ratios, as export does for several, not once for each",
+        help="train gates, and what makes up for the cut, once for all ratios of a method, as export does for several, "
+        "not once for each",
     )
     optional.add_argument("--no-plot", action="store_true", help="write tables only; needs no matplotlib")
     add_model_options(optional)
