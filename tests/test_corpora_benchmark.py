@@ -74,6 +74,7 @@ def test_every_text_is_calibrated_on_and_measured_on(
     )
     assert stored["corpora"]["code"]["split"] == "[90%:]" and stored["corpora"]["other"]["split"] is None
     page = (out / "corpora.md").read_text()
+    assert "- code, `test_corpora_benchmark.py`: `[:90%]` calibrated on" in page and str(tmp_path.parent) not in page
     assert "## ρ = 0.5" in page and "| numbers+code |" in page and page in capsys.readouterr().out
     benchmark.main()
     printed = capsys.readouterr().out
