@@ -107,11 +107,12 @@ def test_the_same_as_the_harness_by_itself(
     from optimum_grasprune.evaluation.undisturbed import undisturbed
 
     result = tmp_path / "result.json"
-    assert cli("evaluate", "-m", pruned_folder, "--tasks", "local_paper", *asked, "--json", result).code == 0
+    ours = ("--tasks", "local_paper", *asked, "--device", "cpu", "--json", result)
+    assert cli("evaluate", "-m", pruned_folder, *ours).code == 0
     with undisturbed():
         manager = TaskManager(include_path=str(TASK_FILES), include_defaults=False, metadata={"task_data": str(data)})
         arguments = f"pretrained={pruned_folder},trust_remote_code=True"
-        alone = lm_eval.simple_evaluate("hf", arguments, tasks=["local_paper"], task_manager=manager)
+        alone = lm_eval.simple_evaluate("hf", arguments, tasks=["local_paper"], task_manager=manager, device="cpu")
     (model,) = json.loads(result.read_text())["models"]
     assert model["harness"]["results"] == json.loads(json.dumps(alone["results"]))
     assert model["harness"]["n-samples"] == alone["n-samples"]
@@ -123,8 +124,9 @@ def test_the_same_as_the_harness_command(
 ) -> None:
     """A process that knows nothing of this package: the checkpoint brings its own code. The index takes a minute."""
     result, theirs = tmp_path / "result.json", tmp_path / "theirs"
-    assert cli("evaluate", "-m", pruned_folder, "--tasks", "local_paper", *asked, "--json", result).code == 0
-    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--tasks", "local_paper", "--batch_size", "1"]
+    ours = ("--tasks", "local_paper", *asked, "--device", "cpu", "--json", result)
+    assert cli("evaluate", "-m", pruned_folder, *ours).code == 0
+    command = [sys.executable, "-m", "lm_eval", "--model", "hf", "--tasks", "local_paper", "--device", "cpu"]
     command += ["--model_args", f"pretrained={pruned_folder},trust_remote_code=True"]
     command += ["--include_path", str(TASK_FILES), "--metadata", json.dumps({"task_data": str(data)})]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
@@ -258,11 +260,12 @@ def test_compare(cli: Cli, model_folder: Path, corpus_file: Path, asked: tuple[o
 
 
 def test_compare_measures_what_evaluate_measures(
-    cli: Cli, model_folder: Path, asked: tuple[object, ...], tmp_path: Path
+    cli: Cli, model_folder: Path, corpus_file: Path, asked: tuple[object, ...], tmp_path: Path
 ) -> None:
     tasks = ("--tasks", "local_piqa,local_arc_easy", *asked)
-    chosen = ("--methods", "magnitude+none", "--keep-ratios", "0.5", "--no-plot", "--eval-samples", 1)
-    assert cli("compare", "-m", model_folder, *chosen, *tasks, tmp_path / "out").code == 0
+    chosen = ("--methods", "magnitude+none", "--keep-ratios", "0.5", "--no-plot", "--eval-seq-len", 32)
+    corpora = ("--evaluate", f"end={corpus_file}[90%:]")
+    assert cli("compare", "-m", model_folder, *chosen, *corpora, *tasks, tmp_path / "out").code == 0
     (cell,) = json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]
     options = ("--method", "magnitude", "--compensation", "none", "--keep-ratio", 0.5)
     assert cli("export", "-m", model_folder, *options, tmp_path / "pruned").code == 0
