@@ -121,7 +121,7 @@ def loss_table(dense: Losses, alone: dict[str, Losses], together: dict[str, Loss
     """Perplexities of the ratios that were made both ways, and the nats that the run for all adds."""
     lines = [f"| | {' | '.join(f'{text}, alone | together | nats added' for text in dense)} |"]
     lines.append(f"|---|{'---:|' * (3 * len(dense))}")
-    lines.append(f"| dense | {' | '.join(f'{perplexity_of(loss)} | | ' for loss in dense.values())} |")
+    lines.append(f"| dense | {' | '.join(f'{perplexity_of(loss)} |  | ' for loss in dense.values())} |")
     for ratio, losses in alone.items():
         cells = [
             f"{perplexity_of(loss)} | {perplexity_of(together[ratio][text])} | {together[ratio][text] - loss:+.3f}"

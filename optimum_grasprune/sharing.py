@@ -23,7 +23,7 @@ Numbers = Mapping[str, Tensor]
 """What a stage learnt, by names of its own, for all units or features of the dense model: 0 for those that were not
 in the model that it was learnt on."""
 
-LONGER = 1.5
+LONGER = 3.0
 """Length of a training that several ratios share, as a multiple of one ratio's own."""
 
 

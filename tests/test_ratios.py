@@ -120,8 +120,8 @@ def test_a_training_goes_on_from_the_next_larger_ratio_and_is_recorded(
 
     monkeypatch.setattr(WholeModel, "learn", watched)
     pruned = list(GRASPPruner(config).prune_many(model, tokenizer, RATIOS))
-    # 1.5 × 6 sequences, as the cuts are deep: 0.1, 0.15 and 0.15 of 0.4, whose ends round to 2, 6 and 9.
-    assert steps == [2, 4, 3]
+    # 3 × 6 sequences, as the cuts are deep: 0.1, 0.15 and 0.15 of 0.4, whose ends round to 4, 11 and 18.
+    assert steps == [4, 7, 7]
     assert [bool(start.any()) for start in starts] == [False, True, True]
     for place, one in enumerate(pruned):
         before = one.record.trained_before

@@ -35,7 +35,7 @@ def test_what_no_part_takes_is_the_rest(bench: ModuleType) -> None:
 def test_nats_added_are_those_of_the_run_for_all(bench: ModuleType) -> None:
     alone, together = {"0.5": {"A": math.log(20)}}, {"0.9": {"A": 2.0}, "0.5": {"A": math.log(20) + 0.25}}
     *_, dense, row = bench.loss_table({"A": math.log(10)}, alone, together).splitlines()
-    assert dense == "| dense | 10 | | |" and row == "| ρ = 0.5 | 20 | 25.68 | +0.250 |"
+    assert dense == "| dense | 10 |  |  |" and row == "| ρ = 0.5 | 20 | 25.68 | +0.250 |"
 
 
 def test_seconds_and_losses_of_both_ways(

@@ -22,11 +22,11 @@ def test_a_leg_is_as_long_as_the_cut_from_the_next_larger_ratio_is_deep() -> Non
     assert legs([0.95 - 0.05 * number for number in range(10)])[-1][1] == 1
 
 
-def test_all_legs_together_go_one_and_a_half_times_through_the_sequences() -> None:
-    first, second = (Leg(*leg).sequences(TOKENS, 1) for leg in legs([0.9, 0.7]))
-    assert first.tolist() == TOKENS[[0, 1]].tolist()  # a third of 6 steps
-    assert second.tolist() == TOKENS[[2, 3, 0, 1]].tolist()
-    assert [len(Leg(*leg).sequences(TOKENS, 2)) for leg in legs([0.9, 0.7])] == [4, 8]
+def test_all_legs_together_go_three_times_through_the_sequences() -> None:
+    first, second = (Leg(*leg).sequences(TOKENS, 1) for leg in legs([0.95, 0.75]))
+    assert first.tolist() == TOKENS[[0, 1]].tolist()  # a fifth of 12 steps is 2.4
+    assert second.tolist() == TOKENS[[2, 3, 0, 1, 2, 3, 0, 1, 2, 3]].tolist()
+    assert [len(Leg(*leg).sequences(TOKENS, 2)) for leg in legs([0.95, 0.75])] == [5, 19]
     assert Leg(0, 0).sequences(TOKENS, 1).tolist() == TOKENS[:1].tolist()  # nothing was cut
 
 
