@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .admission import check_model
@@ -16,8 +16,8 @@ from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
 from .config import GRASPConfig
 from .corpora import TokenizedCorpus
 from .errors import GraspruneError, OptionError
-from .execution import WholeModel
-from .export.outputs import Source, check_apart, corpora, local, models
+from .execution import Resumable, Runner, RunState, WholeModel, contents_of
+from .export.outputs import Source, corpora, local, models
 from .families import family_of
 from .generation import generation_settings, set_generation
 from .loading import count_parameters
@@ -25,7 +25,7 @@ from .methods import get_method
 from .methods.selection import Selection
 from .numerics import on_plain_torch
 from .problem import Problem
-from .provenance import budget_of, record_of
+from .provenance import budget_of, record_of, run_of
 from .pruned import PrunedModel
 from .ratios import RatioRun, at_ratios
 from .record import Record, SharedRun
@@ -79,6 +79,7 @@ class GRASPPruner:
         texts: Sequence[Any] | TokenizedCorpus | None = None,
         *,
         earlier: Selection | None = None,
+        state: RunState | None = None,
     ) -> PrunedModel:
         """A smaller dense model; the given one stays as it was, and shares its embeddings, head and norms with it.
 
@@ -89,9 +90,13 @@ class GRASPPruner:
         earlier: `selection` of a model that was pruned by the same method on the same model and corpus, which need not
             be computed again. Its scores fit any budget; with its candidates, the recipes may differ in nothing but
             what makes up for the cut: `scores_alone()` leaves them out.
+        state: where the work is kept while it goes on, so that the same call goes on from there; not with `earlier`.
+            What comes out has the same bytes as without. It is for the caller to remove when the model is saved.
         Raises ModelError, UnsupportedFamilyError, BudgetError, OptionError or DataError before any training starts.
         """
-        work = self._work(model, tokenizer, texts, [self.config])
+        if state is not None and earlier is not None:
+            raise GraspruneError("a run that starts from an earlier selection keeps no state")
+        work = self._work(model, tokenizer, texts, [self.config], state)
         (problem,) = work.problems
         return self._finished(work, problem, self.method.selection(problem, earlier))
 
@@ -104,6 +109,7 @@ class GRASPPruner:
         texts: Sequence[Any] | TokenizedCorpus | None = None,
         *,
         nested: bool = False,
+        state: RunState | None = None,
     ) -> RatioRun:
         """Smaller models at several keep ratios, from one run: scores, statistics and gates are those of all of them.
 
@@ -112,11 +118,11 @@ class GRASPPruner:
 
         keep_ratios: in place of the configuration's; what comes out is in order, largest ratio first, and each model is
         made when the loop asks for it.  texts: as in `prune`.
-        nested: whether a unit that goes at a ratio stays away at all smaller ones.
+        nested: whether a unit that goes at a ratio stays away at all smaller ones.  state: as in `prune`.
         Everything is checked before it returns: raises what `prune` raises, and OptionError for ratios that cannot be
         had together.
         """
-        work = self._work(model, tokenizer, texts, at_ratios(self.config, keep_ratios, nested=nested))
+        work = self._work(model, tokenizer, texts, at_ratios(self.config, keep_ratios, nested=nested), state, nested)
 
         def finish(problem: Problem, selection: Selection, shared: SharedRun | None) -> PrunedModel:
             return self._finished(work, problem, selection, shared)
@@ -130,11 +136,14 @@ class GRASPPruner:
         tokenizer: PreTrainedTokenizerBase | None,
         plan: PruningPlan,
         origin: Record | None = None,
+        *,
+        state: RunState | None = None,
     ) -> PrunedModel:
         """The pruned model that a saved plan describes; same base model, same bytes.
 
         origin: the record that the plan was read from. What it says of recipe, calibration and budget is carried over;
         weights that were refitted to calibration data are refitted to the same data, which must still be there.
+        state: as in `prune`.
         With another `compensation` than "auto" in the configuration, that one is applied instead of all that made up
         for the cut, and with another `recover` than "none" that training instead of the recorded one, if any. Raises
         ModelError for a model that cannot be pruned, and PlanError when the plan is for one of other shapes, or its
@@ -150,8 +159,8 @@ class GRASPPruner:
             corpus = str(origin.recipe.get("dataset", ""))
         sources = [*models("the model that was pruned", model.config.name_or_path), *corpora("the corpus", corpus)]
         sources += local("the plan", plan.source)
-        sources += self._sources_of_recovery(sources)
-        selected, calibration = replayed(model, tokenizer, plan, origin, self.config)
+        sources += corpora("the text that is watched", self.config.recover_watch)
+        selected, calibration = replayed(model, tokenizer, plan, origin, self.config, state)
         set_generation(selected.model, generation)
         budget = units_budget(family, model, selected.model, None)
         record = record_of(self.config, model, selected, budget, calibration)
@@ -192,15 +201,15 @@ class GRASPPruner:
         tokenizer: PreTrainedTokenizerBase,
         texts: Sequence[Any] | TokenizedCorpus | None,
         configs: Sequence[GRASPConfig],
+        state: RunState | None,
+        nested: bool = False,
     ) -> _Work:
         check_model(model)
         generation = generation_settings(model)
         sources = [*models("the model that was pruned", model.config.name_or_path)]
         sources += corpora("the corpus", self.config.dataset if texts is None else "")
-        sources += self._sources_of_recovery(sources)
-        for training in self.chain.trainings:
-            training.check_state()
-        runner = WholeModel(model)
+        sources += corpora("the text that is watched", self.config.recover_watch)
+        runner: Runner = WholeModel(model)
         budgets = [self._budget(runner, config) for config in configs]
         calibration = calibration_for(model, tokenizer, texts, self.config)
         tokens_NS = held_out_NS = NO_TOKENS_NS
@@ -208,11 +217,17 @@ class GRASPPruner:
         if calibration is not None:
             tokens_NS, held_out_NS = calibration.tokens_NS, calibration.held_out_NS
             text = calibration.recovery_text
+        if state is not None:
+            ratios: list[JsonValue] = [config.keep_ratio for config in configs]
+            sequences = {} if calibration is None else calibration.sequences
+            of = run_of(configs[0], keep_ratios=ratios, nested=nested)
+            state.begin(of, lambda: contents_of(model, sequences))
+            runner = Resumable(runner, state)
         first = self.method.problem(runner, budgets[0], tokens_NS, held_out_NS, configs[0], text)
         others = [first.at(budget, config) for budget, config in zip(budgets[1:], configs[1:], strict=True)]
         return _Work(tokenizer, generation, sources, calibration, (first, *others))
 
-    def _budget(self, runner: WholeModel, config: GRASPConfig) -> Budget:
+    def _budget(self, runner: Runner, config: GRASPConfig) -> Budget:
         if config.pattern != "units":  # where single weights are cut, every unit stays
             return Budget(runner.inventory.total_cost)
         added = self.chain.added_parameters(runner.model, runner.family)
@@ -228,14 +243,6 @@ class GRASPPruner:
         kept = None if selected.plan is None else selection
         self._last = PrunedModel(selected.model, selected.plan, record, work.tokenizer, kept, work.sources)
         return self._last
-
-    def _sources_of_recovery(self, others: Sequence[Source]) -> list[Source]:
-        """What a training of weights reads, and where it keeps its state, which may lie in none of the others."""
-        watched = corpora("the text that is watched", self.config.recover_watch)
-        if (folder := self.config.recover_checkpoint) is None:
-            return watched
-        check_apart(folder, [*others, *watched])
-        return [*watched, Source("the state of the recovery", Path(folder).absolute())]
 
 
 @dataclass(frozen=True)

@@ -33,15 +33,3 @@ class RecoveryOptions(Options):
         description="text of another kind than the calibration corpus, also as PATH[SLICE], that the training must not "
         "make worse; by default 'sampled', or 'builtin' where that is calibrated on",
     )
-    recover_checkpoint: Annotated[str | None, Flag("FOLDER")] = Field(
-        default=None,
-        exclude=True,  # where a run keeps its state says nothing of what comes out
-        description="keep the state of the training in this folder: the same command goes on from there",
-    )
-    recover_checkpoint_steps: int = Field(
-        default=100, ge=1, exclude=True, description="steps after which that state is written"
-    )
-
-
-OF_ONE_RUN = tuple(name for name, field in RecoveryOptions.model_fields.items() if field.exclude)
-"""Where and how often one training keeps its state: it makes no sense for many runs at once."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from optimum_grasprune.config import GRASPConfig
+    from optimum_grasprune.execution import RunState
     from optimum_grasprune.export.outputs import Source
     from optimum_grasprune.pruned import PrunedModel
     from optimum_grasprune.pruner import GRASPPruner
@@ -46,14 +47,28 @@ class ExportCommand(Subcommand):
         ratios = values.pop("keep_ratio", [])
         config = by_recipe(self.args.recipe, **values, **({"keep_ratio": ratios[0]} if ratios else {}))
         check_shard_size(self.args.max_shard_size)
-        if len(ratios) > 1 or self.args.nested:
-            self._export_many(GRASPPruner(config), ratios or [str(config.keep_ratio)], Path(output))
-        else:
-            self._check_free(output)
-            self._check_state_folder(output)
-            pruned = self._prune(GRASPPruner(config))
-            self._save(pruned, output)
-            self.write_result(_without_plan(pruned.record))
+        state = self._state(output)
+        with state.stoppable():
+            if len(ratios) > 1 or self.args.nested:
+                result = self._export_many(GRASPPruner(config), ratios or [str(config.keep_ratio)], Path(output), state)
+            else:
+                self._check_free(output)
+                pruned = self._prune(GRASPPruner(config), state)
+                self._save(pruned, output)
+                result = _without_plan(pruned.record)
+            state.remove()
+        self.write_result(result)
+
+    def _state(self, output: str) -> RunState:
+        from optimum_grasprune.config import StateOptions
+        from optimum_grasprune.config.flags import given
+        from optimum_grasprune.execution import RunState
+        from optimum_grasprune.export.staging import state_folder
+
+        options = StateOptions(**given(self.args, StateOptions.model_fields))
+        state = RunState(state_folder(output), resume=options.resume == "yes")
+        state.found()
+        return state
 
     def _check_free(self, output: str) -> None:
         from optimum_grasprune.export.staging import check_output
@@ -67,20 +82,14 @@ class ExportCommand(Subcommand):
         pruned.save(output, overwrite=self.args.overwrite, max_shard_size=self.args.max_shard_size)
         print_summary(pruned.record, f"{self.args.model} -> {output}")
 
-    def _check_state_folder(self, output: str) -> None:
-        from optimum_grasprune.export.outputs import Source, check_apart
-
-        if (folder := self.args.recover_checkpoint) is not None:
-            state = Source("the folder of --recover-checkpoint", Path(folder).absolute())
-            check_apart(output, [state])
-            check_apart(folder, self.sources())
-
-    def _prune(self, pruner: GRASPPruner) -> PrunedModel:
+    def _prune(self, pruner: GRASPPruner, state: RunState) -> PrunedModel:
         from optimum_grasprune.export.checkpoint import read_plan
 
         saved = read_plan(self.args.plan) if self.args.plan else None
         model, tokenizer = self._loaded(pruner.config)
-        return pruner.prune(model, tokenizer) if saved is None else pruner.replay(model, tokenizer, *saved)
+        if saved is None:
+            return pruner.prune(model, tokenizer, state=state)
+        return pruner.replay(model, tokenizer, *saved, state=state)
 
     def _loaded(self, config: GRASPConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         from optimum_grasprune.loading import load_config, load_model, load_tokenizer, require_unquantised
@@ -90,7 +99,9 @@ class ExportCommand(Subcommand):
         model = load_model(source, dtype=config.dtype, device=config.device, **options)
         return model, load_tokenizer(source, **options)
 
-    def _export_many(self, pruner: GRASPPruner, ratios: Sequence[str], output: Path) -> None:
+    def _export_many(
+        self, pruner: GRASPPruner, ratios: Sequence[str], output: Path, state: RunState
+    ) -> dict[str, object]:
         """A checkpoint a ratio in a folder of its own, each written when it is made: what is finished stays."""
         from optimum_grasprune.errors import GraspruneError, OptionError
         from optimum_grasprune.ratios import at_ratios
@@ -99,19 +110,34 @@ class ExportCommand(Subcommand):
         if self.args.plan:
             raise OptionError("keep_ratio", " ".join(ratios), "a plan is of one ratio, its own")
         folders = {config.keep_ratio: str(output / f"keep-{config.keep_ratio!r}") for config in configs}
+        index = state.found()
         for folder in folders.values():
-            self._check_free(folder)
-        run = pruner.prune_many(*self._loaded(pruner.config), list(folders), nested=self.args.nested)
+            if index is None or Path(folder).name not in index.outputs:
+                self._check_free(folder)
+        run = pruner.prune_many(*self._loaded(pruner.config), list(folders), nested=self.args.nested, state=state)
         checkpoints: list[dict[str, object]] = []
         for ratio, folder in folders.items():
             try:
                 pruned = run.prune(ratio)
-                self._save(pruned, folder)
+                self._save_among(pruned, folder, state)
             except GraspruneError as error:
                 kept = ", ".join(str(done["output"]) for done in checkpoints) or "none"
                 raise GraspruneError(f"at the keep ratio {ratio}: {error}; finished checkpoints: {kept}") from None
             checkpoints.append({"output": folder, **_without_plan(pruned.record)})
-        self.write_result({"checkpoints": checkpoints})
+        return {"checkpoints": checkpoints}
+
+    def _save_among(self, pruned: PrunedModel, folder: str, state: RunState) -> None:
+        """Save one of several checkpoints, unless the run did so before it was stopped."""
+        from optimum_grasprune.export.checkpoint import read_record
+        from optimum_grasprune.report import print_summary
+
+        name = Path(folder).name
+        if name in state.outputs and read_record(folder) == pruned.record:
+            print_summary(pruned.record, f"{self.args.model} -> {folder}, written before")
+            return
+        self._check_free(folder)
+        state.announce(name)
+        self._save(pruned, folder)
 
     def _output(self) -> str:
         """OUTPUT, which argparse takes for one more ratio where it follows --keep-ratio."""
@@ -140,8 +166,13 @@ def _without_plan(record: Record) -> dict[str, object]:
 
 
 def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    from optimum_grasprune.config import RECIPES, GRASPConfig
-    from optimum_grasprune.config.flags import add_advanced_options, add_everyday_options, add_own_options
+    from optimum_grasprune.config import RECIPES, GRASPConfig, StateOptions
+    from optimum_grasprune.config.flags import (
+        add_advanced_options,
+        add_everyday_options,
+        add_options,
+        add_own_options,
+    )
 
     required = parser.add_argument_group("Required arguments")
     required.add_argument("-m", "--model", required=True, help="model folder or Hugging Face name")
@@ -166,6 +197,7 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     )
     optional.add_argument("--plan", metavar="PATH", help="replay a saved plan (a checkpoint or its grasp_config.json)")
     optional.add_argument("--overwrite", action="store_true", help="replace the pruned checkpoint in OUTPUT")
+    add_options(optional, StateOptions)
     add_model_options(optional)
     own = add_own_options(parser, arguments)
     add_advanced_options(parser)
