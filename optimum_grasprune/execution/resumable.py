@@ -132,5 +132,5 @@ def contents_of(model: PreTrainedModel, texts: Mapping[str, Tensor]) -> dict[str
         "model": digest(model.state_dict().items())[:16],
         "model's configuration": hashlib.sha256(configuration.encode()).hexdigest()[:16],
         "text": digest(texts.items())[:16],
-        "device": str(model.device),
+        "place of computation": str(model.device),
     }

@@ -44,12 +44,13 @@ class RunState:
     """The state of one run.
 
     folder: for the state alone; it is made when there is something to write.  resume: whether what is there is taken
-    up, and not replaced.  every: seconds between two writes.
+    up, and not replaced.  every: seconds between two writes; None for two minutes, 0 to write after every step.
     outputs: as in `RunIndex`.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, resume: bool = True, every: float = STATE_EVERY) -> None:
-        self.folder, self.resume, self.every = Path(folder), resume, every
+    def __init__(self, folder: str | os.PathLike[str], *, resume: bool = True, every: float | None = None) -> None:
+        self.folder, self.resume = Path(folder), resume
+        self.every = STATE_EVERY if every is None else every
         self.outputs: tuple[str, ...] = ()
         self._of: Callable[[], dict[str, JsonValue]] = dict
         self._results: dict[int, Result] = {}
@@ -59,7 +60,7 @@ class RunState:
         self.on_disk = self._warned = False
         self._asked: int | None = None
         self._in_steps = self._twice = self._changed = False
-        self._interval, self._last = every, time.monotonic()
+        self._interval, self._last = self.every, time.monotonic()
 
     def begin(self, of: Mapping[str, JsonValue], contents: Callable[[], Mapping[str, JsonValue]]) -> None:
         """Take up what is there, if anything is; called when all is checked, before any work.
@@ -184,7 +185,7 @@ class RunState:
                 warnings.warn(line, GraspruneWarning, stacklevel=2)
             self._warned = True
         self._last = time.monotonic()
-        self._interval = max(self.every, (self._last - begun) / _LARGEST_SHARE)
+        self._interval = max(self.every, (self._last - begun) / _LARGEST_SHARE) if self.every else 0.0
 
     def announce(self, output: str) -> None:
         """Keep that one of several checkpoints is being written, so that it is known for this run's."""
@@ -206,9 +207,10 @@ class RunState:
 
     @contextmanager
     def stoppable(self) -> Iterator[None]:
-        """Inside the block SIGINT and SIGTERM have the state written and then raise `Stopped`; twice, they raise it.
+        """Inside the block SIGINT and SIGTERM have the state written, and then raise `Stopped`.
 
-        In the midst of a long piece of work it is written after the step. Signals that are ignored stay so.
+        In the midst of a long piece of work that is after the step; a second signal ends it at once, with nothing
+        written. Signals that are ignored stay so.
         """
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -13,7 +13,17 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from optimum_grasprune import GRASPConfig, PruningPlan, UnitMask
-from optimum_grasprune.execution import Gathered, OfUnits, Pace, Runner, Training, UnitMultipliers, WholeModel
+from optimum_grasprune.execution import (
+    Gathered,
+    OfUnits,
+    Pace,
+    Resumable,
+    Runner,
+    RunState,
+    Training,
+    UnitMultipliers,
+    WholeModel,
+)
 from optimum_grasprune.execution.training import batches, training_steps
 from optimum_grasprune.families import family_of, linear_at, linears
 from optimum_grasprune.families.llama import LLAMA
@@ -25,13 +35,16 @@ from optimum_grasprune.surgery import build_pruned_model
 from tests.conftest import logits_of, make_model
 from tests.contracts.test_methods import choices, problem_of
 
-RUNNERS: tuple[type[Runner], ...] = (WholeModel,)
+RUNNERS: dict[str, Callable[[PreTrainedModel], Runner]] = {
+    "whole": WholeModel,
+    "resumable": lambda model: Resumable(WholeModel(model), RunState("never written")),
+}
 TOKENS = torch.randint(258, (3, 20), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(params=RUNNERS)
 def run(request: pytest.FixtureRequest) -> Callable[[PreTrainedModel], Runner]:
-    return request.param
+    return RUNNERS[request.param]
 
 
 def traces(model: PreTrainedModel) -> list[Any]:

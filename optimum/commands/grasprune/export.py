@@ -131,8 +131,8 @@ class ExportCommand(Subcommand):
         from optimum_grasprune.export.checkpoint import read_record
         from optimum_grasprune.report import print_summary
 
-        name = Path(folder).name
-        if name in state.outputs and read_record(folder) == pruned.record:
+        name, record = Path(folder).name, pruned.record.to_dict()
+        if name in state.outputs and (written := read_record(folder)) is not None and written.to_dict() == record:
             print_summary(pruned.record, f"{self.args.model} -> {folder}, written before")
             return
         self._check_free(folder)
