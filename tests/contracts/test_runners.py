@@ -220,7 +220,7 @@ def test_layers_with_masks_of_their_own(run: Callable[..., Runner]) -> None:
 def test_another_model_is_run_in_the_same_way(run: Callable[..., Runner]) -> None:
     first, second = make_model(0), make_model(1)
     runner = run(first).beside(second)
-    assert type(runner) is run and runner.model is second
+    assert type(runner) is type(run(first)) and runner.model is second
 
 
 def test_the_bar_shows_a_running_mean_of_the_loss(
