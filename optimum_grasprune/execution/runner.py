@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,11 +110,20 @@ class Runner(ABC):
         return time.monotonic()
 
     @abstractmethod
+    def losses(self, windows_NS: Tensor, batch_size: int = 1) -> Iterator[Tensor]:
+        """Next-token losses of token windows, each scored on its own, in nats: a tensor of shape (B, S - 1) a batch.
+
+        windows_NS: shape (N, S), int64. They are worked out in fp32 and given in fp64, where the model is.
+        Raises GraspruneError on a loss that is not finite instead of leaving it out.
+        """
+
     def mean_loss(self, windows_NS: Tensor, batch_size: int = 1) -> float:
         """Mean next-token loss over token windows, each scored on its own, in nats: fp32 log-softmax, fp64 sum.
 
-        windows_NS: shape (N, S), int64.  Raises GraspruneError on a non-finite loss instead of leaving it out.
+        windows_NS, errors: as in `losses`.
         """
+        total = sum(losses_BS.sum().item() for losses_BS in self.losses(windows_NS, batch_size))
+        return total / (windows_NS.shape[0] * (windows_NS.shape[1] - 1))
 
     @abstractmethod
     def gated(self) -> AbstractContextManager[Gates]:

@@ -40,19 +40,18 @@ class WholeModel(Runner):
         self._parameters, self._tokens = sum(each.numel() for each in model.parameters()), 0
 
     @torch.no_grad()
-    def mean_loss(self, windows_NS: Tensor, batch_size: int = 1) -> float:
-        """See `Runner.mean_loss`."""
-        total = 0.0
+    def losses(self, windows_NS: Tensor, batch_size: int = 1) -> Iterator[Tensor]:
+        """See `Runner.losses`."""
         with frozen(self.model), bar(len(windows_NS), "loss", "window") as stage:
             for batch, tokens_BS in enumerate(windows_NS.split(batch_size)):
                 tokens_BS, logits_BSV = self._logits(tokens_BS)
-                total += next_token_loss(logits_BSV, tokens_BS, reduction="none").double().sum().item()
-                if not math.isfinite(total):
+                losses_BS = next_token_loss(logits_BSV, tokens_BS, reduction="none").double()
+                if not math.isfinite(losses_BS.sum().item()):
                     raise GraspruneError(
                         f"the loss is not finite in the batch from window {batch * batch_size + 1} of {len(windows_NS)}"
                     )
+                yield losses_BS
                 stage.update(len(tokens_BS))
-        return total / (windows_NS.shape[0] * (windows_NS.shape[1] - 1))
 
     def gated(self) -> AbstractContextManager[Gates]:
         """See `Runner.gated`."""
