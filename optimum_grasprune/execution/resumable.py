@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -47,6 +47,10 @@ class Resumable(Runner):
     def clock(self) -> float:
         """See `Runner.clock`."""
         return self.state.clock()
+
+    def losses(self, windows_NS: Tensor, batch_size: int = 1) -> Iterator[Tensor]:
+        """See `Runner.losses`; one by one they are not kept."""
+        return self.inner.losses(windows_NS, batch_size)
 
     def mean_loss(self, windows_NS: Tensor, batch_size: int = 1) -> float:
         """See `Runner.mean_loss`."""
@@ -103,7 +107,8 @@ class Resumable(Runner):
         """See `Runner.teacher`."""
         if live:
             return self.inner.teacher(tokens_NS, live=True)
-        piece = self.state.piece("teacher", fingerprint(tokens_NS))
+        # Who remembers what a teacher said asks for less of it than a run that goes on, and remembers nothing.
+        piece = self.state.piece("teacher", fingerprint(tokens_NS), may_differ=True)
         kept = piece.kept()
         teacher = self.inner.teacher(tokens_NS, hidden_NSD=hidden_NSD if kept is None else kept[1]["hidden"])
         if isinstance(teacher, Teacher):

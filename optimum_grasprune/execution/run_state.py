@@ -55,7 +55,7 @@ class RunState:
         self._of: Callable[[], dict[str, JsonValue]] = dict
         self._results: dict[int, Result] = {}
         self._unwritten: dict[str, Content] = {}
-        self._obsolete: list[Path] = []
+        self._obsolete: set[str] = set()
         self._next, self._offset = 0, 0.0
         self.on_disk = self._warned = False
         self._asked: int | None = None
@@ -70,7 +70,7 @@ class RunState:
         Raises CheckpointError where the folder holds the state of another run, or something else.
         """
         self._of = cache(lambda: _as_json({**of, **contents()}))
-        self._results, self._unwritten, self._obsolete, self._next = {}, {}, [], 0
+        self._results, self._unwritten, self._obsolete, self._next = {}, {}, set(), 0
         index = self.found()
         if index is not None:
             self._check(index, _as_json(of), of)
@@ -117,9 +117,15 @@ class RunState:
         self.write_when_due()
         return value
 
-    def piece(self, what: str, of: str) -> Piece:
-        """A long piece of work, whose result is tensors. what, of: as in `Result`."""
+    def piece(self, what: str, of: str, *, may_differ: bool = False) -> Piece:
+        """A long piece of work, whose result is tensors. what, of: as in `Result`.
+
+        may_differ: whether other work may be known at its place, which is then forgotten.
+        """
         place = self._take()
+        known = self._results.get(place)
+        if may_differ and known is not None and (known.what, known.of) != (what, of):
+            self._obsolete.add(self._results.pop(place).file_name)
         return Piece(self, place, what, of, finished=self._known(place, what, of) is not None)
 
     def clock(self) -> float:
@@ -141,7 +147,7 @@ class RunState:
     def finish(self, piece: Piece, content: Content) -> None:
         """Keep what a piece of work came to; what was kept on the way to it goes."""
         for place in [place for place in self._results if place > piece.place]:
-            self._obsolete.append(self.folder / self._results.pop(place).file_name)
+            self._obsolete.add(self._results.pop(place).file_name)
         for name in [name for name in self._unwritten if int(name.partition("-")[0]) > piece.place]:
             del self._unwritten[name]
         self._results[piece.place] = Result(place=piece.place, what=piece.what, of=piece.of)
@@ -170,13 +176,14 @@ class RunState:
                 self._clear()
                 RunIndex(of=self._of()).write(self.folder)
                 self.on_disk = True
-            for name, (standing, tensors) in {**self._unwritten, **(under_way or {})}.items():
+            files = {**self._unwritten, **(under_way or {})}
+            for name, (standing, tensors) in files.items():
                 write_standing(self.folder / name, standing, tensors)
             results = tuple(self._results[place] for place in sorted(self._results))
             RunIndex(of=self._of(), results=results, outputs=self.outputs).write(self.folder)
             self._unwritten.clear()
-            for path in self._obsolete:
-                path.unlink(missing_ok=True)
+            for name in self._obsolete - files.keys():
+                (self.folder / name).unlink(missing_ok=True)
             self._obsolete.clear()
             self._changed = False
         except (OSError, SafetensorError, CheckpointError) as error:

@@ -145,6 +145,17 @@ def test_what_asks_for_other_work_is_another_run(tmp_path: Path) -> None:
         begun(tmp_path / "state").number("loss", "b", unknown)
 
 
+def test_other_work_is_forgotten_where_it_may_differ(tmp_path: Path) -> None:
+    piece = begun(tmp_path / "state").piece("teacher", "a")
+    piece.finish(*content(piece, 3))
+    state = begun(tmp_path / "state")
+    piece = state.piece("teacher", "b", may_differ=True)
+    assert not piece.finished and piece.kept() is None
+    piece.finish(*content(piece, 5))
+    kept = begun(tmp_path / "state").piece("teacher", "b", may_differ=True).kept()
+    assert kept is not None and kept[0].step == 5
+
+
 def test_what_is_damaged_or_in_the_way_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "other").mkdir()
