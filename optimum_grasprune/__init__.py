@@ -14,6 +14,7 @@ from .auto_classes import register_when_loaded
 if TYPE_CHECKING:
     from .config import GRASPConfig
     from .errors import GraspruneError
+    from .execution import RunState
     from .export.checkpoint import load_pruned_model
     from .pruned import PrunedModel
     from .pruner import GRASPPruner
@@ -25,6 +26,7 @@ _HOMES = {
     "GRASPPruner": "pruner",
     "GraspruneError": "errors",
     "PruningPlan": "units",
+    "RunState": "execution",
     "PrunedModel": "pruned",
     "UnitGroup": "units",
     "UnitInventory": "units",
@@ -40,6 +42,7 @@ __all__ = [
     "GraspruneError",
     "PrunedModel",
     "PruningPlan",
+    "RunState",
     "UnitGroup",
     "UnitInventory",
     "UnitMask",

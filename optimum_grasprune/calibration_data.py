@@ -41,6 +41,14 @@ class Calibration:
     held_out_NS: Tensor
     recovery_text: RecoveryText | None = None
 
+    @property
+    def sequences(self) -> dict[str, Tensor]:
+        """All of them by what they are for."""
+        found = {"calibrated on": self.tokens_NS, "held out": self.held_out_NS}
+        if (text := self.recovery_text) is None:
+            return found
+        return {**found, "trained on": text.tokens_NS, "watched": text.watched_NS}
+
     def describe(self) -> CalibrationRecord:
         """What a checkpoint records of it."""
         count, length = self.tokens_NS.shape

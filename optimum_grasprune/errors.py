@@ -48,5 +48,13 @@ class PlanError(GraspruneError):
     """A pruning plan does not fit the model that it is replayed on."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop, and did. Its one line says how it goes on.  code: the exit code."""
+
+    def __init__(self, line: str, code: int) -> None:
+        self.code = code
+        super().__init__(line)
+
+
 class GraspruneWarning(UserWarning):
     """Something that a user should know and that stops nothing; the command line prints it as one line."""

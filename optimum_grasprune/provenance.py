@@ -87,6 +87,12 @@ def replayed_record(record: Record, origin: Record, applied: Mapping[str, JsonVa
     return replace(continued, recipe=filled_in(continued.recipe, continued.calibration))
 
 
+def run_of(config: GRASPConfig, **others: JsonValue) -> dict[str, JsonValue]:
+    """What tells a run from others, as far as nothing has to be read for it. others: what it is beside the recipe."""
+    versions = {f"version of {name}": version for name, version in installed_versions().items()}
+    return {**recipe_of(config), **others, **versions}
+
+
 def budget_of(problem: Problem, selected: Selected) -> BudgetRecord:
     """What was asked, and what is left of it."""
     if isinstance(selected.cut, ElementMask):

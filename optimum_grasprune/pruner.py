@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .admission import check_model
@@ -16,16 +16,16 @@ from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
 from .config import GRASPConfig
 from .corpora import TokenizedCorpus
 from .errors import GraspruneError, OptionError
-from .execution import KnownStatistics, WholeModel
+from .execution import KnownStatistics, Resumable, Runner, RunState, WholeModel, contents_of
 from .export.base_card import base_card
-from .export.outputs import Source, check_apart, corpora, local, models
+from .export.outputs import Source, corpora, local, models
 from .families import family_of
 from .generation import generation_settings, set_generation
 from .methods import get_method
 from .methods.selection import Selection
 from .numerics import on_plain_torch
 from .problem import Problem
-from .provenance import budget_of, handed_on, record_of, replayed_record
+from .provenance import budget_of, handed_on, record_of, replayed_record, run_of
 from .pruned import PrunedModel
 from .ratios import RatioRun, at_ratios, shared_run
 from .record import Record, SharedRun
@@ -81,6 +81,7 @@ class GRASPPruner:
         *,
         earlier: Selection | None = None,
         known: KnownStatistics | None = None,
+        state: RunState | None = None,
     ) -> PrunedModel:
         """A smaller dense model; the given one stays as it was, and shares its embeddings, head and norms with it.
 
@@ -92,9 +93,14 @@ class GRASPPruner:
             be computed again. Its scores fit any budget; with its candidates, the recipes may differ in nothing but
             what makes up for the cut: `scores_alone()` leaves them out.
         known: statistics of models and texts, gathered by other runs; those that are missing are gathered and added.
+        state: where the work is kept while it goes on, so that the same call goes on from there; not with `earlier` or
+            `known`. What comes out has the same bytes as without. It is for the caller to remove when the model is
+            saved.
         Raises ModelError, UnsupportedFamilyError, BudgetError, OptionError or DataError before any training starts.
         """
-        work = self._work(model, tokenizer, texts, [self.config], known)
+        if state is not None and (earlier is not None or known is not None):
+            raise GraspruneError("a run that starts from what an earlier one found keeps no state")
+        work = self._work(model, tokenizer, texts, [self.config], known, state)
         (problem,) = work.problems
         return self._finished(work, problem, self.method.selection(problem, earlier))
 
@@ -108,6 +114,7 @@ class GRASPPruner:
         *,
         nested: bool = False,
         known: KnownStatistics | None = None,
+        state: RunState | None = None,
     ) -> RatioRun:
         """Smaller models at several keep ratios, from one run: scores, statistics and gates are those of all of them.
 
@@ -116,12 +123,12 @@ class GRASPPruner:
 
         keep_ratios: in place of the configuration's; what comes out is in order, largest ratio first, and each model is
         made when the loop asks for it.  texts, known: as in `prune`.
-        nested: whether a unit that goes at a ratio stays away at all smaller ones.
+        nested: whether a unit that goes at a ratio stays away at all smaller ones.  state: as in `prune`.
         Everything is checked before it returns: raises what `prune` raises, and OptionError for ratios that cannot be
         had together.
         """
         configs = at_ratios(self.config, keep_ratios, nested=nested)
-        work = self._work(model, tokenizer, texts, configs, known, nested=nested)
+        work = self._work(model, tokenizer, texts, configs, known, state, nested=nested)
 
         def finish(problem: Problem, selection: Selection, shared: SharedRun | None) -> PrunedModel:
             return self._finished(work, problem, selection, shared)
@@ -135,11 +142,14 @@ class GRASPPruner:
         tokenizer: PreTrainedTokenizerBase | None,
         plan: PruningPlan,
         origin: Record | None = None,
+        *,
+        state: RunState | None = None,
     ) -> PrunedModel:
         """The pruned model that a saved plan describes; same base model, same bytes.
 
         origin: the record that the plan was read from. What it says of recipe, calibration and budget is carried over;
         weights that were refitted to calibration data are refitted to the same data, which must still be there.
+        state: as in `prune`.
         With another `compensation` than "auto" in the configuration, that one is applied instead of all that made up
         for the cut, and with another `recover` than "none" that training instead of the recorded one, if any. Raises
         ModelError for a model that cannot be pruned, and PlanError when the plan is for one of other shapes, or its
@@ -157,8 +167,8 @@ class GRASPPruner:
         sources += local("the plan", plan.source)
         if origin is not None and isinstance(watched := origin.recipe.get("recover_watch"), str):
             sources += corpora("the text that is watched", watched)
-        sources += self._sources_of_recovery(sources)
-        selected, calibration = replayed(model, tokenizer, plan, origin, self.config)
+        sources += corpora("the text that is watched", self.config.recover_watch)
+        selected, calibration = replayed(model, tokenizer, plan, origin, self.config, state)
         sources += [] if calibration is None else _texts_of(calibration)
         set_generation(selected.model, generation)
         budget = units_budget(family, model, selected.model, None)
@@ -202,6 +212,7 @@ class GRASPPruner:
         texts: Sequence[Any] | TokenizedCorpus | None,
         configs: Sequence[GRASPConfig],
         known: KnownStatistics | None,
+        state: RunState | None,
         *,
         nested: bool = False,
     ) -> _Work:
@@ -209,10 +220,8 @@ class GRASPPruner:
         generation = generation_settings(model)
         sources = [*models("the model that was pruned", model.config.name_or_path)]
         sources += corpora("the corpus", self.config.dataset if texts is None else "")
-        sources += self._sources_of_recovery(sources)
-        for training in self.chain.trainings:
-            training.check_state()
-        runner = WholeModel(model)
+        sources += corpora("the text that is watched", self.config.recover_watch)
+        runner: Runner = WholeModel(model)
         budgets = [self._budget(runner, config) for config in configs]
         calibration = calibration_for(model, tokenizer, texts, self.config)
         tokens_NS = held_out_NS = NO_TOKENS_NS
@@ -220,16 +229,22 @@ class GRASPPruner:
         if calibration is not None:
             tokens_NS, held_out_NS = calibration.tokens_NS, calibration.held_out_NS
             text = calibration.recovery_text
+        ratios = [config.keep_ratio for config in configs]
+        if state is not None:
+            sequences = {} if calibration is None else calibration.sequences
+            asked: list[JsonValue] = list(ratios)
+            of = run_of(configs[0], keep_ratios=asked, nested=nested)
+            state.begin(of, lambda: contents_of(model, sequences))
+            runner = Resumable(runner, state)
         first = self.method.problem(runner, budgets[0], tokens_NS, held_out_NS, configs[0], text)
         first = replace(first, known=known)
         if len(configs) > 1:
-            ratios = [config.keep_ratio for config in configs]
             depends = shared_run(self.config, ratios, nested=nested) is not None
             first = replace(first, sharing=Sharing(runner, ratios, depends=depends))
         others = [first.at(budget, config) for budget, config in zip(budgets[1:], configs[1:], strict=True)]
         return _Work(tokenizer, generation, sources, calibration, (first, *others))
 
-    def _budget(self, runner: WholeModel, config: GRASPConfig) -> Budget:
+    def _budget(self, runner: Runner, config: GRASPConfig) -> Budget:
         if config.pattern != "units":  # where single weights are cut, every unit stays
             return Budget(runner.inventory.total_cost)
         added = self.chain.added_parameters(runner.model, runner.family)
@@ -248,14 +263,6 @@ class GRASPPruner:
         base = base_card(problem.model.config.name_or_path)
         self._last = PrunedModel(selected.model, selected.plan, record, work.tokenizer, kept, work.sources, base)
         return self._last
-
-    def _sources_of_recovery(self, others: Sequence[Source]) -> list[Source]:
-        """What a training of weights reads, and where it keeps its state, which may lie in none of the others."""
-        watched = corpora("the text that is watched", self.config.recover_watch)
-        if (folder := self.config.recover_checkpoint) is None:
-            return watched
-        check_apart(folder, [*others, *watched])
-        return [*watched, Source("the state of the recovery", Path(folder).absolute())]
 
 
 def _texts_of(calibration: Calibration) -> list[Source]:

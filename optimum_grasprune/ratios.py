@@ -33,10 +33,6 @@ def at_ratios(config: GRASPConfig, keep_ratios: Iterable[object], *, nested: boo
             raise OptionError("keep_ratio", smaller.keep_ratio, "is given twice")
     if len(configs) > 1 and ":" in config.pattern:
         raise OptionError("pattern", config.pattern, "keeps exactly half of the weights, which leaves no other ratio")
-    if len(configs) > 1 and config.recover_checkpoint is not None:
-        raise OptionError(
-            "recover_checkpoint", config.recover_checkpoint, "keeps one training, and each ratio has its own"
-        )
     if nested and len(configs) == 1:
         raise OptionError("nested", nested, "nests the masks of several keep ratios, and there is one")
     if nested and config.pattern != "units":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,10 +15,11 @@ from .config import CalibrationOptions, GRASPConfig, RecoveryOptions
 from .corpora import source_and_split
 from .corpora.sources import is_missing, names_in
 from .errors import OptionError, PlanError
-from .execution import WholeModel
+from .execution import Resumable, Runner, RunState, WholeModel, contents_of
 from .methods import get_method
 from .numerics import deterministic_algorithms
 from .problem import RecoveryText
+from .provenance import run_of
 from .record import Record
 from .recovery import stage_names, stages_in
 from .recovery.chain import Chain, chains_without_data, held_by
@@ -42,11 +45,13 @@ def replayed(
     plan: PruningPlan,
     origin: Record | None,
     config: GRASPConfig,
+    state: RunState | None = None,
 ) -> tuple[Selected, Calibration | None]:
     """The model of a saved plan, with what made up for the cut, or what the configuration asks for in its place.
 
     Where weights were refitted, everything else is as the record has it. Returned with it are the sequences that were
-    looked at, None where none were. Raises PlanError, or OptionError for what would make up for whole layers.
+    looked at, None where none were. state: where the work is kept, if it is.
+    Raises PlanError, or OptionError for what would make up for whole layers.
     """
     if plan.whole_layers and config.compensation != "auto" and stages_in(config.compensation):
         reason = "nothing makes up for whole layers, which the plan drops"
@@ -59,7 +64,6 @@ def replayed(
         chain = _chain(plan, recipe, names)
     for training in chain.trainings:
         training.check()
-        training.check_state()
     if chain.looks_at_data_again:
         if origin is not None:
             recipe = _where_texts_lie(recipe, origin, config)
@@ -67,8 +71,14 @@ def replayed(
         tokens_NS, text = calibration.tokens_NS, calibration.recovery_text
         if config.recover == "none" and origin is not None and text is not None:
             _check_watched(text, origin)
+    runner: Runner = WholeModel(model)
+    if state is not None:
+        sequences = {} if calibration is None else calibration.sequences
+        of = run_of(recipe, plan=_digest(plan), stages=list(chain.names))
+        state.begin(of, lambda: contents_of(model, sequences))
+        runner = Resumable(runner, state)
     reference = Reference.on(
-        WholeModel(model),
+        runner,
         tokens_NS,
         recipe.statistic_samples,
         chain.statistics,
@@ -103,10 +113,13 @@ def applied_in_place(origin: Record, config: GRASPConfig) -> dict[str, JsonValue
 
 def _recipe(origin: Record, config: GRASPConfig) -> GRASPConfig:
     """The recorded recipe, with what is applied in its place, and what says of this run alone how it is to go."""
-    running = {name: getattr(config, name) for name in ("recover_checkpoint", "recover_checkpoint_steps")}
-    running["gradient_checkpointing"] = config.gradient_checkpointing or origin.config.gradient_checkpointing
+    checkpointing = config.gradient_checkpointing or origin.config.gradient_checkpointing
     applied = {name: value for name, value in applied_in_place(origin, config).items() if name != "compensation"}
-    return origin.config.model_copy(update={**applied, **running})
+    return origin.config.model_copy(update={**applied, "gradient_checkpointing": checkpointing})
+
+
+def _digest(plan: PruningPlan) -> str:
+    return hashlib.sha256(json.dumps(plan.to_dict()).encode()).hexdigest()[:16]
 
 
 def _where_texts_lie(recipe: GRASPConfig, origin: Record, config: GRASPConfig) -> GRASPConfig:

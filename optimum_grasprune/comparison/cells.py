@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..config import RECIPES, EvaluationOptions, GRASPConfig
 from ..config.method_options import applicable, owner_of
-from ..config.recovery import OF_ONE_RUN
 from ..corpora import Corpus
 from ..errors import OptionError
 from ..methods import get_method, method_names
@@ -133,8 +132,6 @@ def _own_options(entry: str, text: str | None, known: Collection[str]) -> dict[s
         field = name.strip().removeprefix("--").replace("-", "_")
         if field in _OF_THE_COMPARISON:
             raise OptionError("methods", entry, f"{field} is the same for the whole comparison")
-        if field in OF_ONE_RUN:
-            raise OptionError("methods", entry, f"{field} is of one training, and each cell has its own")
         if field not in known:
             raise OptionError("methods", entry, f"there is no option {field}")
         fields[field] = value.strip()

@@ -23,6 +23,7 @@ from .method_options import MethodOptions, OwnOptions, StageOptions
 from .pruning import PruningOptions
 from .recovery import RecoveryOptions
 from .run import RunOptions
+from .run_state import StateOptions
 from .scales import ScaleOptions
 from .search import SearchOptions
 from .sizes import Size
@@ -50,6 +51,7 @@ __all__ = [
     "SearchOptions",
     "Size",
     "StageOptions",
+    "StateOptions",
     "TaskOptions",
     "by_recipe",
 ]

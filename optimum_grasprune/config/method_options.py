@@ -23,6 +23,7 @@ _OF_THE_COMMANDS = frozenset(
         "plan",
         "nested",
         "overwrite",
+        "resume",
         "max_shard_size",
         "revision",
         "trust_remote_code",

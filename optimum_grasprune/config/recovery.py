@@ -34,15 +34,3 @@ class RecoveryOptions(Options):
         "make worse; by default 'sampled', or 'builtin' where that is calibrated on, or the other split of 'builtin' "
         "where both are",
     )
-    recover_checkpoint: Annotated[str | None, Flag("FOLDER")] = Field(
-        default=None,
-        exclude=True,  # where a run keeps its state says nothing of what comes out
-        description="keep the state of the training in this folder: the same command goes on from there",
-    )
-    recover_checkpoint_steps: int = Field(
-        default=100, ge=1, exclude=True, description="steps after which that state is written"
-    )
-
-
-OF_ONE_RUN = tuple(name for name, field in RecoveryOptions.model_fields.items() if field.exclude)
-"""Where and how often one training keeps its state: it makes no sense for many runs at once."""

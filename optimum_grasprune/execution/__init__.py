@@ -4,8 +4,10 @@ from .course import Course
 from .distillation import LiveTeacher, RememberedTeacher, Teacher, Teaches, distillation_loss
 from .gathered import Gathered, KnownStatistics
 from .instrument import Gates, weights_given
+from .resumable import Resumable, contents_of
+from .run_state import RunState
 from .runner import Runner, Training
-from .state_file import CheckUp, StateFile, digest
+from .state_file import CheckUp, digest
 from .stream import LayerStream
 from .trainable import OfUnits, Pace, Trainable, UnitMultipliers
 from .whole import WholeModel
@@ -21,14 +23,16 @@ __all__ = [
     "OfUnits",
     "Pace",
     "RememberedTeacher",
+    "Resumable",
+    "RunState",
     "Runner",
-    "StateFile",
     "Teacher",
     "Teaches",
     "Trainable",
     "Training",
     "UnitMultipliers",
     "WholeModel",
+    "contents_of",
     "digest",
     "distillation_loss",
     "weights_given",

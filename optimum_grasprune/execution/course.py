@@ -1,4 +1,4 @@
-"""What looks on while weights are trained: text that says which state is best, and a file to go on from.
+"""What looks on while numbers are trained: text that says which state is best, and a state to go on from.
 
 Shape suffixes: N sequences, S sequence.
 """
@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .state_file import CheckUp, Standing, StateFile
+from .run_state import Content, Piece
+from .state_file import CheckUp, Standing
 
 if TYPE_CHECKING:
     from .runner import Runner
+    from .trainable import Trainable
 
 CHECK_UPS = 10
 """How often in a training its texts are looked at, after the first time."""
@@ -43,20 +45,21 @@ class Course:
     """The course of one training.
 
     texts: sequences that nothing is trained on, by a name, each of shape (N, S), int64; where there are none, no state
-    is better than the last.  file: where the state is kept; None to keep none.
+    is better than the last.  piece: where the state is kept; None to keep none.
     """
 
-    def __init__(self, texts: Mapping[str, Tensor], file: StateFile | None = None) -> None:
-        self.texts, self.file = texts, file
+    def __init__(self, texts: Mapping[str, Tensor], piece: Piece | None = None) -> None:
+        self.texts, self.piece = texts, piece
         self.step, self.stopped = 0, False
         self.check_ups: list[CheckUp] = []
         self.best: list[Tensor] = []
-        self._minutes, self._since = 0.0, time.monotonic()
+        self._minutes = 0.0
+        self._since: float | None = time.monotonic()
 
     @property
     def minutes(self) -> float:
         """What the training took, in all runs that it was made in."""
-        return self._minutes + (time.monotonic() - self._since) / 60
+        return self._minutes + (0.0 if self._since is None else (time.monotonic() - self._since) / 60)
 
     @property
     def best_step(self) -> int:
@@ -68,41 +71,82 @@ class Course:
         losses = self.check_ups[-1].losses if self.check_ups else {}
         return [f"{text.replace('_', ' ')} {loss:.3f}" for text, loss in losses.items()]
 
-    def begin(self, runner: Runner, numbers: Sequence[Tensor], optimizer: torch.optim.Optimizer, steps: int) -> int:
+    def begin(
+        self,
+        runner: Runner,
+        trained: Trainable,
+        numbers: Sequence[Tensor],
+        optimizer: torch.optim.Optimizer,
+        steps: int,
+    ) -> int:
         """Take up the state that is kept, or look at where training starts. Returns the steps that are behind it.
 
         runner: of the model with the numbers in force.  steps: all there are, which is returned where it ended early.
         """
         self._since = time.monotonic()
-        kept = None if self.file is None else self.file.read()
+        kept = None if self.piece is None else self.piece.kept()
         if kept is None:
             self._look(runner, numbers, 0)
         else:
             standing, tensors = kept
-            self._minutes, self.step, self.stopped = standing.minutes, standing.step, standing.stopped
-            self.check_ups = list(standing.check_ups)
-            self.best = [tensors[f"best.{index}"] for index in range(len(numbers))] if self.texts else []
+            self._take_up(trained, standing, tensors)
             _restore(numbers, optimizer, tensors, self.step)
         return steps if self.stopped else self.step
 
+    def looks_after(self, step: int, steps: int) -> bool:
+        """Whether the texts are looked at after a step."""
+        return bool(self.texts) and step * CHECK_UPS // steps > (step - 1) * CHECK_UPS // steps
+
     def goes_on(
-        self, runner: Runner, numbers: Sequence[Tensor], optimizer: torch.optim.Optimizer, step: int, steps: int
+        self,
+        runner: Runner,
+        trained: Trainable,
+        numbers: Sequence[Tensor],
+        optimizer: torch.optim.Optimizer,
+        step: int,
+        steps: int,
     ) -> bool:
         """Look on after a step, and say whether another one is worth it."""
         self.step = step
-        due = step * CHECK_UPS // steps > (step - 1) * CHECK_UPS // steps
-        if due:
+        if self.looks_after(step, steps):
             self._look(runner, numbers, step)
-        if self.file is not None and (due or step % self.file.every == 0):
-            standing = Standing(
-                of=self.file.of,
-                step=step,
-                stopped=self.stopped,
-                check_ups=tuple(self.check_ups),
-                minutes=self.minutes,
+        if self.piece is not None:
+            self.piece.step_done(
+                lambda: self._content(trained, {**_named("number", numbers), **_moments(numbers, optimizer)})
             )
-            self.file.write(standing, {**_state(numbers, optimizer), **_named("best", self.best)})
         return not self.stopped
+
+    def finished(self, trained: Trainable) -> list[Tensor] | None:
+        """What the numbers came to in a training that was finished, on the CPU, and all that was seen of it.
+
+        None where it was not.
+        """
+        if self.piece is None or not self.piece.finished or (kept := self.piece.kept()) is None:
+            return None
+        standing, tensors = kept
+        self._take_up(trained, standing, tensors)
+        self._since = None
+        return _all_of("number", tensors)
+
+    def finish(self, trained: Trainable, numbers: Sequence[Tensor]) -> None:
+        """Keep what the numbers came to."""
+        self._minutes, self._since = self.minutes, None
+        if self.piece is not None:
+            self.piece.finish(*self._content(trained, _named("number", numbers)))
+
+    def _content(self, trained: Trainable, tensors: Mapping[str, Tensor]) -> Content:
+        of = "" if self.piece is None else self.piece.of
+        standing = Standing(
+            of=of, step=self.step, stopped=self.stopped, check_ups=tuple(self.check_ups), minutes=self.minutes
+        )
+        noted = {f"noted.{name}": tensor for name, tensor in trained.noted().items()}
+        return standing, {**tensors, **_named("best", self.best), **noted}
+
+    def _take_up(self, trained: Trainable, standing: Standing, tensors: Mapping[str, Tensor]) -> None:
+        self._minutes, self.step, self.stopped = standing.minutes, standing.step, standing.stopped
+        self.check_ups, self.best = list(standing.check_ups), _all_of("best", tensors)
+        noted = {name.removeprefix("noted."): each for name, each in tensors.items() if name.startswith("noted.")}
+        trained.take_up(noted, standing.step)
 
     def _look(self, runner: Runner, numbers: Sequence[Tensor], step: int) -> None:
         if not self.texts:
@@ -119,11 +163,16 @@ def _named(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
     return {f"{name}.{index}": tensor for index, tensor in enumerate(tensors)}
 
 
-def _state(numbers: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The numbers and AdamW's moments of them; how many steps they are of is counted elsewhere."""
+def _all_of(name: str, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """The inverse of `_named`, among others."""
+    count = sum(each.startswith(f"{name}.") for each in tensors)
+    return [tensors[f"{name}.{index}"] for index in range(count)]
+
+
+def _moments(numbers: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """AdamW's moments of the numbers; how many steps they are of is counted elsewhere."""
     moments = {name: [optimizer.state[number][name] for number in numbers] for name in ("exp_avg", "exp_avg_sq")}
-    named = [_named(name, tensors) for name, tensors in {"number": numbers, **moments}.items()]
-    return {name: tensor.detach() for part in named for name, tensor in part.items()}
+    return {name: tensor for key, tensors in moments.items() for name, tensor in _named(key, tensors).items()}
 
 
 @torch.no_grad()
@@ -132,5 +181,6 @@ def _restore(
 ) -> None:
     for index, number in enumerate(numbers):
         number.copy_(tensors[f"number.{index}"])
-        moments = {name: tensors[f"{name}.{index}"].to(number.device) for name in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[number] = {"step": torch.tensor(float(step), dtype=torch.float32), **moments}
+        if "exp_avg.0" in tensors:  # not where the training is finished
+            moments = {name: tensors[f"{name}.{index}"].to(number.device) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[number] = {"step": torch.tensor(float(step), dtype=torch.float32), **moments}

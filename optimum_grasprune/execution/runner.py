@@ -5,6 +5,7 @@ Shape suffixes: N sequences, S sequence, U units.
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -23,6 +24,7 @@ from ..units import UnitInventory
 from .course import Course
 from .distillation import LiveTeacher, Teacher, Teaches
 from .instrument import Gates
+from .run_state import Piece
 from .stream import LayerStream
 from .trainable import Trainable
 
@@ -103,6 +105,10 @@ class Runner(ABC):
         """Another model, run in the same way."""
         return type(self)(model)
 
+    def clock(self) -> float:
+        """Seconds, for limits of time; where the work is taken up again, those of before count and no others."""
+        return time.monotonic()
+
     @abstractmethod
     def losses(self, windows_NS: Tensor, batch_size: int = 1) -> Iterator[Tensor]:
         """Next-token losses of token windows, each scored on its own, in nats: a tensor of shape (B, S - 1) a batch.
@@ -132,13 +138,15 @@ class Runner(ABC):
         *,
         kept_U: Tensor | None = None,
         gradient_checkpointing: bool = False,
+        piece: Piece | None = None,
     ) -> dict[Statistic[Any], Any]:
         """All the statistics, from one pass over the sequences: with a backward pass if any of them needs one.
 
         tokens_NS: shape (N, S), int64.  maps: paths of the linear maps whose inputs are watched; those that lead out of
         blocks by default.  kept_U: True for the units that are in the model, shape (units,); all by default.
         gradient_checkpointing: recompute each layer in the backward pass, so that one layer's activations are in
-        memory.  Raises GraspruneError, with the place, when something is not finite.
+        memory.  piece: where the state is kept on the way; None to keep none.
+        Raises GraspruneError, with the place, when something is not finite.
         """
 
     @abstractmethod
@@ -159,10 +167,12 @@ class Runner(ABC):
         """
 
     @abstractmethod
-    def teacher(self, tokens_NS: Tensor, *, live: bool = False) -> Teacher | LiveTeacher:
+    def teacher(
+        self, tokens_NS: Tensor, *, live: bool = False, hidden_NSD: Tensor | None = None
+    ) -> Teacher | LiveTeacher:
         """What the model, as it stands, predicts on the sequences; tokens_NS: shape (N, S), int64.
 
-        live: have it run when it is asked, instead of once for all.
+        live: have it run when it is asked, instead of once for all.  hidden_NSD: what it came to, where that is known.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""The state of a training on disk: one safetensors file, whose header says in JSON how far it is and what it is of."""
+"""The files of a run's state: an index in JSON of what has been worked out, and tensors, safetensors, beside it."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from ..record import Stored, check_format
-from ..writing import resolved, try_writing, whole_file
+from ..writing import slug, whole_file, write_json
 
 STATE_FORMAT = 1
-STATE_NAME = "recovery.safetensors"
-_HEADER = "training"
+INDEX_NAME = "run.json"
+_HEADER = "standing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,87 +33,90 @@ class CheckUp(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class Standing(Stored):
-    """Where a training stands.
+    """Where a long piece of work stands.
 
-    of: what is trained on what and how, by which another training is told from it.  step: steps behind it.
-    stopped: whether it has ended early.  minutes: what it took so far.
+    of: hash of what it is done on and how.  step: steps behind it.  stopped: whether it has ended early.
+    minutes: what it took so far.
+    """
+
+    of: str
+    step: int
+    stopped: bool = False
+    check_ups: tuple[CheckUp, ...] = ()
+    minutes: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Stored):
+    """Something that has been worked out.
+
+    place: in the order in which the run asks for it.  what: as in "gates".  of: as in `Standing`.
+    value: where it is a number; None where it is tensors, in a file.
+    """
+
+    place: int
+    what: str
+    of: str
+    value: float | None = None
+
+    @property
+    def file_name(self) -> str:
+        """Of its tensors."""
+        return f"{self.place:04d}-{slug(self.what)}.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunIndex(Stored):
+    """What has been worked out in a run.
+
+    of: what tells the run from others.  outputs: checkpoints of several that are written or being written.
     """
 
     format: int = STATE_FORMAT
     of: Mapping[str, JsonValue]
-    step: int
-    stopped: bool
-    check_ups: tuple[CheckUp, ...]
-    minutes: float
+    results: tuple[Result, ...] = ()
+    outputs: tuple[str, ...] = ()
 
-
-@dataclass(frozen=True)
-class StateFile:
-    """Where a training keeps its state.
-
-    folder: for the state alone.  of: as in `Standing`; a state that differs in any of it is another training's.
-    every: steps after which it is written.
-    """
-
-    folder: Path
-    of: Mapping[str, JsonValue]
-    every: int
-
-    @property
-    def path(self) -> Path:
-        """The file itself."""
-        return self.folder / STATE_NAME
-
-    def check(self) -> None:
-        """Raise CheckpointError unless the folder is empty, or none yet, or holds the state of this training."""
-        target = resolved(self.folder)
-        if target.exists() and not target.is_dir():
-            raise CheckpointError(f"the folder {self.folder} for the state of the recovery is a file")
+    @classmethod
+    def found(cls, folder: Path) -> RunIndex | None:
+        """The index in a folder; None where there is none. CheckpointError where it is damaged."""
+        file = folder / INDEX_NAME
         try:
-            held = sorted(entry.name for entry in target.iterdir()) if target.is_dir() else []
-            if held and STATE_NAME not in held:
-                raise CheckpointError(
-                    f"the folder {self.folder} holds something other than the state of a recovery: {held[0]}"
-                )
-            try_writing(target)
-        except OSError as error:
-            raise CheckpointError(f"the folder {self.folder} cannot be written: {error.strerror}") from None
-        self._header()
-
-    def read(self) -> tuple[Standing, dict[str, Tensor]] | None:
-        """What was kept, on the CPU; None where nothing was. CheckpointError where it is another training's."""
-        standing = self._header()
-        if standing is None:
-            return None
-        with safe_open(self.path, framework="pt") as file:
-            return standing, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-
-    def write(self, standing: Standing, tensors: Mapping[str, Tensor]) -> None:
-        """Replace what was kept, at once; CheckpointError when it cannot be written."""
-        header = {_HEADER: json.dumps(standing.to_dict())}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with whole_file(self.path) as partial:
-                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=header)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{self.path} cannot be written: {error}") from None
-
-    def _header(self) -> Standing | None:
-        if not self.path.is_file():
-            return None
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                values = json.loads((file.metadata() or {})[_HEADER])
+            values = json.loads(file.read_text(encoding="utf-8"))
             check_format(values.get("format"), STATE_FORMAT)
-        except (OSError, SafetensorError, KeyError, ValueError, AttributeError) as error:
-            raise CheckpointError(f"{self.path} is not the state of a recovery: {error}") from None
-        standing = Standing.from_dict(values, self.path)
-        for name, value in self.of.items():
-            if (found := standing.of.get(name)) != value:
-                raise CheckpointError(
-                    f"{self.path} is the state of another recovery: its {name} is {found}, not {value}"
-                )
-        return standing
+            return cls.from_dict(values, file)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, AttributeError, CheckpointError) as error:
+            raise unreadable(file, str(error).removeprefix(f"{file}: ")) from None
+
+    def write(self, folder: Path) -> None:
+        """Replace the index in a folder, at once; CheckpointError when it cannot be written."""
+        write_json(folder / INDEX_NAME, self.to_dict())
+
+
+def read_standing(file: Path) -> tuple[Standing, dict[str, Tensor]] | None:
+    """What a file of tensors holds, on the CPU; None where there is none. CheckpointError where it is damaged."""
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, framework="pt") as opened:
+            standing = Standing.from_dict(json.loads((opened.metadata() or {})[_HEADER]), file)
+            return standing, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, KeyError, ValueError, CheckpointError) as error:
+        raise unreadable(file, str(error).removeprefix(f"{file}: ")) from None
+
+
+def write_standing(file: Path, standing: Standing, tensors: Mapping[str, Tensor]) -> None:
+    """Replace a file of tensors, at once. Raises OSError or SafetensorError."""
+    header = {_HEADER: json.dumps(standing.to_dict())}
+    with whole_file(file) as partial:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial, metadata=header)
+
+
+def unreadable(file: Path, reason: str) -> CheckpointError:
+    """The error of a file that is damaged."""
+    return CheckpointError(f"{file} is not the state of a run: {reason}; --resume no starts anew")
 
 
 def digest(tensors: Iterable[tuple[str, Tensor]]) -> str:

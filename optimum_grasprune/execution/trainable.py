@@ -6,7 +6,7 @@ Shape suffixes: U units, I input features, O output features.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -53,6 +53,13 @@ class Trainable(ABC):
     def penalty(self, numbers: Sequence[Tensor], progress: float) -> Tensor | None:
         """What is added to the loss of a step beside what the model predicts, a scalar; None for nothing."""
         return None
+
+    def noted(self) -> Mapping[str, Tensor]:
+        """What it has noted on the way beside the numbers, by name; a training that goes on later needs it."""
+        return {}
+
+    def take_up(self, noted: Mapping[str, Tensor], steps: int) -> None:  # noqa: B027
+        """Be as after so many steps. noted: what was, on the CPU."""
 
 
 class OfUnits(Trainable):

@@ -22,8 +22,10 @@ from ..progress import bar, track
 from ..statistics import Statistic
 from .course import Course
 from .distillation import LiveTeacher, Teacher, Teaches, distillation_loss
+from .gathering import GatheringCourse
 from .instrument import Gates, frozen, gated, gradients_at, hidden_given, inputs_of
 from .loss import next_token_loss
+from .run_state import Piece
 from .runner import Runner, Training
 from .stream import LayerStream
 from .trainable import Pace, Trainable
@@ -63,12 +65,16 @@ class WholeModel(Runner):
         *,
         kept_U: Tensor | None = None,
         gradient_checkpointing: bool = False,
+        piece: Piece | None = None,
     ) -> dict[Statistic[Any], Any]:
         """See `Runner.gather`."""
         outputs = {block.output: linear_at(self.model, block.output) for block in self.blocks}
         watched = outputs if maps is None else {path: linear_at(self.model, path) for path in maps}
         features = {path: linear.in_features for path, linear in watched.items()}
         collectors = {statistic: statistic.collector(self.blocks, features) for statistic in statistics}
+        label = "sensitivity" if any(each.from_gradients for each in collectors) else "statistics"
+        course = GatheringCourse(list(collectors.values()), piece, self.model.device)
+        sequences = course.sequences(tokens_NS, label)
         of_inputs = [collector for each, collector in collectors.items() if not each.from_gradients]
         of_gradients = [collector for each, collector in collectors.items() if each.from_gradients]
 
@@ -96,15 +102,15 @@ class WholeModel(Runner):
                 source = stack.enter_context(
                     gradients_at(outputs, see_gradient, see_output_gradient, self.model.device)
                 )
-                self._backward(tokens_NS, source)
+                self._backward(sequences, source)
             else:
-                for tokens_S in track(tokens_NS, "statistics", "sequence"):
+                for tokens_S in sequences:
                     self._hidden(tokens_S[None])
         return {statistic: collector.result(tokens_NS.numel()) for statistic, collector in collectors.items()}
 
-    def _backward(self, tokens_NS: Tensor, source: Tensor) -> None:
+    def _backward(self, sequences: Iterable[Tensor], source: Tensor) -> None:
         """Take each sequence's summed loss back to a source in its forward pass."""
-        for tokens_S in track(tokens_NS, "sensitivity", "sequence"):
+        for tokens_S in sequences:
             tokens_BS, logits_BSV = self._logits(tokens_S[None])
             losses = next_token_loss(logits_BSV, tokens_BS, reduction="none")
             torch.autograd.grad(losses.sum(), [source], allow_unused=True)
@@ -135,8 +141,9 @@ class WholeModel(Runner):
         ):
             done = 0
             if course is not None:
-                prepare(0.0)
-                done = course.begin(self, numbers, optimizer, steps)
+                if course.texts:
+                    prepare(0.0)
+                done = course.begin(self, trained, numbers, optimizer, steps)
                 stage.update(done)
             for step, indices_B in islice(enumerate(drawn, start=1), done, None):
                 prepare(progress := (step - 1) / steps)
@@ -151,8 +158,9 @@ class WholeModel(Runner):
                 stage.status(", ".join([f"loss {smooth:.3f}", *status()]))
                 stage.update()
                 if course is not None:
-                    prepare(step / steps)
-                    if not course.goes_on(self, numbers, optimizer, step, steps):
+                    if course.looks_after(step, steps):
+                        prepare(step / steps)
+                    if not course.goes_on(self, trained, numbers, optimizer, step, steps):
                         break
         return [number.detach().cpu() for number in numbers]
 
@@ -165,14 +173,16 @@ class WholeModel(Runner):
         return distillation_loss(logits_BSV, tokens_BS, teacher.logits(indices_B).to(logits_BSV.device), kl_weight)
 
     @torch.no_grad()
-    def teacher(self, tokens_NS: Tensor, *, live: bool = False) -> Teacher | LiveTeacher:
+    def teacher(
+        self, tokens_NS: Tensor, *, live: bool = False, hidden_NSD: Tensor | None = None
+    ) -> Teacher | LiveTeacher:
         """See `Runner.teacher`."""
         if live:
             return LiveTeacher(tokens_NS, self._predicted)
-        hidden: list[Tensor] = []
-        with frozen(self.model):
-            for tokens_S in track(tokens_NS, "teacher", "sequence"):
-                hidden.append(self._hidden(tokens_S[None]).cpu())
+        if hidden_NSD is None:
+            with frozen(self.model):
+                states = [self._hidden(tokens_S[None]).cpu() for tokens_S in track(tokens_NS, "teacher", "sequence")]
+            hidden_NSD = torch.cat(states)
 
         @torch.no_grad()
         def head(hidden_BSD: Tensor) -> Tensor:
@@ -181,7 +191,7 @@ class WholeModel(Runner):
                     torch.zeros(1, 1, dtype=torch.int64, device=self.model.device), use_cache=False
                 ).logits
 
-        return Teacher(torch.cat(hidden), head)
+        return Teacher(hidden_NSD, head)
 
     @contextmanager
     def stream(self, tokens_NS: Tensor) -> Iterator[LayerStream]:

@@ -31,6 +31,9 @@ CHECKPOINT_FILES = (
     *("chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja"),
 )
 """What a checkpoint of ours consists of, as patterns: all that `--overwrite` ever replaces or removes."""
+STATE_NAME = ".grasprune-state"
+"""Folder in an output for the state of the run that makes it; beside the output where that is not there yet."""
+
 _TEMPLATES = "additional_chat_templates"
 _MADE_BY_THE_FILE_SYSTEM = {"lost+found"}
 
@@ -58,6 +61,13 @@ def is_record(content: object) -> bool:
     return isinstance(content, dict) and {"recipe", "base_model"} <= content.keys()
 
 
+def state_folder(output: str | os.PathLike[str]) -> Path:
+    """Where the state of the run lies that makes an output: where the checkpoint is staged, and on the same disk."""
+    target = resolved(output)
+    beside = target.parent / f".{target.name[:60]}{STATE_NAME}"
+    return target / STATE_NAME if target.is_dir() and not beside.is_dir() else beside
+
+
 Replaceable = Callable[[Path], bool]
 
 
@@ -73,7 +83,7 @@ def check_output(
         raise CheckpointError(f"the output {output} is a file, not a folder")
     try:
         names = sorted(entry.name for entry in target.iterdir()) if os.path.exists(target) else []
-        held = [name for name in names if name not in _MADE_BY_THE_FILE_SYSTEM]
+        held = [name for name in names if name not in (*_MADE_BY_THE_FILE_SYSTEM, STATE_NAME)]
         if held and not overwrite:
             raise CheckpointError(
                 f"the output folder {output} is not empty; use --overwrite to replace the checkpoint in it"

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -117,6 +117,21 @@ class _Gates(OfUnits):
         self.mask = project(scores_U, self.inventory, budget_at(next(self.turns), whole, warmup, progress))
         gates_U = straight_through(self.mask.kept_U.to(scores_U.device), probabilities_U)
         return gates_U * (1 + raw[0]) if raw else gates_U
+
+    def noted(self) -> dict[str, Tensor]:
+        scores = {f"scores.{number}": snapshot.scores_U for number, snapshot in enumerate(self.snapshots)}
+        multipliers = {
+            f"multipliers.{number}": snapshot.multipliers_U
+            for number, snapshot in enumerate(self.snapshots)
+            if snapshot.multipliers_U is not None
+        }
+        return {**scores, **multipliers}
+
+    def take_up(self, noted: Mapping[str, Tensor], steps: int) -> None:
+        taken = sum(name.startswith("scores.") for name in noted)
+        self.snapshots = [Snapshot(noted[f"scores.{n}"], noted.get(f"multipliers.{n}")) for n in range(taken)]
+        for _ in range(steps):
+            next(self.turns)
 
     def shares(self) -> list[str]:
         """How much of each kind is in the model, for the bar."""

@@ -8,19 +8,17 @@ Shape suffixes: N sequences, S sequence.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from pydantic import JsonValue
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
-from ..execution import Course, Runner, StateFile, Trainable, Training, digest, weights_given
+from ..execution import Course, Runner, Trainable, Training, weights_given
 from ..execution.training import training_steps
 from ..record import HeldOutLosses, RecoveryRecord
 from ..units import PruningPlan
@@ -67,11 +65,6 @@ class FineTuning(TrainedStage):
     def trainable(self, runner: Runner) -> TrainableWeights:
         """What is trained of the pruned model that the runner runs."""
 
-    def check_state(self) -> None:
-        """Raise CheckpointError, before any work, where its state cannot be kept or another one's is there."""
-        if (file := self._file(dict)) is not None:
-            file.check()
-
     def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> LearntWeights:
         """Train on the recovery's text, or on the calibration sequences where there is none of its own."""
         config, text, runner = self.config, reference.recovery_text, reference.runner.beside(pruned)
@@ -87,21 +80,11 @@ class FineTuning(TrainedStage):
             clip=CLIP,
             live_teacher=True,
         )
-        course = Course(text.judged_on, self._file(lambda: _content(reference, pruned, text)))
+        course = Course(text.judged_on)
         trained = self.trainable(runner)
         numbers = runner.learn(trained, text.tokens_NS, training, reference.runner, status=course.status, course=course)
         weights = trained.weights(course.best or numbers)
         return LearntWeights(pruned, weights, plan, self._record(course, text))
-
-    def _file(self, content: Callable[[], Mapping[str, JsonValue]]) -> StateFile | None:
-        """Where the state of the training is kept, if it is.
-
-        content: what is trained on what, beside the recipe; every bit is hashed for it, so only if it is asked for.
-        """
-        if (folder := self.config.recover_checkpoint) is None:
-            return None
-        of = {"stage": self.name, **self.config.to_dict(), **content()}
-        return StateFile(Path(folder), of, self.config.recover_checkpoint_steps)
 
     def _record(self, course: Course, text: RecoveryText) -> RecoveryRecord:
         count, length = text.tokens_NS.shape
@@ -118,14 +101,6 @@ class FineTuning(TrainedStage):
             watched=text.watched,
             minutes=round(course.minutes, 2),
         )
-
-
-def _content(reference: Reference, pruned: PreTrainedModel, text: RecoveryText) -> dict[str, JsonValue]:
-    return {
-        "pruned model": digest(pruned.state_dict().items()),
-        "dense model": digest(reference.model.state_dict().items()),
-        "text": digest([("trained on", text.tokens_NS), *text.judged_on.items()]),
-    }
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from ..families import Block
@@ -29,6 +30,13 @@ class Collector(ABC, Generic[Result]):
 
     def see_output_gradient(self, path: str, gradient_TO: Tensor) -> None:
         """The gradient of the sequence's summed loss by the output of such a map; shape (T, O)."""
+
+    def kept(self) -> Mapping[str, Tensor] | None:
+        """What was taken in so far, as tensors by name; None where that cannot be kept, and is gathered anew."""
+        return None
+
+    def take_up(self, kept: Mapping[str, Tensor], device: torch.device) -> None:
+        """Be as when `kept` was. kept: what it gave, on the CPU.  device: where the model is."""
 
     @abstractmethod
     def result(self, tokens: int) -> Result:

@@ -84,6 +84,18 @@ class _Collector(Collector[dict[str, Moments]]):
     def see(self, path: str, x_TI: Tensor) -> None:
         self._moments[path] = self._moments[path].update(finite(x_TI, path))
 
+    def kept(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for path, moments in self._moments.items():
+            tensors[f"{path}:count"] = torch.tensor(moments.count, device="cpu")
+            tensors[f"{path}:mean"], tensors[f"{path}:spread"] = moments.mean_I.clone(), moments.spread_I.clone()
+        return tensors
+
+    def take_up(self, kept: Mapping[str, Tensor], device: torch.device) -> None:
+        for path in self._moments:
+            count, mean_I, spread_I = (kept[f"{path}:{name}"] for name in ("count", "mean", "spread"))
+            self._moments[path] = Moments(int(count), mean_I.to(device), spread_I.to(device))
+
     def result(self, tokens: int) -> dict[str, Moments]:
         return self._moments
 

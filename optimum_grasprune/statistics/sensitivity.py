@@ -67,6 +67,12 @@ class _Collector(Collector[Tensor]):
         product_TI = x_TI.float() * gradient_TI.float()
         self._total_U[span] += self._reduce(product_TI.unflatten(1, (span.stop - span.start, -1)).sum(2)).cpu()
 
+    def kept(self) -> dict[str, Tensor]:
+        return {"total": self._total_U}
+
+    def take_up(self, kept: Mapping[str, Tensor], device: torch.device) -> None:
+        self._total_U = kept["total"]
+
     def result(self, tokens: int) -> Tensor:
         infinite_U = ~torch.isfinite(self._total_U)
         if infinite_U.any():

@@ -63,7 +63,7 @@ def options_in(help_text: str) -> list[str]:
     return re.findall(r"^  (?:-\w[^-]*)?--([a-z-]+)", help_text.partition("\n\n")[2], re.MULTILINE)
 
 
-OF_EXPORT = ("method", "keep_ratio", "recover_checkpoint", "recover_checkpoint_steps")
+OF_EXPORT = ("method", "keep_ratio")
 
 
 @pytest.mark.parametrize(("command", "absent"), [("export", ()), ("compare", OF_EXPORT)])

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from optimum_grasprune.execution import Course
-from optimum_grasprune.execution.state_file import STATE_NAME
+from optimum_grasprune.execution import Course, run_state
 from tests.commands.conftest import Outcome
 
 Cli = Callable[..., Outcome]
@@ -43,7 +42,8 @@ def test_from_the_command_line(recover: Cli, cli: Cli, model_folder: Path, name:
 
 
 def test_the_same_command_goes_on(recover: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = ("--recover-checkpoint", tmp_path / "state", "--recover-checkpoint-steps", 3)
+    monkeypatch.setattr(run_state, "STATE_EVERY", 0.0)
+    state = tmp_path / ".pruned.grasprune-state"
     assert recover("--recover", "lora", tmp_path / "whole").code == 0
     goes_on = Course.goes_on
 
@@ -54,16 +54,18 @@ def test_the_same_command_goes_on(recover: Cli, tmp_path: Path, monkeypatch: pyt
 
     with monkeypatch.context() as patch:
         patch.setattr(Course, "goes_on", stop)
-        assert recover("--recover", "lora", *state, tmp_path / "pruned").code == 130
-    assert not (tmp_path / "pruned").exists() and [each.name for each in (tmp_path / "state").iterdir()] == [STATE_NAME]
-    outcome = recover("--recover", "lora", *state, "--seed", 1, tmp_path / "pruned")
+        assert recover("--recover", "lora", tmp_path / "pruned").code == 130
+    assert not (tmp_path / "pruned").exists() and "run.json" in {each.name for each in state.iterdir()}
+    outcome = recover("--recover", "lora", "--seed", 1, tmp_path / "pruned")
     assert outcome.code == 2 and len(outcome.error_lines) == 1
-    assert "is the state of another recovery: its seed is 0, not 1" in outcome.error_lines[0]
-    assert recover("--recover", "lora", *state, tmp_path / "pruned").code == 0
+    assert "holds the state of another run: its seed is 0, not 1; --resume no replaces it" in outcome.error_lines[0]
+    steps: list[object] = []
+    monkeypatch.setattr(Course, "goes_on", lambda *all: steps.append(all[-2]) or goes_on(*all))
+    assert recover("--recover", "lora", tmp_path / "pruned").code == 0 and steps[0] == 8
     assert weights(tmp_path / "pruned") == weights(tmp_path / "whole")
     records = [json.loads((tmp_path / name / "grasp_config.json").read_text()) for name in ("pruned", "whole")]
     assert records[0]["recovery"].pop("minutes") >= 0 and records[1]["recovery"].pop("minutes") >= 0
-    assert records[0] == records[1]
+    assert records[0] == records[1] and not state.exists()
 
 
 @pytest.mark.parametrize(
@@ -76,9 +78,7 @@ def test_the_same_command_goes_on(recover: Cli, tmp_path: Path, monkeypatch: pyt
         (("--recover", "lora", "--recover-watch", "{corpus}"), "is the text that is trained on: "),
         (("--recover", "lora", "--recover-watch", "{corpus}[10%:]"), "is the text that is trained on: "),
         (("--recover", "lora", "--recover-watch", f"{__file__}[:5]"), "has less than one sequence of 24 tokens"),
-        (("--recover", "lora", "--recover-checkpoint", "{output}"), "is the folder of --recover-checkpoint"),
-        (("--recover", "lora", "--recover-checkpoint", "{output}/in"), "contains the folder of --recover-checkpoint"),
-        (("--recover", "lora", "--recover-checkpoint", "{model}"), "is the model that is to be pruned"),
+        (("--recover", "lora", "--resume", "maybe"), "--resume maybe: input should be 'yes' or 'no'"),
         (
             ("--recover", "distill", "--method", "statistical", "--pattern", "2:4"),
             "--recover distill: pattern 2:4 cuts single weights, which training would bring back",

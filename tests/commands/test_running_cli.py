@@ -106,7 +106,11 @@ def test_a_log_gets_lines_and_only_now_and_then(
 @pytest.mark.parametrize(
     ("error", "code", "last"),
     [
-        (KeyboardInterrupt(), 130, "interrupted"),
+        (
+            KeyboardInterrupt(),
+            130,
+            "interrupted; the same command goes on from there, --resume no starts anew (state in {state})",
+        ),
         (GraspruneError("the cat ate it"), 2, "optimum-cli grasprune export: error: the cat ate it"),
     ],
 )
@@ -129,7 +133,7 @@ def test_whatever_stops_a_run_is_told_on_a_line_of_its_own(
     monkeypatch.setattr(whole, "next_token_loss", stop)
     assert export(cli, model_folder, corpus_file, tmp_path / "out", "--held-out", 4).code == code
     *bars, line, end = terminal.getvalue().split("\n")
-    assert (line, end) == (last, "")
+    assert (line, end) == (last.format(state=tmp_path / ".out.grasprune-state"), "")
     assert bars[-1].split("\r")[-1].startswith("candidates:   0%|")
     assert not progress._open
 

@@ -73,10 +73,6 @@ def test_one_ratio_is_written_to_the_output_itself(
         (("--nested",), "--nested True: nests the masks of several keep ratios, and there is one"),
         (("--keep-ratio", "0.6", "0.7", "--plan", "plan"), "--keep-ratio 0.6 0.7: a plan is of one ratio, its own"),
         (
-            ("--keep-ratio", "0.6", "0.7", "--recover", "distill", "--recover-checkpoint", "state"),
-            "--recover-checkpoint state: keeps one training, and each ratio has its own",
-        ),
-        (
             ("--method", "statistical", "--pattern", "2:4", "--held-out", 0, "--keep-ratio", "0.5", "0.7"),
             "--pattern 2:4: keeps exactly half of the weights, which leaves no other ratio",
         ),

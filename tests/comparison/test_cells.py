@@ -75,10 +75,10 @@ def test_all_cells_have_the_same_data_and_seed() -> None:
         (["flap@magic=1"], [0.5], {}, "--methods flap@magic=1: there is no option magic"),
         (["flap@seed=1"], [0.5], {}, "--methods flap@seed=1: seed is the same for the whole comparison"),
         (
-            ["flap@recover=lora,recover_checkpoint=state"],
+            ["flap@recover=lora,resume=no"],
             [0.5],
             {},
-            "--methods flap@recover=lora,recover_checkpoint=state: recover_checkpoint is of one training, and each",
+            "--methods flap@recover=lora,resume=no: there is no option resume",
         ),
         (["flap@damping=0"], [0.5], {}, "--methods flap@damping=0: input should be greater than 0"),
         (["statistical:3:7"], [0.5], {}, "--methods statistical:3:7: input should be 'units'"),

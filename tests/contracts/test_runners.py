@@ -13,7 +13,17 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from optimum_grasprune import GRASPConfig, PruningPlan, UnitMask
-from optimum_grasprune.execution import Gathered, OfUnits, Pace, Runner, Training, UnitMultipliers, WholeModel
+from optimum_grasprune.execution import (
+    Gathered,
+    OfUnits,
+    Pace,
+    Resumable,
+    Runner,
+    RunState,
+    Training,
+    UnitMultipliers,
+    WholeModel,
+)
 from optimum_grasprune.execution.training import batches, training_steps
 from optimum_grasprune.families import family_of, linear_at, linears
 from optimum_grasprune.families.llama import LLAMA
@@ -25,13 +35,16 @@ from optimum_grasprune.surgery import build_pruned_model
 from tests.conftest import logits_of, make_model
 from tests.contracts.test_methods import choices, problem_of
 
-RUNNERS: tuple[type[Runner], ...] = (WholeModel,)
+RUNNERS: dict[str, Callable[[PreTrainedModel], Runner]] = {
+    "whole": WholeModel,
+    "resumable": lambda model: Resumable(WholeModel(model), RunState("never written")),
+}
 TOKENS = torch.randint(258, (3, 20), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(params=RUNNERS)
 def run(request: pytest.FixtureRequest) -> Callable[[PreTrainedModel], Runner]:
-    return request.param
+    return RUNNERS[request.param]
 
 
 def traces(model: PreTrainedModel) -> list[Any]:
@@ -207,7 +220,7 @@ def test_layers_with_masks_of_their_own(run: Callable[..., Runner]) -> None:
 def test_another_model_is_run_in_the_same_way(run: Callable[..., Runner]) -> None:
     first, second = make_model(0), make_model(1)
     runner = run(first).beside(second)
-    assert type(runner) is run and runner.model is second
+    assert type(runner) is type(run(first)) and runner.model is second
 
 
 def test_the_bar_shows_a_running_mean_of_the_loss(

@@ -1,23 +1,17 @@
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_grasprune.errors import CheckpointError
-from optimum_grasprune.execution import CheckUp, Course, StateFile, Training, digest
+from optimum_grasprune.execution import CheckUp, Course, Training, digest
 from optimum_grasprune.execution.course import CHECK_UPS, PATIENCE, best_of
-from optimum_grasprune.execution.state_file import Standing
 from optimum_grasprune.execution.whole import WholeModel
 from optimum_grasprune.recovery.distill import Distill
 from tests.conftest import make_model
 
 TOKENS = torch.randint(258, (40, 8), generator=torch.Generator().manual_seed(0))
-STANDING = Standing(of={"seed": 0}, step=1, stopped=False, check_ups=(), minutes=0.5)
 
 
 def looks(*pairs: tuple[float, float]) -> list[CheckUp]:
@@ -71,34 +65,6 @@ def test_no_step_is_longer_than_the_clip(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(torch.optim.AdamW, "step", measured)
     learn(Course({}))
     assert len(norms) == 40 and max(norms) <= 1 + 1e-4 and norms[0] > 0.9
-
-
-def test_a_file_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = StateFile(tmp_path / "deep" / "state", {"seed": 0}, 1)
-    file.check()
-    assert file.read() is None and not (tmp_path / "deep").exists()
-    file.write(STANDING, {"number.0": torch.arange(3)})
-    file.check()
-    found = file.read()
-    assert found is not None and found[0] == STANDING and torch.equal(found[1]["number.0"], torch.arange(3))
-
-    def fails(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    before = file.path.read_bytes()
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", fails)
-        with pytest.raises(CheckpointError, match=r"recovery.safetensors cannot be written: .*No space left"):
-            file.write(STANDING, {"number.0": torch.arange(4)})
-    assert file.path.read_bytes() == before and len(list(file.folder.iterdir())) == 1
-
-
-def test_a_state_of_a_later_version_is_refused(tmp_path: Path) -> None:
-    file = StateFile(tmp_path, {}, 1)
-    later = Standing(format=2, of={}, step=1, stopped=False, check_ups=(), minutes=0)
-    file.write(later, {"number.0": torch.zeros(1)})
-    with pytest.raises(CheckpointError, match=r"is not the state of a recovery: the format is 2, which a later"):
-        file.read()
 
 
 def test_a_digest_tells_names_shapes_and_bits() -> None:

@@ -16,8 +16,8 @@ from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan
 from optimum_grasprune.calibration_data import watched_corpus
 from optimum_grasprune.corpora import load_corpus, sources, standard_library
 from optimum_grasprune.errors import CheckpointError, OptionError, PlanError
-from optimum_grasprune.execution import Course, WholeModel
-from optimum_grasprune.execution.state_file import STATE_NAME
+from optimum_grasprune.execution import Course, Resumable, RunState, WholeModel
+from optimum_grasprune.execution.state_file import INDEX_NAME
 from optimum_grasprune.export.card import model_card
 from optimum_grasprune.export.checkpoint import load_pruned_model, read_plan
 from optimum_grasprune.families import family_of
@@ -62,8 +62,17 @@ def given(model: LlamaForCausalLM, name: str, **options: object) -> tuple[Proble
     return problem, plan, build_pruned_model(model, plan, problem.family)
 
 
-def trained(model: LlamaForCausalLM, name: str, text: RecoveryText | None = None, **options: object) -> LearntWeights:
+def trained(
+    model: LlamaForCausalLM,
+    name: str,
+    text: RecoveryText | None = None,
+    state: RunState | None = None,
+    **options: object,
+) -> LearntWeights:
     problem, plan, pruned = given(model, name, **options)
+    if state is not None:
+        state.begin({}, dict)
+        problem = replace(problem, runner=Resumable(problem.runner, state))
     reference = Reference.of(replace(problem, recovery_text=text))
     return STAGES[name].from_config(problem.config).train(reference, pruned, plan)
 
@@ -310,13 +319,6 @@ def test_a_shallower_model_is_trained_like_any_other(
     assert same(state_of(LlamaForCausalLM.from_pretrained(tmp_path / "out")), state_of(pruned.model))
 
 
-def test_nothing_is_hashed_where_no_state_is_kept(
-    name: str, model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("optimum_grasprune.recovery.fine_tuning.digest", lambda _: pytest.fail("hashed"))
-    trained(model, name)
-
-
 @pytest.mark.parametrize("asked", [True, False])
 def test_a_replay_saves_memory_where_that_is_asked_for(
     asked: bool, tokenizer: PreTrainedTokenizerFast, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
@@ -434,59 +436,26 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object], step
 def test_a_run_that_was_stopped_goes_on_and_comes_to_the_same(
     name: str, watched: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    text, model, state = (TEXT if watched else None), make_model(), tmp_path / "state"
+    text, model, folder = (TEXT if watched else None), make_model(), tmp_path / "state"
     options = {"epochs": 1, "recover_learning_rate": 1e-2}
     whole = trained(model, name, text, **options)
-    kept = {"recover_checkpoint": str(state), "recover_checkpoint_steps": 1, **options}
-    interrupted(monkeypatch, lambda: trained(model, name, text, **kept), 2)
-    assert [entry.name for entry in state.iterdir()] == [STATE_NAME]
-    with safe_open(state / STATE_NAME, framework="pt") as file:
-        assert "number.0" in file.keys() and '"step": 2' in file.metadata()["training"]  # noqa: SIM118
+
+    def kept() -> LearntWeights:
+        return trained(model, name, text, RunState(folder, every=0.0), **options)
+
+    interrupted(monkeypatch, kept, 2)
+    assert sorted(entry.name for entry in folder.iterdir()) == [f"0000-{name}.safetensors", INDEX_NAME]
+    with safe_open(folder / f"0000-{name}.safetensors", framework="pt") as file:
+        assert "number.0" in file.keys() and '"step": 2' in file.metadata()["standing"]  # noqa: SIM118
     steps: list[int] = []
     goes_on = Course.goes_on
     monkeypatch.setattr(Course, "goes_on", lambda *all: steps.append(all[-2]) or goes_on(*all))
-    resumed = trained(model, name, text, **kept)
+    resumed = kept()
     assert steps[0] == 3 and same(dict(resumed.weights), dict(whole.weights))
     assert replace(resumed.record, minutes=0) == replace(whole.record, minutes=0) and whole.record.kept_step > 2
     steps.clear()
-    finished = trained(model, name, text, **kept)
-    assert not steps and same(dict(finished.weights), dict(whole.weights))
-
-
-def test_a_state_is_that_of_one_training_alone(name: str, tmp_path: Path) -> None:
-    model, kept = make_model(), {"recover_checkpoint": str(tmp_path / "state")}
-    trained(model, name, **kept)
-    with pytest.raises(CheckpointError, match="is the state of another recovery: its seed is 0, not 1"):
-        trained(model, name, seed=1, **kept)
-    with pytest.raises(CheckpointError, match="is the state of another recovery: its text is "):
-        trained(model, name, TEXT, **kept)
-    with pytest.raises(CheckpointError, match="is the state of another recovery: its pruned model is "):
-        trained(make_model(seed=1), name, **kept)
-
-
-def test_what_is_damaged_or_in_the_way_is_said_before_any_work(
-    name: str, tokenizer: PreTrainedTokenizerFast, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(WholeModel, "learn", lambda *_, **__: pytest.fail("work was started"))
-    monkeypatch.setattr(WholeModel, "gather", lambda *_, **__: pytest.fail("work was started"))
-    (tmp_path / "file").write_text("")
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "notes.txt").write_text("mine")
-    (tmp_path / "damaged").mkdir()
-    (tmp_path / "damaged" / STATE_NAME).write_bytes(b"half of it")
-    for folder, line in {
-        "file": "for the state of the recovery is a file",
-        "other": "holds something other than the state of a recovery: notes.txt",
-        "damaged": "is not the state of a recovery",
-    }.items():
-        with pytest.raises(CheckpointError, match=line):
-            pruner_of(name, corpus_file, recover_checkpoint=str(tmp_path / folder)).prune(make_model(), tokenizer)
-    assert (tmp_path / "other" / "notes.txt").read_text() == "mine" and len(list(tmp_path.iterdir())) == 3
-
-
-def test_where_the_state_lies_is_no_part_of_the_recipe(name: str) -> None:
-    config = GRASPConfig(recover=name, recover_checkpoint="/somewhere")
-    assert "/somewhere" not in str(config.to_dict()) and config.model_copy(update={"seed": 1}).recover_checkpoint
+    finished = kept()
+    assert not steps and same(dict(finished.weights), dict(whole.weights)) and finished.record == resumed.record
 
 
 @pytest.fixture

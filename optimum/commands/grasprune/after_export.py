@@ -39,7 +39,7 @@ class Written:
         return {**record, **({"measured": [text.to_dict() for text in measured]} if measured else {})}
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
+def add_result_options(parser: argparse.ArgumentParser) -> None:
     """The options of measuring and sending."""
     group = parser.add_argument_group("Results and sharing")
     group.add_argument(

@@ -80,7 +80,7 @@ class Subcommand(BaseOptimumCLICommand):
     """A command whose errors end in one line on standard error and exit code 2. A subclass writes `execute`."""
 
     def run(self) -> None:
-        """Run the command; bad input ends in exit code 2, an interrupt in 130."""
+        """Run the command; bad input ends in exit code 2, Ctrl-C in 130, SIGTERM in 143 where work is kept."""
         _quieten_libraries()
         from optimum_grasprune.errors import GraspruneError, OptionError
         from optimum_grasprune.progress import restart, tidy
@@ -95,9 +95,9 @@ class Subcommand(BaseOptimumCLICommand):
             self.fail(self._line_of(error))
         except GraspruneError as error:
             self.fail(str(error))
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
+        except KeyboardInterrupt as stop:
+            print(str(stop) or "interrupted", file=sys.stderr)
+            sys.exit(getattr(stop, "code", 130))
 
     @property
     def from_file(self) -> Mapping[str, str]:

@@ -101,7 +101,6 @@ class CompareCommand(Subcommand):
 def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     from optimum_grasprune.config import GRASPConfig, TaskOptions
     from optimum_grasprune.config.flags import add_advanced_options, add_everyday_options, add_options, add_own_options
-    from optimum_grasprune.config.recovery import OF_ONE_RUN
 
     required = parser.add_argument_group("Required arguments")
     required.add_argument("-m", "--model", required=True, help="model folder or Hugging Face name")
@@ -149,8 +148,8 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     optional.add_argument("--no-plot", action="store_true", help="write tables only; needs no matplotlib")
     add_model_options(optional)
     own = add_own_options(parser, arguments, method="methods")
-    add_advanced_options(parser, leave_out=(*OF_A_CELL, *OF_ONE_RUN))
-    common = [name for name in GRASPConfig.model_fields if name not in (*OF_A_CELL, *OF_ONE_RUN)]
+    add_advanced_options(parser, leave_out=OF_A_CELL)
+    common = [name for name in GRASPConfig.model_fields if name not in OF_A_CELL]
     parser.set_defaults(config_fields=(*common, *own), last_list=None)
 
 

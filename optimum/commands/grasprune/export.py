@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from optimum.commands.base import CommandInfo
 
-from .after_export import Written, add_options, beside_dense, check, finish
+from .after_export import Written, add_result_options, beside_dense, check, finish
 from .base import Subcommand, add_example, add_model_options, declare_late, is_number
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from optimum_grasprune.comparison.beside import BesideDense
     from optimum_grasprune.config import GRASPConfig
+    from optimum_grasprune.execution import RunState
     from optimum_grasprune.export.outputs import Source
     from optimum_grasprune.pruned import PrunedModel
     from optimum_grasprune.pruner import GRASPPruner
@@ -48,15 +49,24 @@ class ExportCommand(Subcommand):
         config = by_recipe(self.args.recipe, **values, **({"keep_ratio": ratios[0]} if ratios else {}))
         check_shard_size(self.args.max_shard_size)
         check(self.args)
-        if len(ratios) > 1 or self.args.nested:
-            self._export_many(GRASPPruner(config), ratios or [str(config.keep_ratio)], Path(output))
+        pruner, several = GRASPPruner(config), len(ratios) > 1 or self.args.nested
+        folders = self._folders(pruner, ratios, Path(output)) if several else {config.keep_ratio: output}
+        state = self._state(output)
+        self._check_all_free(folders.values(), state)
+        beside = self._beside(config)
+        with state.stoppable():
+            if several:
+                written = self._export_many(pruner, folders, state)
+            else:
+                written = [self._written(self._prune(pruner, state), output, self.args.push_to_hub)]
+            state.remove()
+        measured = finish(written, beside, private=self.args.private)
+        results = [done.to_dict(texts) for done, texts in zip(written, measured, strict=True)]
+        if several:
+            checkpoints = [{"output": done.folder, **of_it} for done, of_it in zip(written, results, strict=True)]
+            self.write_result({"checkpoints": checkpoints})
         else:
-            self._check_free(output)
-            self._check_state_folder(output)
-            beside = self._beside(config)
-            written = self._written(self._prune(GRASPPruner(config)), output, self.args.push_to_hub)
-            (measured,) = finish([written], beside, private=self.args.private)
-            self.write_result(written.to_dict(measured))
+            self.write_result(results[0])
 
     def _beside(self, config: GRASPConfig) -> BesideDense | None:
         return beside_dense(self.args, config, self.source_options(self.args.model))
@@ -64,6 +74,22 @@ class ExportCommand(Subcommand):
     def _written(self, pruned: PrunedModel, output: str, repository: str | None) -> Written:
         self._save(pruned, output)
         return Written.of(pruned, output, repository)
+
+    def _state(self, output: str) -> RunState:
+        from optimum_grasprune.config import StateOptions
+        from optimum_grasprune.config.flags import given
+        from optimum_grasprune.execution import RunState
+        from optimum_grasprune.export.staging import state_folder
+
+        options = StateOptions(**given(self.args, StateOptions.model_fields))
+        return RunState(state_folder(output), resume=options.resume == "yes")
+
+    def _check_all_free(self, folders: Iterable[str], state: RunState) -> None:
+        """Refuse folders that are taken, but for those that this run wrote before it was stopped."""
+        index = state.found()
+        for folder in folders:
+            if index is None or Path(folder).name not in index.outputs:
+                self._check_free(folder)
 
     def _check_free(self, output: str) -> None:
         from optimum_grasprune.export.staging import check_output
@@ -77,20 +103,14 @@ class ExportCommand(Subcommand):
         pruned.save(output, overwrite=self.args.overwrite, max_shard_size=self.args.max_shard_size)
         print_summary(pruned.record, f"{self.args.model} -> {output}")
 
-    def _check_state_folder(self, output: str) -> None:
-        from optimum_grasprune.export.outputs import Source, check_apart
-
-        if (folder := self.args.recover_checkpoint) is not None:
-            state = Source("the folder of --recover-checkpoint", Path(folder).absolute())
-            check_apart(output, [state])
-            check_apart(folder, self.sources())
-
-    def _prune(self, pruner: GRASPPruner) -> PrunedModel:
+    def _prune(self, pruner: GRASPPruner, state: RunState) -> PrunedModel:
         from optimum_grasprune.export.checkpoint import read_plan
 
         saved = read_plan(self.args.plan) if self.args.plan else None
         model, tokenizer = self._loaded(pruner.config)
-        return pruner.prune(model, tokenizer) if saved is None else pruner.replay(model, tokenizer, *saved)
+        if saved is None:
+            return pruner.prune(model, tokenizer, state=state)
+        return pruner.replay(model, tokenizer, *saved, state=state)
 
     def _loaded(self, config: GRASPConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         from optimum_grasprune.export.base_card import CARD_NAME
@@ -103,30 +123,43 @@ class ExportCommand(Subcommand):
         model = load_model(source, dtype=config.dtype, device=config.device, **options)
         return model, load_tokenizer(source, **options)
 
-    def _export_many(self, pruner: GRASPPruner, ratios: Sequence[str], output: Path) -> None:
-        """A checkpoint a ratio in a folder of its own, each written when it is made: what is finished stays."""
-        from optimum_grasprune.errors import GraspruneError, OptionError
+    def _folders(self, pruner: GRASPPruner, ratios: Sequence[str], output: Path) -> dict[float, str]:
+        """A folder for each of several ratios, largest first."""
+        from optimum_grasprune.errors import OptionError
         from optimum_grasprune.ratios import at_ratios
 
-        configs = at_ratios(pruner.config, ratios, nested=self.args.nested)
+        configs = at_ratios(pruner.config, ratios or [str(pruner.config.keep_ratio)], nested=self.args.nested)
         if self.args.plan:
             raise OptionError("keep_ratio", " ".join(ratios), "a plan is of one ratio, its own")
-        folders = {config.keep_ratio: str(output / f"keep-{config.keep_ratio!r}") for config in configs}
-        for folder in folders.values():
-            self._check_free(folder)
-        beside = self._beside(pruner.config)
-        run = pruner.prune_many(*self._loaded(pruner.config), list(folders), nested=self.args.nested)
+        return {config.keep_ratio: str(output / f"keep-{config.keep_ratio!r}") for config in configs}
+
+    def _export_many(self, pruner: GRASPPruner, folders: Mapping[float, str], state: RunState) -> list[Written]:
+        """A checkpoint a ratio in a folder of its own, each written when it is made: what is finished stays."""
+        from optimum_grasprune.errors import GraspruneError
+
+        run = pruner.prune_many(*self._loaded(pruner.config), list(folders), nested=self.args.nested, state=state)
         written: list[Written] = []
         for ratio, folder in folders.items():
             try:
                 repository = self.args.push_to_hub and f"{self.args.push_to_hub}-keep-{ratio!r}"
-                written.append(self._written(run.prune(ratio), folder, repository))
+                written.append(self._written_among(run.prune(ratio), folder, repository, state))
             except GraspruneError as error:
                 kept = ", ".join(done.folder for done in written) or "none"
                 raise GraspruneError(f"at the keep ratio {ratio}: {error}; finished checkpoints: {kept}") from None
-        measured = finish(written, beside, private=self.args.private)
-        pairs = zip(written, measured, strict=True)
-        self.write_result({"checkpoints": [{"output": done.folder, **done.to_dict(texts)} for done, texts in pairs]})
+        return written
+
+    def _written_among(self, pruned: PrunedModel, folder: str, repository: str | None, state: RunState) -> Written:
+        """One of several checkpoints, saved unless the run did so before it was stopped."""
+        from optimum_grasprune.export.checkpoint import read_record
+        from optimum_grasprune.report import print_summary
+
+        name, record = Path(folder).name, pruned.record.to_dict()
+        if name in state.outputs and (before := read_record(folder)) is not None and before.to_dict() == record:
+            print_summary(pruned.record, f"{self.args.model} -> {folder}, written before")
+            return Written.of(pruned, folder, repository)
+        self._check_free(folder)
+        state.announce(name)
+        return self._written(pruned, folder, repository)
 
     def sources(self) -> list[Source]:
         """The model, the corpora and the plan."""
@@ -148,8 +181,13 @@ def _is_value(option: str, text: str) -> bool:
 
 
 def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    from optimum_grasprune.config import RECIPES, GRASPConfig
-    from optimum_grasprune.config.flags import add_advanced_options, add_everyday_options, add_own_options
+    from optimum_grasprune.config import RECIPES, GRASPConfig, StateOptions
+    from optimum_grasprune.config.flags import (
+        add_advanced_options,
+        add_everyday_options,
+        add_options,
+        add_own_options,
+    )
 
     required = parser.add_argument_group("Required arguments")
     required.add_argument("-m", "--model", required=True, help="model folder or Hugging Face name")
@@ -174,8 +212,9 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     )
     optional.add_argument("--plan", metavar="PATH", help="replay a saved plan (a checkpoint or its grasp_config.json)")
     optional.add_argument("--overwrite", action="store_true", help="replace the pruned checkpoint in OUTPUT")
+    add_options(optional, StateOptions)
     add_model_options(optional)
-    add_options(parser)
+    add_result_options(parser)
     own = add_own_options(parser, arguments)
     add_advanced_options(parser)
     writing = parser.add_argument_group("Advanced: writing")

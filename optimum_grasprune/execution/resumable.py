@@ -1,0 +1,141 @@
+"""A runner whose work is kept in the state of the run: what was worked out before is not worked out again.
+
+Shape suffixes: N sequences, S sequence, U units.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from pydantic import JsonValue
+from torch import Tensor
+from transformers import PreTrainedModel
+from typing_extensions import Self
+
+from ..statistics import Statistic
+from .course import Course
+from .distillation import LiveTeacher, Teacher, Teaches
+from .instrument import Gates
+from .run_state import Piece, RunState
+from .runner import Runner, Training
+from .state_file import Standing, digest
+from .stream import LayerStream
+from .trainable import Trainable
+
+_OF_NO_MATTER = ("_name_or_path", "transformers_version")
+"""What a model's configuration says and no result depends on."""
+
+
+class Resumable(Runner):
+    """Another runner, which does what is not known yet.
+
+    Kept are losses, statistics, trainings and what a teacher came to; what runs layer by layer is run again.
+    """
+
+    def __init__(self, inner: Runner, state: RunState) -> None:
+        super().__init__(inner.model)
+        self.inner, self.state = inner, state
+
+    def beside(self, model: PreTrainedModel) -> Self:
+        """See `Runner.beside`."""
+        return type(self)(self.inner.beside(model), self.state)
+
+    def clock(self) -> float:
+        """See `Runner.clock`."""
+        return self.state.clock()
+
+    def losses(self, windows_NS: Tensor, batch_size: int = 1) -> Iterator[Tensor]:
+        """See `Runner.losses`; one by one they are not kept."""
+        return self.inner.losses(windows_NS, batch_size)
+
+    def mean_loss(self, windows_NS: Tensor, batch_size: int = 1) -> float:
+        """See `Runner.mean_loss`."""
+        of = fingerprint(windows_NS, batch_size)
+        return self.state.number("loss", of, lambda: self.inner.mean_loss(windows_NS, batch_size))
+
+    def gated(self) -> AbstractContextManager[Gates]:
+        """See `Runner.gated`."""
+        return self.inner.gated()
+
+    def gather(
+        self,
+        statistics: Iterable[Statistic[Any]],
+        tokens_NS: Tensor,
+        maps: Sequence[str] | None = None,
+        *,
+        kept_U: Tensor | None = None,
+        gradient_checkpointing: bool = False,
+        piece: Piece | None = None,
+    ) -> dict[Statistic[Any], Any]:
+        """See `Runner.gather`."""
+        statistics = list(statistics)
+        of = fingerprint(tokens_NS, [type(each).__name__ for each in statistics], maps)
+        return self.inner.gather(
+            statistics,
+            tokens_NS,
+            maps,
+            kept_U=kept_U,
+            gradient_checkpointing=gradient_checkpointing,
+            piece=piece or self.state.piece("statistics", of),
+        )
+
+    def learn(
+        self,
+        trained: Trainable,
+        tokens_NS: Tensor,
+        training: Training,
+        dense: Teaches | None = None,
+        status: Callable[[], Sequence[str]] = tuple,
+        course: Course | None = None,
+    ) -> list[Tensor]:
+        """See `Runner.learn`."""
+        course = course or Course({})
+        course.piece = self.state.piece(training.label, fingerprint(tokens_NS, type(trained).__name__, vars(training)))
+        numbers = course.finished(trained)
+        if numbers is None:
+            numbers = self.inner.learn(trained, tokens_NS, training, dense or self, status, course)
+            course.finish(trained, numbers)
+        return numbers
+
+    def teacher(
+        self, tokens_NS: Tensor, *, live: bool = False, hidden_NSD: Tensor | None = None
+    ) -> Teacher | LiveTeacher:
+        """See `Runner.teacher`."""
+        if live:
+            return self.inner.teacher(tokens_NS, live=True)
+        # Who remembers what a teacher said asks for less of it than a run that goes on, and remembers nothing.
+        piece = self.state.piece("teacher", fingerprint(tokens_NS), may_differ=True)
+        kept = piece.kept()
+        teacher = self.inner.teacher(tokens_NS, hidden_NSD=hidden_NSD if kept is None else kept[1]["hidden"])
+        if isinstance(teacher, Teacher):
+            piece.finish(Standing(of=piece.of, step=len(tokens_NS)), {"hidden": teacher.hidden_NSD})
+        return teacher
+
+    def stream(self, tokens_NS: Tensor) -> AbstractContextManager[LayerStream]:
+        """See `Runner.stream`."""
+        return self.inner.stream(tokens_NS)
+
+
+def fingerprint(tokens_NS: Tensor, *others: object) -> str:
+    """What tells work from other work of the same run: a hash of the sequences and of how they are gone through."""
+    text = digest([("tokens", tokens_NS)]) + json.dumps(others)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def contents_of(model: PreTrainedModel, texts: Mapping[str, Tensor]) -> dict[str, JsonValue]:
+    """What a run works on, by hashes, and where: what tells it from another run of the same options.
+
+    texts: all sequences that it looks at, by name.
+    """
+    described = {name: value for name, value in model.config.to_dict().items() if name not in _OF_NO_MATTER}
+    configuration = json.dumps(described, sort_keys=True, default=str)
+    return {
+        "model": digest(model.state_dict().items())[:16],
+        "model's configuration": hashlib.sha256(configuration.encode()).hexdigest()[:16],
+        "text": digest(texts.items())[:16],
+        "place of computation": str(model.device),
+    }
