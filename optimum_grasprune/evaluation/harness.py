@@ -48,6 +48,7 @@ def ask(model: Any, suite: TaskSuite, source: str, backend: str) -> Scored:
             num_fewshot=suite.options.num_fewshot,
             limit=suite.options.limit,
             batch_size=suite.options.task_batch_size,
+            task_manager=suite.manager,  # else it reads its thousands of task files for every model
         )
     samples = found.pop("samples")
     found["config"] |= {"model": backend, "model_args": {"pretrained": source}}

@@ -62,9 +62,10 @@ class Row:
 
 @dataclass(frozen=True)
 class TaskSuite:
-    """Tasks that are ready to be asked. specs: tasks and groups as the harness loaded them."""
+    """Tasks that are ready to be asked. manager: the harness's index.  specs: tasks and groups as it loaded them."""
 
     options: TaskOptions
+    manager: Any
     specs: tuple[Any, ...]
     rows: tuple[Row, ...]
     asked: AskedTasks
@@ -90,11 +91,11 @@ def read_tasks(options: TaskOptions) -> TaskSuite | None:
         if folder is not None and not Path(folder).is_dir():
             raise OptionError(option, folder, "no such folder")
     with undisturbed():
-        specs = _loaded(options)
+        manager, specs = _loaded(options)
         tasks = {task.task_name: task for spec in specs for task in _tasks_in(spec)}
         asked = {name: _asked(task, options) for name, task in tasks.items()}
     rows = tuple(row for spec in specs for row in _rows(spec, asked))
-    return TaskSuite(options, tuple(specs), rows, AskedTasks(tasks=asked, lm_eval=version("lm-eval")))
+    return TaskSuite(options, manager, tuple(specs), rows, AskedTasks(tasks=asked, lm_eval=version("lm-eval")))
 
 
 def check_installed(tasks: str) -> None:
@@ -108,8 +109,8 @@ def check_installed(tasks: str) -> None:
         ) from None
 
 
-def _loaded(options: TaskOptions) -> list[Any]:
-    """Tasks and groups, in the order in which they are named."""
+def _loaded(options: TaskOptions) -> tuple[Any, list[Any]]:
+    """The index, and tasks and groups in the order in which they are named."""
     names = [name.strip() for name in (options.tasks or "").split(",") if name.strip()]
     names = [task for name in names for task in (PAPER if name == "paper" else [name])]
     if not names:
@@ -122,7 +123,7 @@ def _loaded(options: TaskOptions) -> list[Any]:
             for task in _tasks_in(spec):
                 _check_task(name, task, seen)
             specs.append(spec)
-    return specs
+    return manager, specs
 
 
 def _manager(names: Sequence[str], options: TaskOptions) -> Any:

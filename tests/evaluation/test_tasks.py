@@ -88,7 +88,8 @@ def test_local_tasks_give_the_harness_own_numbers(both: tuple[TaskSuite, dict[st
     names = [name for name in FILES if name != "lambada_openai"]  # whose perplexity is bootstrapped for a while
     model, tokenizer = make_model(), make_tokenizer()
     with undisturbed():
-        own = lm_eval.simple_evaluate(LoadedModel(model, tokenizer, 1), tasks=[both[1][name] for name in names])
+        tasks, manager = [both[1][name] for name in names], both[0].manager
+        own = lm_eval.simple_evaluate(LoadedModel(model, tokenizer, 1), tasks=tasks, task_manager=manager)
     ours = ask_model(model, tokenizer, suite(",".join(f"local_{name}" for name in names), data), "tiny")
     for name in names:
         metrics = {key: value for key, value in own["results"][name].items() if "," in key}
