@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from pydantic import JsonValue
@@ -56,12 +56,8 @@ def replayed(
     if plan.whole_layers and config.compensation != "auto" and stages_in(config.compensation):
         reason = "nothing makes up for whole layers, which the plan drops"
         raise OptionError("compensation", config.compensation, reason)
-    recipe, tokens_NS, text, calibration = config, NO_TOKENS_NS, None, None
-    names = _stages(plan, origin, config)
-    chain = _chain(plan, recipe, names)
-    if origin is not None and not chain.in_plan:
-        recipe = _recipe(origin, config)
-        chain = _chain(plan, recipe, names)
+    tokens_NS, text, calibration = NO_TOKENS_NS, None, None
+    recipe, chain = _recipe_and_chain(plan, origin, config)
     for training in chain.trainings:
         training.check()
     if chain.looks_at_data_again:
@@ -71,14 +67,9 @@ def replayed(
         tokens_NS, text = calibration.tokens_NS, calibration.recovery_text
         if config.recover == "none" and origin is not None and text is not None:
             _check_watched(text, origin)
-    runner: Runner = WholeModel(model)
-    if state is not None:
-        sequences = {} if calibration is None else calibration.sequences
-        of = run_of(recipe, plan=_digest(plan), stages=list(chain.names))
-        state.begin(of, lambda: contents_of(model, sequences))
-        runner = Resumable(runner, state)
+    of = run_of(recipe, plan=_digest(plan), stages=list(chain.names))
     reference = Reference.on(
-        runner,
+        WholeModel(model) if state is None else _kept(WholeModel(model), state, of, calibration),
         tokens_NS,
         recipe.statistic_samples,
         chain.statistics,
@@ -109,6 +100,23 @@ def applied_in_place(origin: Record, config: GRASPConfig) -> dict[str, JsonValue
             given |= dict.fromkeys(CalibrationOptions.model_fields)
         applied |= {name: value for name, value in config.to_dict().items() if name in given}
     return applied
+
+
+def _recipe_and_chain(plan: PruningPlan, origin: Record | None, config: GRASPConfig) -> tuple[GRASPConfig, Chain]:
+    """What makes up for the cut, and its options: the recorded ones where the plan does not hold all of it."""
+    names = _stages(plan, origin, config)
+    chain = _chain(plan, config, names)
+    if origin is None or chain.in_plan:
+        return config, chain
+    recipe = _recipe(origin, config)
+    return recipe, _chain(plan, recipe, names)
+
+
+def _kept(runner: Runner, state: RunState, of: Mapping[str, JsonValue], calibration: Calibration | None) -> Resumable:
+    """A runner whose work is kept. of: what tells the run from others."""
+    sequences = {} if calibration is None else calibration.sequences
+    state.begin(of, lambda: contents_of(runner.model, sequences))
+    return Resumable(runner, state)
 
 
 def _recipe(origin: Record, config: GRASPConfig) -> GRASPConfig:
