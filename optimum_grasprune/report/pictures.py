@@ -21,8 +21,16 @@ _TALL, _FONT = 4.4, 9
 
 def write_widths(file: str, layers: Sequence[LayerShares], model: str) -> None:
     """Write the figure of a model's widths; the ending of the file says the kind. CheckpointError."""
-    figure = widths_figure(layers, title=f"{public_name(model)}: what each layer keeps")
-    write_file(Path(file), rendered(figure, "svg" if file.endswith(".svg") else "png"))
+    write_file(Path(file), rendered(_of_model(layers, model), "svg" if file.endswith(".svg") else "png"))
+
+
+def widths_svg(layers: Sequence[LayerShares], model: str) -> bytes:
+    """The same figure as SVG."""
+    return rendered(_of_model(layers, model), "svg")
+
+
+def _of_model(layers: Sequence[LayerShares], model: str) -> Figure:
+    return widths_figure(layers, title=f"{public_name(model)}: what each layer keeps")
 
 
 def widths_figure(layers: Sequence[LayerShares], *, title: str) -> Figure:

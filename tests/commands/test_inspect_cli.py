@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,25 @@ def test_widths_are_drawn(cli: Cli, pruned_folder: Path, tmp_path: Path) -> None
     assert str(tmp_path) not in drawing and str(pruned_folder.parent) not in drawing
 
 
+def test_all_of_it_on_one_page(cli: Cli, pruned_folder: Path, model_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "shape.html"
+    outcome = cli("inspect", "-m", pruned_folder, "--gpu-memory", "24GiB", "--context", "64", "--html", page)
+    assert outcome.code == 0, outcome.error_lines
+    html = page.read_text(encoding="utf-8")
+    assert html.count("<img ") == 1 and "--keep-ratio" in html
+    titles = re.findall(r"<h2 id=.*?>(.*?)</h2>", html)
+    assert [title for title in titles if title != "What the choice was made by"] == [
+        *("Shape", "What is kept", "How it was made", "Layers", "What fits")
+    ]
+    assert str(pruned_folder.parent) not in html
+    outcome = cli("inspect", "-m", model_folder, "--html", page)
+    assert outcome.code == 0, outcome.error_lines
+    assert re.findall(r"<h2 id=.*?>(.*?)</h2>", page.read_text(encoding="utf-8")) == ["Shape", "Layers"]
+    refused = cli("inspect", "-m", model_folder, "--html", tmp_path / "shape.pdf")
+    assert refused.code == 2 and "--html" in refused.error_lines[0] and ".html or .htm" in refused.error_lines[0]
+
+
 @pytest.mark.parametrize(
     ("file", "message"),
     [
@@ -173,6 +193,8 @@ def test_drawing_needs_matplotlib(
     outcome = cli("inspect", "-m", pruned_folder, "--plot", tmp_path / "shape.png")
     line = 'plots need matplotlib: pip install "optimum-grasprune[plot]", or leave out --plot'
     assert outcome.error_lines == [f"optimum-cli grasprune inspect: error: {line}"]
+    outcome = cli("inspect", "-m", pruned_folder, "--html", tmp_path / "shape.html")
+    assert outcome.error_lines == [f"optimum-cli grasprune inspect: error: {line.replace('--plot', '--html')}"]
 
 
 def _without_matplotlib(name: str) -> None:

@@ -6,7 +6,9 @@ No weights are loaded.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from optimum.commands.base import CommandInfo
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
     from optimum_grasprune.export.outputs import Source
     from optimum_grasprune.model_files import ReadAs
-    from optimum_grasprune.serving.inspection import Deployment
+    from optimum_grasprune.record import Record
+    from optimum_grasprune.report.tables import LayerShares
+    from optimum_grasprune.serving.inspection import Deployment, Inspection
 
 
 class InspectCommand(Subcommand):
@@ -46,7 +50,7 @@ class InspectCommand(Subcommand):
         from optimum_grasprune.report import print_summary, print_table
         from optimum_grasprune.serving.inspection import COLUMNS, inspection, shares_kept
 
-        draw = self._checked_plot()
+        drawn = self._checked_pictures()
         config = load_config(self.args.model, **self._read_as())
         family_of(config)  # no other complaint before that of an unknown family
         deployment = self._deployment(config)
@@ -57,8 +61,7 @@ class InspectCommand(Subcommand):
             print_summary(record, f"pruned from {record.base_model.name or 'a model in memory'}")
         if deployment is not None:
             print_table(deployment.title(), deployment.columns(), deployment.rows(), deployment.footer())
-        if draw is not None:
-            draw(self.args.plot, shares_kept(config, record), self.args.model)
+        self._write_pictures(drawn, shares_kept(config, record), (found, record, deployment))
         self.write_result(
             {
                 **found.to_dict(),
@@ -67,17 +70,37 @@ class InspectCommand(Subcommand):
             }
         )
 
-    def _checked_plot(self) -> Callable[..., None] | None:
-        """What draws the file of `--plot`; None where none is asked for. OptionError, GraspruneError."""
+    def _checked_pictures(self) -> ModuleType | None:
+        """What draws for `--plot` and `--html`; None where neither is asked for. OptionError, GraspruneError."""
         from optimum_grasprune.errors import OptionError
         from optimum_grasprune.export.outputs import check_result_file
 
-        if (file := self.args.plot) is None:
-            return None
-        if not file.endswith((".png", ".svg")):
-            raise OptionError("plot", file, "should end in .png or .svg")
-        check_result_file(file, self.sources(), option="plot")
-        return module_for_plots("optimum_grasprune.report.pictures", "leave out --plot").write_widths
+        endings = {"plot": (".png", ".svg"), "html": (".html", ".htm")}
+        asked = {option: file for option in endings if (file := getattr(self.args, option)) is not None}
+        for option, file in asked.items():
+            if not file.endswith(endings[option]):
+                raise OptionError(option, file, f"should end in {' or '.join(endings[option])}")
+            check_result_file(file, self.sources(), option=option)
+        flags = " and ".join(f"--{option}" for option in asked)
+        return module_for_plots("optimum_grasprune.report.pictures", f"leave out {flags}") if asked else None
+
+    def _write_pictures(
+        self,
+        pictures: ModuleType | None,
+        layers: Sequence[LayerShares],
+        inspected: tuple[Inspection, Record | None, Deployment | None],
+    ) -> None:
+        from optimum_grasprune.report.html import Picture
+        from optimum_grasprune.serving.checkpoint_report import checkpoint_report
+        from optimum_grasprune.writing import write_file
+
+        if pictures is not None and self.args.plot is not None:
+            pictures.write_widths(self.args.plot, layers, self.args.model)
+        if pictures is not None and self.args.html is not None:
+            widths = Picture(
+                pictures.widths_svg(layers, self.args.model), "share that each layer keeps, FFN and KV heads"
+            )
+            write_file(Path(self.args.html), checkpoint_report(*inspected, [widths]).html().encode())
 
     def _read_as(self) -> ReadAs:
         return self.source_options(self.args.model, *filter(None, [self.args.dense]))
@@ -114,5 +137,8 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     optional = parser.add_argument_group("Optional arguments")
     optional.add_argument(
         "--plot", metavar="FILE", help="draw what each layer keeps into this file, .png or .svg; needs matplotlib"
+    )
+    optional.add_argument(
+        "--html", metavar="FILE", help="write all of it as one HTML page, with that picture; needs matplotlib"
     )
     add_model_options(optional)
