@@ -218,7 +218,7 @@ def test_a_state_is_that_of_one_run_alone(
             prune(**change)
     with pytest.raises(GraspruneError, match="its keep_ratios is "):
         GRASPPruner(config).prune_many(model, tokenizer, [0.6, 0.5], state=RunState(tmp_path / "state"))
-    with pytest.raises(GraspruneError, match="a run that starts from an earlier selection keeps no state"):
+    with pytest.raises(GraspruneError, match="a run that starts from what an earlier one found keeps no state"):
         prune(earlier=GRASPPruner(config).prune(model, tokenizer).selection)
     corpus.write_text(other_text.read_text())
     with pytest.raises(GraspruneError, match="holds the state of another run: its text is "):
