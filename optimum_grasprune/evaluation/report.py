@@ -98,14 +98,14 @@ def read_asked(
             raise OptionError(name, getattr(options, name), "is of use only with a corpus: --ppl or --dataset")
     check_vllm(backend, options.device)
     resolve_device(options.device)
+    suite = read_tasks(tasks)  # which refuses what is of no use without tasks, before a corpus is read
     if tasks.tasks is None and not entries:
-        read_tasks(tasks)  # which refuses what is of no use without
         return None
     corpora = read_corpora(entries, options.text_column, "ppl")
     if named:
         corpus = corpus_of(options)
         corpora = {Path(corpus.source).name: corpus}
-    return Asked(corpora, options, read_tasks(tasks), backend)
+    return Asked(corpora, options, suite, backend)
 
 
 def report(sources: Sequence[str], asked: Asked, read_as: ReadAs, *, beside_first: bool) -> EvaluationReport:
