@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -11,6 +12,9 @@ from typing import Any
 from ..config import BackendOptions
 from ..errors import GraspruneError, OptionError
 from ..model_files import ReadAs, first_line
+
+KV_VARIABLE, KV_GIB = "VLLM_CPU_KVCACHE_SPACE", "1"
+"""Where vLLM's CPU backend reads its KV cache from, in GiB, and what tasks need of it: their requests are short."""
 
 _OURS = ("pretrained", "dtype", "trust_remote_code", "revision", "batch_size")
 
@@ -51,13 +55,14 @@ def engine(source: str, options: BackendOptions, batch_size: int | None, read_as
     from lm_eval.models.vllm_causallms import VLLM
 
     try:
-        model = VLLM(
-            pretrained=source,
-            dtype=options.dtype,
-            batch_size=batch_size or "auto",
-            **read_as,
-            **parsed_args(options.model_args),
-        )
+        with kv_cache_on_a_cpu():
+            model = VLLM(
+                pretrained=source,
+                dtype=options.dtype,
+                batch_size=batch_size or "auto",
+                **read_as,
+                **parsed_args(options.model_args),
+            )
     except Exception as error:  # vLLM's engine has as many types as it has parts
         raise GraspruneError(f"vLLM does not start with {source}: {first_line(error)}") from None
     try:
@@ -66,3 +71,18 @@ def engine(source: str, options: BackendOptions, batch_size: int | None, read_as
         model.model.llm_engine.engine_core.shutdown()  # the next model needs the memory
         del model
         gc.collect()
+
+
+@contextmanager
+def kv_cache_on_a_cpu() -> Iterator[None]:
+    """A modest KV cache for vLLM's CPU backend, unless the user set one; GPUs do not look at it.
+
+    Left to itself it asks for nearly all of the machine's memory, and starts nowhere where anything else runs.
+    """
+    given = KV_VARIABLE in os.environ
+    os.environ.setdefault(KV_VARIABLE, KV_GIB)
+    try:
+        yield
+    finally:
+        if not given:
+            del os.environ[KV_VARIABLE]
