@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PrunedModel
-from optimum_grasprune.comparison.cells import evaluation_windows, read_corpora
+from optimum_grasprune.comparison import evaluation_windows, read_corpora
 from optimum_grasprune.config import by_recipe
 from optimum_grasprune.corpora import tokenize
 from optimum_grasprune.evaluation import perplexity
