@@ -5,7 +5,7 @@ Shape suffixes: N sequences, S sequence.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -55,10 +55,9 @@ class Problem:
     tokens_NS: calibration sequences, shape (N, S), int64; none for a method that needs none.
     held_out_NS: more of them that nothing is trained on, for choosing; none where nothing is to be chosen.
     declared: the statistics that the method, and what makes up for its cut, look at.
-    shared: those that are gathered for several problems together; None for this one's own.
     recovery_text: what weights are trained on, where they are.
     sharing: the run through several ratios that it is of; None for one of its own.
-    known: statistics that other problems have gathered; None for none.
+    known: statistics that are gathered, for all problems that share it.
     """
 
     runner: Runner
@@ -67,10 +66,9 @@ class Problem:
     held_out_NS: Tensor
     config: GRASPConfig
     declared: tuple[Statistic[Any], ...] = ()
-    shared: Gathered | None = None
     recovery_text: RecoveryText | None = None
     sharing: Sharing | None = None
-    known: KnownStatistics | None = None
+    known: KnownStatistics = field(default_factory=KnownStatistics)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -89,7 +87,7 @@ class Problem:
 
     def at(self, budget: Budget, config: GRASPConfig) -> Problem:
         """The same at another budget, as its configuration has it; statistics are gathered once for both."""
-        return replace(self, budget=budget, config=config, shared=self.statistics)
+        return replace(self, budget=budget, config=config)
 
     @property
     def statistic_tokens_NS(self) -> Tensor:
@@ -103,8 +101,6 @@ class Problem:
         Inputs are watched of the maps that the cut goes through: those that lead out of the blocks, or all of a block
         where single weights are cut.
         """
-        if self.shared is not None:
-            return self.shared
         maps = None if self.config.pattern == "units" else tuple(linears(self.model, self.runner.blocks))
         return Gathered(
             self.runner,
