@@ -16,7 +16,7 @@ from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
 from .config import GRASPConfig
 from .corpora import TokenizedCorpus
 from .errors import GraspruneError, OptionError
-from .execution import KnownStatistics, Resumable, Runner, RunState, WholeModel, contents_of
+from .execution import KnownStatistics, Resumable, Runner, RunState, WholeModel
 from .export.base_card import base_card
 from .export.outputs import Source, corpora, local, models
 from .families import family_of
@@ -233,11 +233,10 @@ class GRASPPruner:
         if state is not None:
             sequences = {} if calibration is None else calibration.sequences
             asked: list[JsonValue] = list(ratios)
-            of = run_of(configs[0], keep_ratios=asked, nested=nested)
-            state.begin(of, lambda: contents_of(model, sequences))
-            runner = Resumable(runner, state)
+            runner = Resumable.begun(runner, state, run_of(configs[0], keep_ratios=asked, nested=nested), sequences)
         first = self.method.problem(runner, budgets[0], tokens_NS, held_out_NS, configs[0], text)
-        first = replace(first, known=known)
+        if known is not None:
+            first = replace(first, known=known)
         if len(configs) > 1:
             depends = shared_run(self.config, ratios, nested=nested) is not None
             first = replace(first, sharing=Sharing(runner, ratios, depends=depends))

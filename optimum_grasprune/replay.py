@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from pydantic import JsonValue
@@ -15,7 +15,7 @@ from .config import CalibrationOptions, GRASPConfig, RecoveryOptions
 from .corpora import source_and_split
 from .corpora.sources import is_missing, names_in
 from .errors import OptionError, PlanError
-from .execution import Resumable, Runner, RunState, WholeModel, contents_of
+from .execution import Resumable, Runner, RunState, WholeModel
 from .methods import get_method
 from .numerics import deterministic_algorithms
 from .problem import RecoveryText
@@ -67,9 +67,12 @@ def replayed(
         tokens_NS, text = calibration.tokens_NS, calibration.recovery_text
         if config.recover == "none" and origin is not None and text is not None:
             _check_watched(text, origin)
-    of = run_of(recipe, plan=_digest(plan), stages=list(chain.names))
+    runner: Runner = WholeModel(model)
+    if state is not None:
+        of = run_of(recipe, plan=_digest(plan), stages=list(chain.names))
+        runner = Resumable.begun(runner, state, of, {} if calibration is None else calibration.sequences)
     reference = Reference.on(
-        WholeModel(model) if state is None else _kept(WholeModel(model), state, of, calibration),
+        runner,
         tokens_NS,
         recipe.statistic_samples,
         chain.statistics,
@@ -110,13 +113,6 @@ def _recipe_and_chain(plan: PruningPlan, origin: Record | None, config: GRASPCon
         return config, chain
     recipe = _recipe(origin, config)
     return recipe, _chain(plan, recipe, names)
-
-
-def _kept(runner: Runner, state: RunState, of: Mapping[str, JsonValue], calibration: Calibration | None) -> Resumable:
-    """A runner whose work is kept. of: what tells the run from others."""
-    sequences = {} if calibration is None else calibration.sequences
-    state.begin(of, lambda: contents_of(runner.model, sequences))
-    return Resumable(runner, state)
 
 
 def _recipe(origin: Record, config: GRASPConfig) -> GRASPConfig:

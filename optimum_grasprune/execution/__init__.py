@@ -4,7 +4,7 @@ from .course import Course
 from .distillation import LiveTeacher, RememberedTeacher, Teacher, Teaches, distillation_loss
 from .gathered import Gathered, KnownStatistics
 from .instrument import Gates, weights_given
-from .resumable import Resumable, contents_of
+from .resumable import Resumable
 from .run_state import RunState
 from .runner import Runner, Training
 from .state_file import CheckUp, digest
@@ -32,7 +32,6 @@ __all__ = [
     "Training",
     "UnitMultipliers",
     "WholeModel",
-    "contents_of",
     "digest",
     "distillation_loss",
     "weights_given",

@@ -40,6 +40,14 @@ class Resumable(Runner):
         super().__init__(inner.model)
         self.inner, self.state = inner, state
 
+    @classmethod
+    def begun(
+        cls, inner: Runner, state: RunState, of: Mapping[str, JsonValue], texts: Mapping[str, Tensor]
+    ) -> Resumable:
+        """The runner of a run whose state is taken up, as `RunState.begin` does. texts: as in `contents_of`."""
+        state.begin(of, lambda: contents_of(inner.model, texts))
+        return cls(inner, state)
+
     def beside(self, model: PreTrainedModel) -> Self:
         """See `Runner.beside`."""
         return type(self)(self.inner.beside(model), self.state)
