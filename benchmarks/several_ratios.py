@@ -21,15 +21,12 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PrunedModel
-from optimum_grasprune.comparison import evaluation_windows, read_corpora
+from optimum_grasprune.comparison import evaluation_texts, evaluation_windows, read_corpora
 from optimum_grasprune.config import by_recipe
-from optimum_grasprune.corpora import tokenize
-from optimum_grasprune.evaluation import perplexity
+from optimum_grasprune.evaluation import perplexity, perplexity_of
 from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.loading import load_model, load_tokenizer
 from optimum_grasprune.writing import write_file, write_json
@@ -77,10 +74,8 @@ class Bench:
         self.tokenizer = load_tokenizer(args.model)
         corpora = read_corpora(args.evaluate, "text")
         window, limits = evaluation_windows(args.eval_seq_len, args.eval_samples, len(corpora))
-        self.windows: dict[str, Tensor] = {}
-        for (name, corpus), limit in zip(corpora.items(), limits or [None] * len(corpora), strict=True):
-            tokenized = tokenize(corpus, self.tokenizer, self.model.config.vocab_size)
-            self.windows[name] = tokenized.windows(window or 256, limit)
+        texts = evaluation_texts(corpora, self.tokenizer, self.model.config.vocab_size, window or 256, limits)
+        self.windows = {text.name: text.windows_WS for text in texts}
 
     def losses(self, model: PreTrainedModel) -> Losses:
         """Mean next-token loss on each text, in nats."""
@@ -121,19 +116,12 @@ def loss_table(dense: Losses, alone: dict[str, Losses], together: dict[str, Loss
     """Perplexities of the ratios that were made both ways, and the nats that the run for all adds."""
     lines = [f"| | {' | '.join(f'{text}, alone | together | nats added' for text in dense)} |"]
     lines.append(f"|---|{'---:|' * (3 * len(dense))}")
-    lines.append(f"| dense | {' | '.join(f'{perplexity_of(loss)} |  | ' for loss in dense.values())} |")
+    lines.append(f"| dense | {' | '.join(f'{perplexity_of(loss):.4g} |  | ' for loss in dense.values())} |")
     for ratio, losses in alone.items():
-        cells = [
-            f"{perplexity_of(loss)} | {perplexity_of(together[ratio][text])} | {together[ratio][text] - loss:+.3f}"
-            for text, loss in losses.items()
-        ]
+        pairs = [(loss, together[ratio][text]) for text, loss in losses.items()]
+        cells = [f"{perplexity_of(one):.4g} | {perplexity_of(all_):.4g} | {all_ - one:+.3f}" for one, all_ in pairs]
         lines.append(f"| ρ = {ratio} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def perplexity_of(loss: float) -> str:
-    """Three or four digits of it."""
-    return f"{torch.tensor(loss).exp().item():.4g}"
 
 
 def parsed() -> argparse.Namespace:

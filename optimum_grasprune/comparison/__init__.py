@@ -1,7 +1,7 @@
 """One model pruned by several methods at several ratios: cells, running them, and their tables."""
 
 from ..evaluation.texts import read_corpora
-from .cells import Cell, cells_of, evaluation_windows
+from .cells import Cell, cells_of, evaluation_texts, evaluation_windows
 from .page import write_page
 from .results import ComparisonResult
 from .run import Comparison
@@ -12,6 +12,7 @@ __all__ = [
     "Comparison",
     "ComparisonResult",
     "cells_of",
+    "evaluation_texts",
     "evaluation_windows",
     "points_of",
     "read_corpora",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..corpora import Corpus, tokenize
+from ..corpora import Corpus
 from ..evaluation import EVALUATION_WINDOW, perplexity
 from ..export.results import MeasuredText
 from ..loading import common_window, load_config, load_model, load_tokenizer
 from ..model_files import ReadAs
-from ..record.describe import public_name
-from .cells import EvaluationText
+from ..record.describe import public_sources
+from .cells import EvaluationText, evaluation_texts
 
 
 class BesideDense:
@@ -35,10 +35,7 @@ class BesideDense:
         config = load_config(source, **read_as)
         window = common_window({"the model": config}, window, EVALUATION_WINDOW, "eval_seq_len")
         tokenizer = load_tokenizer(source, **read_as)
-        self.texts = [
-            EvaluationText(name, corpus, tokenize(corpus, tokenizer, config.vocab_size, bos=bos).windows(window, limit))
-            for (name, corpus), limit in zip(corpora.items(), limits or (None,) * len(corpora), strict=True)
-        ]
+        self.texts = evaluation_texts(corpora, tokenizer, config.vocab_size, window, limits, bos=bos)
 
     def measure(self, checkpoints: Sequence[str]) -> list[tuple[MeasuredText, ...]]:
         """What each checkpoint, given as its folder, gives on every text. One model at a time is in memory."""
@@ -55,10 +52,9 @@ class BesideDense:
 
     def _measured(self, text: EvaluationText, dense: float, pruned: float) -> MeasuredText:
         count, window = text.windows_WS.shape
-        source = ",".join(public_name(part.strip()) for part in text.corpus.source.split(","))
         return MeasuredText(
             name=text.name,
-            source=source,
+            source=",".join(public_sources(text.corpus.source)),
             split=text.corpus.split,
             windows=count,
             window=window,

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from ..config import RECIPES, EvaluationOptions, GRASPConfig
 from ..config.method_options import applicable, owner_of
-from ..corpora import Corpus
+from ..corpora import Corpus, tokenize
 from ..errors import OptionError
 from ..methods import get_method, method_names
 from ..pruner import GRASPPruner
@@ -64,6 +65,22 @@ class EvaluationText:
         count, window = self.windows_WS.shape
         tokens_hash = hashlib.sha256(self.windows_WS.numpy().tobytes()).hexdigest()
         return EvaluatedText(**self.corpus.describe(), windows=count, window=window, tokens_sha256=tokens_hash)
+
+
+def evaluation_texts(
+    corpora: Mapping[str, Corpus],
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: int,
+    window: int,
+    limits: Sequence[int] | None,
+    *,
+    bos: bool | None = None,
+) -> list[EvaluationText]:
+    """Corpora, by name, in windows. vocabulary, bos: as of `tokenize`.  limits: windows of each; None for all."""
+    return [
+        EvaluationText(name, corpus, tokenize(corpus, tokenizer, vocabulary, bos=bos).windows(window, limit))
+        for (name, corpus), limit in zip(corpora.items(), limits or (None,) * len(corpora), strict=True)
+    ]
 
 
 def cells_of(entries: Sequence[str], ratios: Sequence[object], options: Mapping[str, object]) -> list[Cell]:

@@ -46,7 +46,7 @@ from ..record import SharedRun, installed_versions, read_json
 from ..record.describe import describe_model
 from ..writing import results_folder, write_json
 from .accuracy import headline
-from .cells import SAME_FOR_ALL, Cell, EvaluationText, as_given
+from .cells import SAME_FOR_ALL, Cell, as_given, evaluation_texts
 from .results import (
     BaseModel,
     CellFile,
@@ -110,10 +110,8 @@ class Comparison:
         window = common_window({"the model": config}, window, EVALUATION_WINDOW, "eval_seq_len")
         self.tokenizer = load_tokenizer(source, **self.read_as)
         self._check_cells(config)
-        self.evaluations = [
-            EvaluationText(name, corpus, self._tokenized(corpus, config).windows(window, limit))
-            for (name, corpus), limit in zip(corpora.items(), limits or (None,) * len(corpora), strict=True)
-        ]
+        bos = self.cells[0].config.bos
+        self.evaluations = evaluation_texts(corpora, self.tokenizer, config.vocab_size, window, limits, bos=bos)
         self.described = {evaluation.name: evaluation.describe() for evaluation in self.evaluations}
         self.base_model = identity(source, config, revision)
         self._runs: dict[str, RatioRun] = {}

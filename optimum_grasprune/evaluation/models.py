@@ -14,7 +14,7 @@ from ..families import family_of
 from ..loading import common_window, count_parameters, load_config, load_model, load_tokenizer
 from ..model_files import ReadAs
 from ..record import CorpusRecord, Stored, check_format
-from .perplexity import EVALUATION_WINDOW, Perplexity, perplexity, perplexity_of
+from .perplexity import EVALUATION_WINDOW, Perplexity, perplexity, perplexity_of, shown
 
 EVALUATION_FORMAT = 1
 """Format of the JSON of an evaluation; what version 0.1 wrote is the same, without the number."""
@@ -62,8 +62,8 @@ class EvaluationResult(Stored):
             (
                 model.model,
                 f"{model.parameters:,}",
-                _shown(perplexity_of(model.perplexity.loss)),
-                _shown(perplexity_of(model.perplexity.loss - first)) if beside_first else "",
+                shown(perplexity_of(model.perplexity.loss)),
+                shown(perplexity_of(model.perplexity.loss - first)) if beside_first else "",
             )
             for model in self.models
         ]
@@ -108,7 +108,3 @@ def _measure(source: str, corpus: Corpus, options: EvaluationOptions, window: in
     tokenized = tokenize(corpus, tokenizer, model.config.vocab_size, bos=options.bos)
     result = perplexity(model, tokenized.windows(window, options.num_samples), options.batch_size)
     return MeasuredModel(source, count_parameters(model), tuple(tokenized.first), result)
-
-
-def _shown(value: float) -> str:
-    return f"{value:.3f}" if value < 1e9 else f"{value:.3e}"

@@ -59,6 +59,11 @@ def perplexity_of(loss: float) -> float:
         return math.inf
 
 
+def shown(value: float) -> str:
+    """A perplexity, or the ratio of two, for a table."""
+    return f"{value:.3f}" if value < 1e9 else f"{value:.3e}"
+
+
 def mean_loss(model: PreTrainedModel, windows_WS: Tensor, batch_size: int = 1) -> float:
     """Mean next-token loss of a model over token windows, as in `Runner.mean_loss`; windows_WS: shape (W, S), int64."""
     return WholeModel(model).mean_loss(windows_WS, batch_size)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from .paired import CONFIDENCE, PairedDifference
-from .perplexity import Perplexity, perplexity_of
+from .perplexity import perplexity_of, shown
 from .report import EvaluationReport, ReportedModel
 from .scores import MEAN, AgainstDense, TaskScore
 
@@ -38,7 +38,7 @@ def _side_by_side(report: EvaluationReport) -> Table:
         for name, score in _scores(report)
     ]
     for name in report.corpora:
-        rows.append((f"perplexity on {name}", *(_perplexity(model.perplexity[name]) for model in report.models)))
+        rows.append((f"perplexity on {name}", *(shown(model.perplexity[name].perplexity) for model in report.models)))
     rows.append(("parameters", *(f"{model.parameters:,}" for model in report.models)))
     return Table("Evaluation", columns, tuple(rows), _footer(report))
 
@@ -52,7 +52,7 @@ def _beside(report: EvaluationReport, dense: ReportedModel, pruned: ReportedMode
     for name in report.corpora:
         before, after = dense.perplexity[name], pruned.perplexity[name]
         ratio = f"× {perplexity_of(after.loss - before.loss):.3f}"
-        rows.append((f"perplexity on {name}", _perplexity(before), _perplexity(after), ratio, "", "", ""))
+        rows.append((f"perplexity on {name}", shown(before.perplexity), shown(after.perplexity), ratio, "", "", ""))
     rows.append(("parameters", f"{dense.parameters:,}", f"{pruned.parameters:,}", "", "", "", ""))
     return Table(f"{pruned.model} beside {dense.model}", columns, tuple(rows), _footer(report))
 
@@ -101,11 +101,6 @@ def interval(difference: PairedDifference | None) -> str:
     if difference is None:
         return NOTHING
     return f"{100 * difference.difference:+.1f} ± {50 * (difference.high - difference.low):.1f}"
-
-
-def _perplexity(value: Perplexity) -> str:
-    finite = value.finite
-    return "inf" if finite is None else f"{finite:.3f}" if finite < 1e9 else f"{finite:.3e}"
 
 
 def _footer(report: EvaluationReport) -> str:

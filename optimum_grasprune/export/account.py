@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..methods import get_method
 from ..record import HeldOutLosses, Record, SharedRun
-from ..record.describe import public_name
+from ..record.describe import public_name, public_sources
 from ..recovery.chain import sentence
 from ..units import PruningPlan
 
@@ -63,7 +63,7 @@ def _calibration_line(record: Record) -> str:
     if calibration is None:
         return "Made without calibration data."
     count, length = calibration.sequences
-    source = ", ".join(public_name(part.strip()) for part in calibration.source.split(","))
+    source = ", ".join(public_sources(calibration.source))
     return (
         f"Calibrated on {count} sequences of {length} tokens of `{source}` "
         f"(sha256 `{calibration.sha256[:16]}…`), seed {record.recipe['seed']}."

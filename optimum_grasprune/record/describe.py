@@ -27,6 +27,11 @@ def public_name(source: str) -> str:
     return source
 
 
+def public_sources(source: str) -> list[str]:
+    """Each corpus of one or several with commas between them, by its public name."""
+    return [public_name(part.strip()) for part in source.split(",")]
+
+
 def describe_model(model: PreTrainedModel) -> ModelIdentity:
     """What identifies a base model."""
     config, family = model.config, family_of(model.config)

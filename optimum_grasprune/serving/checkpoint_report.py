@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ..export.command import command_of
 from ..record import Record
-from ..record.describe import public_name
+from ..record.describe import public_name, public_sources
 from ..report import budget_rows
 from ..report.html import Picture, Report, Section, SortableTable
 from .inspection import COLUMNS, Deployment, Inspection
@@ -50,7 +50,7 @@ def _facts(record: Record | None) -> list[tuple[str, str]]:
     ]
     if record.calibration is not None:
         count, length = record.calibration.sequences
-        text = ", ".join(public_name(part.strip()) for part in record.calibration.source.split(","))
+        text = ", ".join(public_sources(record.calibration.source))
         facts.append(("calibrated on", f"{text}: {count} sequences of {length} tokens"))
     versions = ", ".join(f"{package} {version}" for package, version in record.versions.items())
     return [*facts, ("versions", versions)]
