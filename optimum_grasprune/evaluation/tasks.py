@@ -133,10 +133,8 @@ def _manager(names: Sequence[str], options: TaskOptions) -> Any:
 
     own = [Path(options.include_path)] if options.include_path else []
     metadata = {"task_data": options.task_data} if options.task_data else None
-    near = {Path(home).parent / "_".join(name.split("_")[:count]) for name in names for count in range(1, 9)}
-    few = TaskManager(
-        include_path=[*sorted(filter(Path.is_dir, near)), *own], include_defaults=False, metadata=metadata
-    )
+    near = _namesakes(names, Path(home).parent)
+    few = TaskManager(include_path=[*near, *own], include_defaults=False, metadata=metadata)
     if all(_is_whole(name, few, own) for name in names):
         return few
     return TaskManager(include_path=own or None, metadata=metadata)
@@ -144,8 +142,9 @@ def _manager(names: Sequence[str], options: TaskOptions) -> Any:
 
 def _namesakes(names: Sequence[str], home: Path) -> list[Path]:
     """Folders called like a task, or like what its name begins with: arc_easy, and arc."""
-    words = [name.split("_") for name in names if re.fullmatch(r"[a-z]\w*", name)]
-    return sorted({home / "_".join(parts[:count]) for parts in words for count in range(1, len(parts) + 1)})
+    words = [name.split("_") for name in names if re.fullmatch(r"\w+", name)]
+    called = {home / "_".join(parts[:count]) for parts in words for count in range(1, len(parts) + 1)}
+    return sorted(filter(Path.is_dir, called))
 
 
 def _is_whole(name: str, manager: Any, own: Sequence[Path]) -> bool:
