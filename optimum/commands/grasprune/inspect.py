@@ -61,7 +61,8 @@ class InspectCommand(Subcommand):
             print_summary(record, f"pruned from {record.base_model.name or 'a model in memory'}")
         if deployment is not None:
             print_table(deployment.title(), deployment.columns(), deployment.rows(), deployment.footer())
-        self._write_pictures(drawn, shares_kept(config, record), (found, record, deployment))
+        if drawn is not None:
+            self._write_pictures(drawn, shares_kept(config, record), (found, record, deployment))
         self.write_result(
             {
                 **found.to_dict(),
@@ -86,17 +87,17 @@ class InspectCommand(Subcommand):
 
     def _write_pictures(
         self,
-        pictures: ModuleType | None,
+        pictures: ModuleType,
         layers: Sequence[LayerShares],
         inspected: tuple[Inspection, Record | None, Deployment | None],
     ) -> None:
-        from optimum_grasprune.report.html import Picture
-        from optimum_grasprune.serving.checkpoint_report import checkpoint_report
-        from optimum_grasprune.writing import write_file
-
-        if pictures is not None and self.args.plot is not None:
+        if self.args.plot is not None:
             pictures.write_widths(self.args.plot, layers, self.args.model)
-        if pictures is not None and self.args.html is not None:
+        if self.args.html is not None:
+            from optimum_grasprune.report.html import Picture
+            from optimum_grasprune.serving.checkpoint_report import checkpoint_report
+            from optimum_grasprune.writing import write_file
+
             widths = Picture(
                 pictures.widths_svg(layers, self.args.model), "share that each layer keeps, FFN and KV heads"
             )
