@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -41,6 +43,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 TINY_LLAMA = Path(__file__).parent.parent / "examples" / "tiny-llama"
 """The trained model that comes with the project."""
+
+
+def script(path: str) -> ModuleType:
+    """A script of the project as a module. path: from the project's folder, as in benchmarks/ablation.py."""
+    file = Path(__file__).parent.parent / path
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import sys
@@ -12,17 +11,12 @@ from types import ModuleType
 import pytest
 
 from tests.comparison.test_tables import STORED, result_of
-
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "ablation.py"
+from tests.conftest import script
 
 
 @pytest.fixture(scope="module")
 def ablation() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("ablation", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/ablation.py")
 
 
 def test_changes_are_paired_with_the_recipe_by_seed(ablation: ModuleType) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,16 +9,12 @@ from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "corpora.py"
+from tests.conftest import script
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("corpora_benchmark", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/corpora.py")
 
 
 def test_ranks_are_averaged_over_texts_and_shared_by_equal_values(benchmark: ModuleType) -> None:
@@ -60,7 +55,7 @@ def test_every_text_is_calibrated_on_and_measured_on(
     out = tmp_path / "out"
     command = ["corpora", str(model_folder), "--output", str(out), "--corpora", f"numbers={corpus_file}"]
     command += [f"code={__file__}", "--method", "wanda_sp@num_samples=4,seq_len=24", "--keep-ratios", "0.5"]
-    command += ["--eval-seq-len", "32", "--eval-samples", "4", "--evaluate", f"other={SCRIPT}"]
+    command += ["--eval-seq-len", "32", "--eval-samples", "4", "--evaluate", f"other={benchmark.__file__}"]
     monkeypatch.setattr(sys, "argv", command)
     benchmark.main()
     table = json.loads((out / "corpora.json").read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -13,18 +12,15 @@ import pytest
 from optimum_grasprune import load_pruned_model
 from optimum_grasprune.export.checkpoint import read_plan
 from optimum_grasprune.units import FFN
+from tests.conftest import script
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "make_dummy.py"
 Make = Callable[..., int]
 
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     """Call with the command line's arguments; the exit code."""
-    spec = importlib.util.spec_from_file_location("make_dummy", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("examples/make_dummy.py")
 
     def run(*arguments: object) -> int:
         monkeypatch.setattr(sys, "argv", ["make_dummy.py", *map(str, arguments)])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -15,20 +13,15 @@ from optimum_grasprune.evaluation import perplexity
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import load_model, load_tokenizer
 from optimum_grasprune.surgery import build_pruned_model
-from tests.conftest import TINY_LLAMA, logits_of, make_model
+from tests.conftest import TINY_LLAMA, logits_of, make_model, script
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "transplant.py"
 TOKENS_NS = torch.arange(5, 133).view(2, 64)
 FAMILIES = ["Mistral", "Qwen2", "Phi-3"]
 
 
 @pytest.fixture(scope="module")
 def transplant() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("transplant", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("benchmarks/transplant.py")
 
 
 @pytest.fixture(scope="module")
