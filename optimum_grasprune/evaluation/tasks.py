@@ -228,9 +228,11 @@ def _asked(task: Any, options: TaskOptions) -> AskedTask:
 def chance_level(task: Any) -> float | None:
     """What guessing gets right of a task whose requests are made: the mean of 1 ÷ choices over its documents.
 
-    None where the answer is no choice of one out of several.
+    Nothing where the answer is any text, as in LAMBADA. None where several of the choices may be right.
     """
-    if task.OUTPUT_TYPE != "multiple_choice" or getattr(task, "multiple_target", 0):
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return 0.0
+    if getattr(task, "multiple_target", 0):
         return None
     documents = {instance.doc_id: instance.doc for instance in task.instances}
     return fmean(1 / len(task.doc_to_choice(document)) for document in documents.values())

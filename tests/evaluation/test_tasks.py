@@ -106,7 +106,7 @@ def test_chance_is_by_the_choices_of_each_document(data: Path) -> None:
         "local_hellaswag": 0.25,
         "local_piqa": 0.5,
         "local_winogrande": 0.5,
-        "local_lambada_openai": None,
+        "local_lambada_openai": 0.0,
         "local_boolq": 0.5,
     }
 
