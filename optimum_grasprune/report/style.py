@@ -16,6 +16,10 @@ MARKERS = {"o": 6.0, "s": 5.5, "^": 6.5, "D": 5.0, "v": 6.5, "*": 9.0, "p": 7.0,
 """Markers and the sizes at which they look equally large, in points."""
 BASELINE = "#8A8A8A"
 INK = "#333333"
+_LETTERS_A_LINE = 85
+"""Of a subtitle: what is wider than the axes would make them narrow."""
+_LINE_HEIGHT = 14
+"""Of a subtitle, in points."""
 
 
 def rendered(figure: Figure, kind: Literal["png", "svg"]) -> bytes:
@@ -39,9 +43,17 @@ def dress(axes: Axes) -> None:
 
 
 def titled(axes: Axes, title: str, subtitle: str) -> None:
-    """Title and subtitle above the axes, from their left edge."""
-    axes.set_title(textwrap.fill(title, 60), loc="left", fontsize=11, fontweight="bold", pad=22 if subtitle else 8)
-    if subtitle:
+    """Title and subtitle above the axes, from their left edge, in as many lines as they take."""
+    lines = textwrap.wrap(subtitle, _LETTERS_A_LINE)
+    pad = 8 + _LINE_HEIGHT * len(lines)
+    axes.set_title(textwrap.fill(title, 60), loc="left", fontsize=11, fontweight="bold", pad=pad)
+    if lines:
         axes.annotate(
-            subtitle, (0, 1), (0, 8), xycoords="axes fraction", textcoords="offset points", fontsize=9, color=INK
+            "\n".join(lines),
+            (0, 1),
+            (0, 8),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=9,
+            color=INK,
         )

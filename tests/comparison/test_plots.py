@@ -117,3 +117,16 @@ def test_same_figure_same_bytes(kind: str) -> None:
     assert first == second
     if kind == "png":
         assert image.imread(BytesIO(first)).std() > 0.05
+
+
+def test_a_long_subtitle_leaves_the_axes_their_width() -> None:
+    def drawn(subtitle: str) -> Axes:
+        points = {"default": [(0.5, 20.0), (0.8, 12.0)]}
+        figure = perplexity_figure(points, 10.0, ours=["default"], title="tiny", subtitle=subtitle)
+        figure.canvas.draw()
+        return figure.axes[0]
+
+    short, long = drawn("9 windows"), drawn(", ".join(f"local_task_{number}" for number in range(12)))
+    assert long.get_position().width == pytest.approx(short.get_position().width, rel=0.02)
+    (subtitle,) = [text for text in long.texts if "local_task_11" in text.get_text()]
+    assert subtitle.get_text().count("\n") == 1
