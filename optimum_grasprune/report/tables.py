@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..record import Record
+from ..units import FAST_MULTIPLE
 
 
 @dataclass(frozen=True)
@@ -48,4 +49,7 @@ def print_summary(record: Record, title: str) -> None:
         footer += f", at most {asked.kv_width:,} KV elements per token"
     if record.plan is None:
         footer += "; the weights that were cut are stored as zeros, the model has its dense size"
+    elif record.plan.makes_slow_widths:
+        multiple = f"multiples of {FAST_MULTIPLE}"
+        footer += f"\nnot all FFN widths are {multiple}, which GPUs are fast at: --ffn-multiple-of {FAST_MULTIPLE}"
     print_table(title, ("", "dense", "pruned", "kept"), budget_rows(record), footer)

@@ -11,13 +11,14 @@ from ..export.checkpoint import read_record
 from ..families import family_of
 from ..families.shape import model_shape
 from ..loading import empty_model, load_config
+from ..units import FAST_MULTIPLE
 from ..writing import slug
 from .bounds import Shape
 from .results import CheckpointFacts
 
 DENSE = "dense"
 """Name of the dense checkpoint in results."""
-ROUND_WIDTHS = (8, 64, 128)
+ROUND_WIDTHS = (FAST_MULTIPLE, 64, 128)
 """Multiples that GPU kernels like FFN widths to be."""
 
 

@@ -24,6 +24,7 @@ from ..model_files import quantization_of
 from ..record import Record
 from ..report import LayerShares
 from ..surgery import dense_config
+from ..units import FAST_MULTIPLE
 from .fit import GIB, Fit, fit
 
 
@@ -80,7 +81,8 @@ class Inspection:
         """What stands below the table."""
         lines = (
             f"{self.parameters:,} parameters in all, {self.prunable_parameters:,} of them prunable; {self.dtype}",
-            f"every FFN width is a multiple of {self.ffn_multiple_of}; "
+            f"every FFN width is a multiple of {self.ffn_multiple_of}"
+            f"{f' (GPUs want {FAST_MULTIPLE})' if self.ffn_multiple_of % FAST_MULTIPLE else ''}; "
             f"tensor-parallel sizes: {', '.join(map(str, self.tensor_parallel_sizes))}",
             *(
                 f"{count} of {len(self.windows)} layers see {window:,} tokens at once"

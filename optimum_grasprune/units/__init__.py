@@ -2,11 +2,12 @@
 
 from .budget import Budget, attends, budget_at, exact_ratio, project
 from .inventory import Address, UnitGroup, UnitInventory
-from .kinds import FFN, KINDS, KV, UnitKind
+from .kinds import FAST_MULTIPLE, FFN, KINDS, KV, UnitKind
 from .masks import ElementMask, UnitMask
 from .plan import GroupPlan, PruningPlan
 
 __all__ = [
+    "FAST_MULTIPLE",
     "FFN",
     "KINDS",
     "KV",

@@ -51,3 +51,6 @@ KV = declare(
     )
 )
 """One key/value head with the query heads that read it; a key and a value are cached."""
+
+FAST_MULTIPLE = 8
+"""GPU kernels load 16 bytes at once, so many elements in 16 bits: matrices of other widths fall to slower kernels."""

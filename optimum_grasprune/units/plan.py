@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import PlanError
 from .inventory import Address, UnitInventory
-from .kinds import KINDS, UnitKind
+from .kinds import FAST_MULTIPLE, FFN, KINDS, UnitKind
 from .masks import UnitMask
 
 
@@ -109,6 +109,15 @@ class PruningPlan:
     def multiplied(self) -> bool:
         """Whether units have multipliers that were chosen with them."""
         return any(group.multipliers is not None for group in self.groups)
+
+    @property
+    def makes_slow_widths(self) -> bool:
+        """Whether an FFN has now a width that GPUs are slow at, by `FAST_MULTIPLE`, and had another before."""
+        return any(
+            len(group.kept) % FAST_MULTIPLE and not group.count % FAST_MULTIPLE
+            for group in self.groups
+            if group.kind is FFN
+        )
 
     @property
     def num_layers(self) -> int:

@@ -88,6 +88,7 @@ def test_export_evaluate_inspect(cli: Cli, model_folder: Path, corpus_file: Path
     outcome = export(cli, model_folder, corpus_file, output, "--keep-ratio", "0.6", "--json", result)
     assert outcome.code == 0, outcome.error_lines
     assert "prunable parameters" in outcome.out and "asked: at most" in outcome.out
+    assert "not all FFN widths are multiples of 8" in " ".join(outcome.out.split())
     record = json.loads(result.read_text())
     assert record["budget"]["kept"]["prunable"] <= 0.6
     assert record["recipe"]["epochs"] == 1

@@ -7,7 +7,7 @@ import torch
 
 from optimum_grasprune import PruningPlan, UnitGroup, UnitInventory, UnitMask
 from optimum_grasprune.errors import PlanError
-from optimum_grasprune.units import FFN, KV, Address
+from optimum_grasprune.units import FFN, KV, Address, GroupPlan, UnitKind
 
 
 def plan_of(inventory: UnitInventory) -> PruningPlan:
@@ -88,3 +88,13 @@ def test_malformed_plan_is_refused(small_inventory: UnitInventory, change: dict[
     content["groups"][0].update(change)
     with pytest.raises(PlanError, match=message):
         PruningPlan.from_dict(content)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "kept", "slow"),
+    [(FFN, 24, 8, False), (FFN, 24, 9, True), (FFN, 24, 0, False), (FFN, 22, 9, False), (KV, 24, 9, False)],
+)
+def test_widths_that_gpus_are_slow_at(kind: UnitKind, count: int, kept: int, slow: bool) -> None:
+    others = GroupPlan(0, FFN, 16, tuple(range(16)))
+    plan = PruningPlan((others, GroupPlan(1, kind, count, tuple(range(kept)))))
+    assert plan.makes_slow_widths is slow
