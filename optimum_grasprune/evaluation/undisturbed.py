@@ -25,6 +25,7 @@ def undisturbed() -> Iterator[None]:
         stack.enter_context(_errors_alone(logging.getLogger("lm_eval")))
         stack.enter_context(redirect_stdout(io.StringIO()))
         stack.enter_context(_without_bars())
+        stack.enter_context(_without_git())
         yield
 
 
@@ -65,6 +66,19 @@ def _without_bars() -> Iterator[None]:
         task.tqdm, tqdm.tqdm = bars
         if drawn:
             datasets.enable_progress_bars()
+
+
+@contextmanager
+def _without_git() -> Iterator[None]:
+    """The harness asks git for the commit of the current folder: no part of a result, and git may complain."""
+    from lm_eval import evaluator
+
+    before = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = before
 
 
 class _NoBar(tqdm.tqdm):

@@ -219,3 +219,17 @@ def test_bad_limits(limit: str) -> None:
     with pytest.raises(OptionError) as caught:
         TaskOptions(tasks="paper", limit=limit)
     assert caught.value.option == "limit"
+
+
+def test_git_is_not_asked_about_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from lm_eval import evaluator
+
+    from optimum_grasprune.evaluation.undisturbed import undisturbed
+
+    monkeypatch.chdir(tmp_path)
+    own = evaluator.get_git_commit_hash
+    with undisturbed():
+        assert evaluator.get_git_commit_hash() is None
+    assert capfd.readouterr().err == "" and evaluator.get_git_commit_hash is own
