@@ -74,7 +74,7 @@ class Traced:
         points = {name: means(self.values[name][steps - 1], bounds) for name in sorted(self.values)}
         return TrainingCurves(
             label=self.label,
-            steps=len(self.values[LOSS]),
+            steps=len(steps),
             ends=tuple(int(steps[last - 1]) for last in bounds[1:]),
             loss=points[LOSS],
             readings={name: of_name for name, of_name in points.items() if name not in (LOSS, KEEP_RATIO)},

@@ -24,7 +24,8 @@ class CheckUp(Stored):
 class TrainingCurves(Stored):
     """The course of one training, in points: each is the mean over the steps after the point before.
 
-    label: what was trained, as in "gates".  steps: that it took.  ends: last step of each point.
+    label: what was trained, as in "gates".  steps: that it took, of several ratios those at the checkpoint's own.
+    ends: last step of each point, counted over all of them.
     loss: that was trained on, in nats.  readings: what else was read at the steps, by name; None where nothing was.
     check_ups: of text that was not trained on.  kept_step: steps after which its state was best, where any said so.
     """

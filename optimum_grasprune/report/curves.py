@@ -82,11 +82,11 @@ def _draw_training(part: FigureBase, curves: TrainingCurves, title: str) -> None
     last = (loss, *others)[-1]
     last.set_xlabel("step", fontsize=10, color=INK)
     last.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
-    last.set_xlim(0, max(curves.ends[-1], curves.steps) * 1.01 + 0.5)
+    last.set_xlim(0, curves.ends[-1] * 1.01 + 0.5)
 
 
 def _account(curves: TrainingCurves) -> str:
-    text = f"{curves.steps:,} steps"
+    text = f"{curves.steps:,} step{'s' * (curves.steps != 1)}"
     if len(curves.ends) < curves.steps:
         text += f" in {len(curves.ends):,} points"
     return text if curves.kept_step is None else f"{text}; best after {curves.kept_step:,}"
@@ -134,7 +134,7 @@ def _range_without_outliers(curves: TrainingCurves, smooth: Points) -> tuple[flo
     beyond = len(known) // 50
     looks = [loss for check_up in curves.check_ups for loss in check_up.losses.values()]
     seen = [known[beyond], known[-1 - beyond], *(each for each in smooth if each is not None), *looks]
-    margin = 0.05 * (max(seen) - min(seen))
+    margin = 0.05 * (max(seen) - min(seen)) or 0.5
     return min(seen) - margin, max(seen) + margin
 
 

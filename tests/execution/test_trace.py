@@ -58,7 +58,7 @@ def test_curves_are_of_the_steps_at_a_ratio() -> None:
     }
     traced = Traced("gates", values, (CheckUp(step=4, losses={"held_out": 1.5}),), 4)
     curves = traced.curves(0.6)
-    assert curves is not None and (curves.label, curves.steps, curves.ends) == ("gates", 4, (2, 4))
+    assert curves is not None and (curves.label, curves.steps, curves.ends) == ("gates", 2, (2, 4))
     assert curves.loss == (3.0, 1.0) and curves.readings == {"changed.kv": (None, 0.25)}
     assert curves.of_kinds("changed.") == {"kv": (None, 0.25)} and curves.of_kinds("kept.") == {}
     assert curves.check_ups[0].losses == {"held_out": 1.5} and curves.kept_step == 4

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("matplotlib")
@@ -72,6 +74,13 @@ def test_many_points_are_shown_by_their_mean_too() -> None:
     figure = training_figure([gates(200)], "")
     loss, _, changed = figure.subfigs[0].axes
     assert len(loss.lines) == 2 and line(loss, 1)[100] == (101, 101) and len(changed.lines) == 1
+
+
+def test_a_training_of_one_step_and_one_in_which_nothing_happens() -> None:
+    one = TrainingCurves(label="gates", steps=1, ends=(1,), loss=(2.0,), readings={"changed.kv": (None,)})
+    still = replace(gates(200), loss=(1.0,) * 200, readings={"changed.kv": (0.0,) * 200})
+    figure = training_figure([one, still], "")
+    assert "1 steps" not in words(figure) and "1 step" in words(figure)
 
 
 def test_scores_stand_on_each_other_with_the_cut() -> None:
