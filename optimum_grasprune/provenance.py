@@ -11,14 +11,23 @@ from transformers import PreTrainedModel
 from .calibration_data import Calibration
 from .config import GRASPConfig, RecoveryOptions
 from .methods import get_method
+from .methods.selection import Selection
 from .problem import Problem
-from .record import BudgetRecord, CalibrationRecord, Record, SharedRun, installed_versions
+from .record import (
+    BudgetRecord,
+    CalibrationRecord,
+    Record,
+    ReportNumbers,
+    SharedRun,
+    installed_versions,
+    score_distribution,
+)
 from .record.describe import describe_model, elements_budget, units_budget
 from .recovery.chain import Chain
 from .registry import STAGES
 from .selection import Selected
 from .sharing import Sharing
-from .units import ElementMask
+from .units import ElementMask, UnitMask
 
 
 def record_of(
@@ -91,6 +100,22 @@ def run_of(config: GRASPConfig, **others: JsonValue) -> dict[str, JsonValue]:
     """What tells a run from others, as far as nothing has to be read for it. others: what it is beside the recipe."""
     versions = {f"version of {name}": version for name, version in installed_versions().items()}
     return {**recipe_of(config), **others, **versions}
+
+
+def report_numbers(problem: Problem, selected: Selected, selection: Selection) -> ReportNumbers:
+    """What there is to show of how a model came to be, of all that was trained for it."""
+    trainings = [each.curves(problem.config.keep_ratio) for each in problem.runner.trainings]
+    *_, cut = selection.candidates.values()  # the method's own, where nothing was judged
+    cut = selection.candidates.get(selected.candidate, cut)
+    return ReportNumbers(
+        trainings=tuple(curves for curves in trainings if curves is not None),
+        scores=score_distribution(cut) if isinstance(cut, UnitMask) else None,
+    )
+
+
+def replayed_numbers(numbers: ReportNumbers | None, applied: Mapping[str, JsonValue]) -> ReportNumbers | None:
+    """Those of a replay, by those of the checkpoint that the plan is from; applied: as in `replayed_record`."""
+    return numbers.without(STAGES.names()) if numbers is not None and applied else numbers
 
 
 def budget_of(problem: Problem, selected: Selected) -> BudgetRecord:

@@ -16,7 +16,7 @@ from .export.outputs import Source
 from .families import family_of
 from .families.shape import model_shape, tensor_parallel_sizes
 from .methods.selection import Selection
-from .record import Record
+from .record import Record, ReportNumbers
 from .units import PruningPlan
 
 
@@ -30,6 +30,7 @@ class PrunedModel:
     replay, and where single weights were cut, whose masks are as large as the model.
     sources: what lies on this machine of what it was made from, which no checkpoint may replace.
     base: what the card of the dense model says of it.
+    numbers: what its report shows of how it came to be; None where that is not known, as of some replays.
     """
 
     model: PreTrainedModel
@@ -39,6 +40,7 @@ class PrunedModel:
     selection: Selection | None = None
     sources: Sequence[Source] = ()
     base: BaseCard = field(default_factory=BaseCard)
+    numbers: ReportNumbers | None = None
 
     @property
     def card_facts(self) -> CardFacts:
@@ -63,6 +65,7 @@ class PrunedModel:
             self.record,
             output,
             card=model_card(self.record, self.card_facts),
+            numbers=self.numbers,
             overwrite=overwrite,
             max_shard_size=max_shard_size,
             sources=self.sources,

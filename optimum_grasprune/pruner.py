@@ -18,6 +18,7 @@ from .corpora import TokenizedCorpus
 from .errors import GraspruneError, OptionError
 from .execution import KnownStatistics, Resumable, Runner, RunState, WholeModel
 from .export.base_card import base_card
+from .export.checkpoint import read_numbers
 from .export.outputs import Source, corpora, local, models
 from .families import family_of
 from .generation import generation_settings, set_generation
@@ -25,7 +26,7 @@ from .methods import get_method
 from .methods.selection import Selection
 from .numerics import on_plain_torch
 from .problem import Problem
-from .provenance import budget_of, handed_on, record_of, replayed_record, run_of
+from .provenance import budget_of, handed_on, record_of, replayed_numbers, replayed_record, report_numbers, run_of
 from .pruned import PrunedModel
 from .ratios import RatioRun, at_ratios, shared_run
 from .record import Record, SharedRun
@@ -160,6 +161,7 @@ class GRASPPruner:
         check_model(model)
         family = family_of(model.config)
         generation = generation_settings(model)
+        numbers = None if plan.source is None else read_numbers(plan.source.parent)
         corpus = self.config.dataset
         if origin is not None and origin.calibration is not None:
             corpus = str(origin.recipe.get("dataset", ""))
@@ -174,9 +176,12 @@ class GRASPPruner:
         budget = units_budget(family, model, selected.model, None)
         record = record_of(self.config, model, selected, budget, calibration)
         if origin is not None:
-            record = replayed_record(record, origin, applied_in_place(origin, self.config))
+            applied = applied_in_place(origin, self.config)
+            record, numbers = replayed_record(record, origin, applied), replayed_numbers(numbers, applied)
         base = base_card(model.config.name_or_path)
-        self._last = PrunedModel(selected.model, selected.plan, record, tokenizer, sources=sources, base=base)
+        self._last = PrunedModel(
+            selected.model, selected.plan, record, tokenizer, sources=sources, base=base, numbers=numbers
+        )
         return self._last
 
     def save(
@@ -252,15 +257,21 @@ class GRASPPruner:
     def _finished(
         self, work: _Work, problem: Problem, selection: Selection, shared: SharedRun | None = None
     ) -> PrunedModel:
+        trainings = problem.runner.trainings
+        before = len(trainings)
         selected = choose(selection.candidates, self.chain, problem)
         set_generation(selected.model, deepcopy(work.generation))
+        numbers = report_numbers(problem, selected, selection)
+        del trainings[before:]  # what makes up for this cut is no part of another model's course
         budget = budget_of(problem, selected)
         record = record_of(problem.config, problem.model, selected, budget, work.calibration, shared)
         if problem.sharing is not None:
             record = handed_on(record, problem.sharing, self.chain)
         kept = None if selected.plan is None else selection
         base = base_card(problem.model.config.name_or_path)
-        self._last = PrunedModel(selected.model, selected.plan, record, work.tokenizer, kept, work.sources, base)
+        self._last = PrunedModel(
+            selected.model, selected.plan, record, work.tokenizer, kept, work.sources, base, numbers
+        )
         return self._last
 
 

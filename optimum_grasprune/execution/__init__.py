@@ -1,5 +1,6 @@
 """How a model is run: the runner, and what it puts on a model for a while."""
 
+from ..record import CheckUp
 from .course import Course
 from .distillation import LiveTeacher, RememberedTeacher, Teacher, Teaches, distillation_loss
 from .gathered import Gathered, KnownStatistics
@@ -7,8 +8,9 @@ from .instrument import Gates, weights_given
 from .resumable import Resumable
 from .run_state import RunState
 from .runner import Runner, Training
-from .state_file import CheckUp, digest
+from .state_file import digest
 from .stream import LayerStream
+from .trace import Trace, Traced
 from .trainable import OfUnits, Pace, Trainable, UnitMultipliers
 from .whole import WholeModel
 
@@ -28,6 +30,8 @@ __all__ = [
     "Runner",
     "Teacher",
     "Teaches",
+    "Trace",
+    "Traced",
     "Trainable",
     "Training",
     "UnitMultipliers",

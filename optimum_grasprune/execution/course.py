@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..record import CheckUp
 from .run_state import Content, Piece
-from .state_file import CheckUp, Standing
+from .state_file import Standing
+from .trace import Trace, Traced
 
 if TYPE_CHECKING:
     from .runner import Runner
@@ -45,7 +47,7 @@ class Course:
     """The course of one training.
 
     texts: sequences that nothing is trained on, by a name, each of shape (N, S), int64; where there are none, no state
-    is better than the last.  piece: where the state is kept; None to keep none.
+    is better than the last.  piece: where the state is kept; None to keep none.  trace: what the steps come to.
     """
 
     def __init__(self, texts: Mapping[str, Tensor], piece: Piece | None = None) -> None:
@@ -53,6 +55,7 @@ class Course:
         self.step, self.stopped = 0, False
         self.check_ups: list[CheckUp] = []
         self.best: list[Tensor] = []
+        self.trace = Trace()
         self._minutes = 0.0
         self._since: float | None = time.monotonic()
 
@@ -65,6 +68,11 @@ class Course:
     def best_step(self) -> int:
         """Steps after which the state was best; 0 where none is better than before."""
         return self.check_ups[best_of(self.check_ups)].step if self.check_ups else self.step
+
+    def traced(self, label: str) -> Traced:
+        """What there is to show of it. label: what was trained."""
+        kept_step = self.best_step if self.check_ups else None
+        return Traced(label, self.trace.tensors(), tuple(self.check_ups), kept_step)
 
     def status(self) -> list[str]:
         """What was found last, in words."""
@@ -140,13 +148,14 @@ class Course:
             of=of, step=self.step, stopped=self.stopped, check_ups=tuple(self.check_ups), minutes=self.minutes
         )
         noted = {f"noted.{name}": tensor for name, tensor in trained.noted().items()}
-        return standing, {**tensors, **_named("best", self.best), **noted}
+        trace = {f"trace.{name}": tensor for name, tensor in self.trace.tensors().items()}
+        return standing, {**tensors, **_named("best", self.best), **noted, **trace}
 
     def _take_up(self, trained: Trainable, standing: Standing, tensors: Mapping[str, Tensor]) -> None:
         self._minutes, self.step, self.stopped = standing.minutes, standing.step, standing.stopped
         self.check_ups, self.best = list(standing.check_ups), _all_of("best", tensors)
-        noted = {name.removeprefix("noted."): each for name, each in tensors.items() if name.startswith("noted.")}
-        trained.take_up(noted, standing.step)
+        trained.take_up(_under("noted.", tensors), standing.step)
+        self.trace.take_up(_under("trace.", tensors))
 
     def _look(self, runner: Runner, numbers: Sequence[Tensor], step: int) -> None:
         if not self.texts:
@@ -161,6 +170,11 @@ class Course:
 
 def _named(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
     return {f"{name}.{index}": tensor for index, tensor in enumerate(tensors)}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): each for name, each in tensors.items() if name.startswith(prefix)}
 
 
 def _all_of(name: str, tensors: Mapping[str, Tensor]) -> list[Tensor]:

@@ -38,7 +38,7 @@ class Resumable(Runner):
 
     def __init__(self, inner: Runner, state: RunState) -> None:
         super().__init__(inner.model)
-        self.inner, self.state = inner, state
+        self.inner, self.state, self.trainings = inner, state, inner.trainings
 
     @classmethod
     def begun(
@@ -107,6 +107,8 @@ class Resumable(Runner):
         if numbers is None:
             numbers = self.inner.learn(trained, tokens_NS, training, dense or self, status, course)
             course.finish(trained, numbers)
+        else:
+            self.trainings.append(course.traced(training.label))
         return numbers
 
     def teacher(

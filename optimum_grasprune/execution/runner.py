@@ -26,6 +26,7 @@ from .distillation import LiveTeacher, Teacher, Teaches
 from .instrument import Gates
 from .run_state import Piece
 from .stream import LayerStream
+from .trace import Traced
 from .trainable import Trainable
 
 
@@ -81,10 +82,14 @@ class Training:
 
 
 class Runner(ABC):
-    """Runs one model. A way of running models is a subclass; the rest of the project speaks to this class."""
+    """Runs one model. A way of running models is a subclass; the rest of the project speaks to this class.
+
+    trainings: those that were done, in their order.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
+        self.trainings: list[Traced] = []
 
     @cached_property
     def family(self) -> Family:
@@ -102,8 +107,10 @@ class Runner(ABC):
         return inventory_of(self.blocks)
 
     def beside(self, model: PreTrainedModel) -> Self:
-        """Another model, run in the same way."""
-        return type(self)(model)
+        """Another model, run in the same way; the trainings of both are in one list."""
+        runner = type(self)(model)
+        runner.trainings = self.trainings
+        return runner
 
     def clock(self) -> float:
         """Seconds, for limits of time; where the work is taken up again, those of before count and no others."""

@@ -15,20 +15,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
-from ..record import Stored, check_format
+from ..record import CheckUp, Stored, check_format
 from ..writing import slug, whole_file, write_json
 
 STATE_FORMAT = 1
 INDEX_NAME = "run.json"
 _HEADER = "standing"
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckUp(Stored):
-    """What texts that nothing is trained on come to after a step. losses: mean next-token loss of each, in nats."""
-
-    step: int
-    losses: Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,6 +54,10 @@ class Trainable(ABC):
         """What is added to the loss of a step beside what the model predicts, a scalar; None for nothing."""
         return None
 
+    def readings(self) -> Mapping[str, Tensor]:
+        """What the step under way is watched by beside its loss, by name: scalars, on any device."""
+        return {}
+
     def noted(self) -> Mapping[str, Tensor]:
         """What it has noted on the way beside the numbers, by name; a training that goes on later needs it."""
         return {}

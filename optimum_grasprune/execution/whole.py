@@ -125,6 +125,7 @@ class WholeModel(Runner):
         course: Course | None = None,
     ) -> list[Tensor]:
         """See `Runner.learn`."""
+        course = course or Course({})
         teacher = (dense or self).teacher(tokens_NS, live=training.live_teacher) if training.kl_weight else None
         # Parameters, so that a module can take them as its own.
         numbers = [nn.Parameter(start.to(self.model.device, torch.float32).clone()) for start in trained.start()]
@@ -139,29 +140,28 @@ class WholeModel(Runner):
             trained.attached(self, numbers) as prepare,
             bar(steps, training.label) as stage,
         ):
-            done = 0
-            if course is not None:
-                if course.texts:
-                    prepare(0.0)
-                done = course.begin(self, trained, numbers, optimizer, steps)
-                stage.update(done)
+            if course.texts:
+                prepare(0.0)
+            done = course.begin(self, trained, numbers, optimizer, steps)
+            stage.update(done)
             for step, indices_B in islice(enumerate(drawn, start=1), done, None):
                 prepare(progress := (step - 1) / steps)
                 loss = self._loss(tokens_NS[indices_B], indices_B, training.kl_weight, teacher)
                 if not math.isfinite(value := loss.item()):
                     advice = precision_advice(self.model.dtype)
                     raise GraspruneError(f"{training.label}: the loss is {value} at step {step}; {advice}")
-                if (penalty := trained.penalty(numbers, progress)) is not None:
-                    loss = loss + penalty
-                _descend(loss, numbers, optimizer, training.clip, schedule.factor(step - 1))
+                penalty = trained.penalty(numbers, progress)
+                course.trace.note(loss, trained.readings())
+                whole = loss if penalty is None else loss + penalty
+                _descend(whole, numbers, optimizer, training.clip, schedule.factor(step - 1))
                 smooth = value if math.isnan(smooth) else 0.95 * smooth + 0.05 * value
                 stage.status(", ".join([f"loss {smooth:.3f}", *status()]))
                 stage.update()
-                if course is not None:
-                    if course.looks_after(step, steps):
-                        prepare(step / steps)
-                    if not course.goes_on(self, trained, numbers, optimizer, step, steps):
-                        break
+                if course.looks_after(step, steps):
+                    prepare(step / steps)
+                if not course.goes_on(self, trained, numbers, optimizer, step, steps):
+                    break
+        self.trainings.append(course.traced(training.label))
         return [number.detach().cpu() for number in numbers]
 
     def _loss(

@@ -1,9 +1,10 @@
 """Pruned checkpoints on disk.
 
 A checkpoint is a folder that transformers and vLLM load: config.json (with `per_layer_config` and `auto_map`), the two
-modelling files, sharded safetensors, tokenizer, generation config, a model card, and `grasp_config.json`, which says
-how it was made and holds the plan. Where single weights were cut it is a stock checkpoint: its config.json is the dense
-model's, there are no modelling files and there is no plan.
+modelling files, sharded safetensors, tokenizer, generation config, a model card, `grasp_config.json`, which says how it
+was made and holds the plan, and `grasp_report.json`, the numbers behind the figures of its report. Where single weights
+were cut it is a stock checkpoint: its config.json is the dense model's, there are no modelling files and there is no
+plan.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from ..families import FAMILIES
 from ..generation import savable, write_generation
 from ..loading import load_config, load_model
 from ..model_files import optional_file
-from ..record import Record
+from ..record import Record, ReportNumbers
 from ..units import PruningPlan
 from ..writing import resolved, write_json
 from .outputs import Source, check_apart
-from .staging import RECORD_NAME, UnmovedError, check_output, staged_folder
+from .staging import NUMBERS_NAME, RECORD_NAME, UnmovedError, check_output, staged_folder
 
 
 def save_checkpoint(
@@ -39,13 +40,14 @@ def save_checkpoint(
     output: str | os.PathLike[str],
     *,
     card: str = "",
+    numbers: ReportNumbers | None = None,
     overwrite: bool = False,
     max_shard_size: int | str = "5GB",
     sources: Sequence[Source] = (),
 ) -> None:
     """Write a pruned model: all of it or nothing, and with `overwrite` in place of an older checkpoint's files only.
 
-    record: what goes into `grasp_config.json`.  card: the model card.
+    record: what goes into `grasp_config.json`.  card: the model card.  numbers: what goes into `grasp_report.json`.
     sources: what it was made from, which it may not replace.
     Raises OptionError on a bad shard size, CheckpointError when it cannot be written. The record, whose plan replays,
     is kept somewhere else then, and the message says where.
@@ -69,6 +71,8 @@ def save_checkpoint(
         except Exception as error:  # safetensors reports a full disk as an error type of its own
             raise CheckpointError(f"the output folder {output} cannot be written: {error}") from None
         write_json(folder / RECORD_NAME, record.to_dict())
+        if numbers is not None:
+            write_json(folder / NUMBERS_NAME, numbers.to_dict())
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -153,6 +157,12 @@ def read_record(checkpoint: str | os.PathLike[str], revision: str | None = None)
     """
     path = optional_file(str(checkpoint), RECORD_NAME, revision)
     return None if path is None else Record.read(path)
+
+
+def read_numbers(checkpoint: str | os.PathLike[str], revision: str | None = None) -> ReportNumbers | None:
+    """The content of a checkpoint's `grasp_report.json`, or None when it has none; arguments and errors as above."""
+    path = optional_file(str(checkpoint), NUMBERS_NAME, revision)
+    return None if path is None else ReportNumbers.read(path)
 
 
 def read_plan(path: str | os.PathLike[str]) -> tuple[PruningPlan, Record]:

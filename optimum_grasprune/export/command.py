@@ -15,7 +15,7 @@ from ..errors import OptionError
 from ..record import Record
 from ..record.describe import public_name
 
-_SOURCES = ("dataset", "recover_watch")
+SOURCE_OPTIONS = ("dataset", "recover_watch")
 """Options that name texts, and so maybe files of a machine."""
 
 _FIRST = ("method", "pattern", "compensation")
@@ -38,7 +38,7 @@ def command_of(record: Record, model: str) -> str | None:
         return None
     first = {name: fitting[recipe][name] for name in _FIRST if name in fitting[recipe]}
     chosen: dict[str, Any] = {**first, **fitting[recipe]}
-    chosen |= {name: _public(str(chosen[name])) for name in _SOURCES if name in chosen}
+    chosen |= {name: public_corpora(str(chosen[name])) for name in SOURCE_OPTIONS if name in chosen}
     chosen.pop("keep_ratio", None)
     ratios = record.shared.keep_ratios if record.shared else (config.keep_ratio,)
     words = ["optimum-cli", "grasprune", "export", "-m", model, "--keep-ratio", *map(str, ratios)]
@@ -57,8 +57,8 @@ def _differing(config: GRASPConfig, recipe: str) -> Mapping[str, JsonValue] | No
     return None if None in differing.values() else differing
 
 
-def _public(source: str) -> str:
-    """A corpus, or several with commas between them, by names that say nothing of a machine."""
+def public_corpora(source: str) -> str:
+    """A corpus, or several with commas between them, with their parts, by names that say nothing of a machine."""
     parts = (source_and_split(part.strip()) for part in source.split(","))
     return ",".join(public_name(name) + _in_brackets(split) for name, split in parts)
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from ..errors import CheckpointError
 from ..writing import made_folders, resolved, try_writing
 
-RECORD_NAME = "grasp_config.json"
+RECORD_NAME, NUMBERS_NAME = "grasp_config.json", "grasp_report.json"
 CHECKPOINT_FILES = (
-    *("config.json", "generation_config.json", RECORD_NAME, "README.md"),
+    *("config.json", "generation_config.json", RECORD_NAME, NUMBERS_NAME, "README.md"),
     *("configuration_grasp.py", "modeling_grasp.py"),
     *("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json"),
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),

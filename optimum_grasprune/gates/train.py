@@ -14,6 +14,7 @@ from torch import Tensor
 from ..config import GRASPConfig
 from ..execution import OfUnits, Pace, Runner, Training
 from ..units import Budget, UnitInventory, UnitMask, budget_at, project
+from .mask_watch import MaskWatch
 from .straight_through import straight_through
 
 
@@ -41,7 +42,8 @@ class Snapshot:
 
     def mask(self, inventory: UnitInventory, budget: Budget) -> UnitMask:
         """The units that stay within the budget, with their multipliers."""
-        return UnitMask(inventory, project(self.scores_U, inventory, budget).kept_U, self.multipliers_U)
+        kept_U = project(self.scores_U, inventory, budget).kept_U
+        return UnitMask(inventory, kept_U, self.multipliers_U, scores_U=self.scores_U)
 
 
 def train_gates(
@@ -97,6 +99,7 @@ class _Gates(OfUnits):
         self.joint = config.multipliers == "joint"
         self.turns = in_turn(budgets, inventory)
         self.mask = project(start_U, inventory, budgets[-1])
+        self.watch = MaskWatch(inventory, budgets)
         self.snapshots: list[Snapshot] = []
 
     def start(self) -> Sequence[Tensor]:
@@ -114,9 +117,14 @@ class _Gates(OfUnits):
         probabilities_U = torch.sigmoid(scores_U / self.config.temperature)
         whole, warmup = self.inventory.total_cost, self.config.budget_warmup
         # Projected by score, not by probability: the same order, but no ties where the sigmoid saturates.
-        self.mask = project(scores_U, self.inventory, budget_at(next(self.turns), whole, warmup, progress))
+        budget = next(self.turns)
+        self.mask = project(scores_U, self.inventory, budget_at(budget, whole, warmup, progress))
+        self.watch.see(budget, self.mask.kept_U)
         gates_U = straight_through(self.mask.kept_U.to(scores_U.device), probabilities_U)
         return gates_U * (1 + raw[0]) if raw else gates_U
+
+    def readings(self) -> Mapping[str, Tensor]:
+        return self.watch.readings
 
     def noted(self) -> dict[str, Tensor]:
         scores = {f"scores.{number}": snapshot.scores_U for number, snapshot in enumerate(self.snapshots)}
@@ -125,11 +133,12 @@ class _Gates(OfUnits):
             for number, snapshot in enumerate(self.snapshots)
             if snapshot.multipliers_U is not None
         }
-        return {**scores, **multipliers}
+        return {**scores, **multipliers, **self.watch.noted()}
 
     def take_up(self, noted: Mapping[str, Tensor], steps: int) -> None:
         taken = sum(name.startswith("scores.") for name in noted)
         self.snapshots = [Snapshot(noted[f"scores.{n}"], noted.get(f"multipliers.{n}")) for n in range(taken)]
+        self.watch.take_up(noted)
         for _ in range(steps):
             next(self.turns)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -73,9 +74,9 @@ class Method(ABC):
 
     def select(self, problem: Problem, scores_U: Tensor) -> UnitMask:
         """The units to keep. scores_U: what `score` returned, maybe for another budget of the same model."""
-        if self.allocation_for(problem.config) == "uniform":
-            scores_U = shares_within_groups(scores_U, problem.inventory)
-        return project(scores_U, problem.inventory, problem.budget)
+        uniform = self.allocation_for(problem.config) == "uniform"
+        ranked_U = shares_within_groups(scores_U, problem.inventory) if uniform else scores_U
+        return replace(project(ranked_U, problem.inventory, problem.budget), scores_U=scores_U)
 
     def candidates(self, problem: Problem, scores_U: Tensor) -> dict[str, UnitMask]:
         """Choices of units by name, the method's own last; the best on held-out data wins, if there are any."""

@@ -23,8 +23,10 @@ from torch import Tensor
 
 from ..config import Flag, GRASPConfig, MethodOptions
 from ..execution import OfUnits, Pace, Training
+from ..execution.trace import KEEP_RATIO
 from ..execution.training import training_steps
 from ..problem import Problem
+from ..record.curves import KEPT
 from ..units import Budget, UnitInventory, UnitMask, project
 from .base import Method
 from .registry import register
@@ -91,13 +93,14 @@ class DDP(Method):
         config, inventory = problem.config, problem.inventory
         rates = rates_for(config, problem.tokens_NS)
         limits = limits_of(problem.budget, inventory)
-        gates = SoftGates(scores_U, limits, rates, config.own(self.Options).final_softness, problem.budget.within_U)
+        softness, within_U = config.own(self.Options).final_softness, problem.budget.within_U
+        gates = SoftGates(scores_U, limits, rates, softness, within_U, config.keep_ratio)
         training = Training.of(
             config, "ddp", epochs=config.epochs, learning_rate=rates.gates, kl_weight=KL_WEIGHT, warmup=WARMUP
         )
         z_U, *_ = problem.runner.learn(gates, problem.tokens_NS, training, status=gates.status)
         kept_U = project(z_U, inventory, problem.budget).kept_U
-        return {config.method: UnitMask(inventory, kept_U, z_U.relu())}
+        return {config.method: UnitMask(inventory, kept_U, z_U.relu(), scores_U=z_U)}
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,8 @@ class SoftGates(OfUnits):
     and λ₃ · mean of s (1 − s), s the retention score.
 
     final_softness: μ at the end.  within_U: True for the units that may stay at all, shape (units,), bool; the others
-    are out from the first step to the last; None for all.  kept: share of the parameters that stayed at the last step.
+    are out from the first step to the last; None for all.  keep_ratio: that the limits are of, where it is known.
+    kept: share of the parameters that stayed at the last step.
     """
 
     def __init__(
@@ -168,7 +172,9 @@ class SoftGates(OfUnits):
         rates: Rates,
         final_softness: float,
         within_U: Tensor | None = None,
+        keep_ratio: float | None = None,
     ) -> None:
+        self.keep_ratio = keep_ratio
         self.start_U, self.limits, self.rates, self.final_softness = start_U, limits, rates, final_softness
         self.out_U = None if within_U is None else ~within_U
         self.kept = 1.0
@@ -186,6 +192,11 @@ class SoftGates(OfUnits):
     def status(self) -> list[str]:
         """What stays, for the bar."""
         return [f"kept {self.kept:.1%}"]
+
+    def readings(self) -> dict[str, Tensor]:
+        """What stays, and of which run through several ratios the training is."""
+        found = {f"{KEPT}parameters": self.kept, **({} if self.keep_ratio is None else {KEEP_RATIO: self.keep_ratio})}
+        return {name: torch.tensor(value, dtype=torch.float32, device="cpu") for name, value in found.items()}
 
     def values(self, numbers: Sequence[Tensor], progress: float) -> Tensor:
         """ReLU(z)."""

@@ -1,5 +1,6 @@
 """What result files hold, `grasp_config.json` first: frozen dataclasses, each with one writer and one reader."""
 
+from .curves import CheckUp, TrainingCurves
 from .environment import COMPUTING_PACKAGES, installed_versions
 from .record import (
     RECORD_FORMAT,
@@ -17,6 +18,8 @@ from .record import (
     SharesKept,
     TrainedBefore,
 )
+from .report_numbers import ReportNumbers
+from .scores import ScoreDistribution, ScoresOfKind, score_distribution
 from .stored import INLINE, OPTIONAL, Stored, check_format, read_json
 
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
     "AskedBudget",
     "BudgetRecord",
     "CalibrationRecord",
+    "CheckUp",
     "CorpusRecord",
     "HeldOutLosses",
     "Judgement",
@@ -34,11 +38,16 @@ __all__ = [
     "ModelSize",
     "Record",
     "RecoveryRecord",
+    "ReportNumbers",
+    "ScoreDistribution",
+    "ScoresOfKind",
     "SharedRun",
     "SharesKept",
     "Stored",
     "TrainedBefore",
+    "TrainingCurves",
     "check_format",
     "installed_versions",
     "read_json",
+    "score_distribution",
 ]

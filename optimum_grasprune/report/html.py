@@ -74,6 +74,15 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """The figures of a checkpoint: of its shape, one of each training, of the scores of its units."""
+
+    shape: Sequence[Picture] = ()
+    training: Sequence[Picture] = ()
+    scores: Sequence[Picture] = ()
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of a report, from top to bottom: text, pictures, a table, something to copy."""
 

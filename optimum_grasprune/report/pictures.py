@@ -1,8 +1,9 @@
-"""The shape of a checkpoint at a glance. Needs matplotlib, the extra `plot`."""
+"""A checkpoint at a glance: its shape, and how it came to be. Needs matplotlib, the extra `plot`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -10,8 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..record import ReportNumbers
 from ..record.describe import public_name
 from ..writing import write_file
+from .curves import scores_figure, training_figure
+from .html import Picture, Pictures
 from .style import COLOURS, INK, dress, rendered, titled
 from .tables import LayerShares
 
@@ -19,18 +23,47 @@ _GONE = "#E9E9E9"
 _TALL, _FONT = 4.4, 9
 
 
-def write_widths(file: str, layers: Sequence[LayerShares], model: str) -> None:
-    """Write the figure of a model's widths; the ending of the file says the kind. CheckpointError."""
-    write_file(Path(file), rendered(_of_model(layers, model), "svg" if file.endswith(".svg") else "png"))
+PICTURES = ("shape", "training", "scores")
+"""What there is to draw of a checkpoint."""
 
 
-def widths_svg(layers: Sequence[LayerShares], model: str) -> bytes:
-    """The same figure as SVG."""
-    return rendered(_of_model(layers, model), "svg")
+@dataclass(frozen=True)
+class Drawn:
+    """What is drawn of a checkpoint.
 
+    model: its name.  layers: what each keeps.  numbers: how it came to be; None where nothing is known of that.
+    """
 
-def _of_model(layers: Sequence[LayerShares], model: str) -> Figure:
-    return widths_figure(layers, title=f"{public_name(model)}: what each layer keeps")
+    model: str
+    layers: Sequence[LayerShares]
+    numbers: ReportNumbers | None = None
+
+    def figure(self, which: str) -> Figure:
+        """One of `PICTURES`; where nothing is known of what it shows, it says so."""
+        name, numbers = public_name(self.model), self.numbers or ReportNumbers()
+        if which == "training":
+            return training_figure(numbers.trainings, f"{name}: ")
+        if which == "scores":
+            return scores_figure(numbers.scores, f"{name}: what units were chosen by")
+        return widths_figure(self.layers, title=f"{name}: what each layer keeps")
+
+    def write(self, file: str, which: str) -> None:
+        """Write a figure; the ending of the file says the kind. CheckpointError."""
+        write_file(Path(file), rendered(self.figure(which), "svg" if file.endswith(".svg") else "png"))
+
+    def pictures(self) -> Pictures:
+        """All there is, for a page."""
+        numbers = self.numbers or ReportNumbers()
+        trainings = [
+            Picture(rendered(training_figure([curves], ""), "svg"), f"loss of the training of {curves.label}, by step")
+            for curves in numbers.trainings
+        ]
+        scores = [] if numbers.scores is None else [rendered(self.figure("scores"), "svg")]
+        return Pictures(
+            shape=[Picture(rendered(self.figure("shape"), "svg"), "share that each layer keeps, FFN and KV heads")],
+            training=trainings,
+            scores=[Picture(svg, "how many units have which score, and which of them stayed") for svg in scores],
+        )
 
 
 def widths_figure(layers: Sequence[LayerShares], *, title: str) -> Figure:

@@ -39,7 +39,7 @@ def mask_of(
     kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
     for width, (start, stop) in zip(widths, inventory.spans(), strict=True):
         kept_U[start + scores_U[start:stop].argsort(descending=True, stable=True)[:width]] = True
-    return UnitMask(inventory, kept_U, multipliers_U)
+    return UnitMask(inventory, kept_U, multipliers_U, scores_U=scores_U)
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,14 @@ class UnitMask:
     multipliers_U: what the units that stay are multiplied by, shape (units,), fp32, on the CPU; None for all ones.
     Those of the others count for nothing.
     whole_layers: whether a layer without units goes as a whole, with its norms and biases; the others keep all of them.
+    scores_U: what the units were chosen by, shape (units,), on the CPU, for reports; None where that is not known.
     """
 
     inventory: UnitInventory
     kept_U: Tensor
     multipliers_U: Tensor | None = None
     whole_layers: bool = False
+    scores_U: Tensor | None = None
 
     @property
     def gates_U(self) -> Tensor:

@@ -142,7 +142,7 @@ def test_all_of_it_on_one_page(cli: Cli, pruned_folder: Path, model_folder: Path
     assert html.count("<img ") == 1 and "--keep-ratio" in html
     titles = re.findall(r"<h2 id=.*?>(.*?)</h2>", html)
     assert [title for title in titles if title != "What the choice was made by"] == [
-        *("Shape", "What is kept", "How it was made", "Layers", "What fits")
+        *("Shape", "What is kept", "How it was made", "Training", "Scores", "Layers", "What fits", "Recipe")
     ]
     assert str(pruned_folder.parent) not in html
     outcome = cli("inspect", "-m", model_folder, "--html", page)

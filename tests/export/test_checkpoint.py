@@ -37,7 +37,13 @@ def test_folder_is_complete_and_readable_by_others(checkpoint: Path) -> None:
     names = {file.name for file in checkpoint.iterdir()}
     assert names == {
         *("README.md", "config.json", "generation_config.json", "grasp_config.json", "model.safetensors"),
-        *("configuration_grasp.py", "modeling_grasp.py", "tokenizer.json", "tokenizer_config.json"),
+        *(
+            "grasp_report.json",
+            "configuration_grasp.py",
+            "modeling_grasp.py",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ),
     }
     assert all(file.stat().st_mode & stat.S_IRGRP for file in checkpoint.iterdir())
     config = json.loads((checkpoint / "config.json").read_text())

@@ -229,6 +229,29 @@ def module_for_plots(name: str, otherwise: str = "give --no-plot") -> ModuleType
         raise GraspruneError(f'plots need matplotlib: pip install "optimum-grasprune[plot]", or {otherwise}') from None
 
 
+ENDINGS = {"plot": (".png", ".svg"), "html": (".html", ".htm")}
+"""Of the files that options draw into."""
+
+
+def check_drawing(
+    files: Mapping[str, Sequence[str]], sources: Sequence[Source], output: str | None = None
+) -> ModuleType | None:
+    """What draws a checkpoint into files, by the options of `ENDINGS` that name them; None where there are none.
+
+    Raises OptionError for a file that cannot be written, and GraspruneError where matplotlib is missing.
+    """
+    from optimum_grasprune.errors import OptionError
+    from optimum_grasprune.export.outputs import check_result_file
+
+    for option, named in files.items():
+        for file in named:
+            if not file.endswith(ENDINGS[option]):
+                raise OptionError(option, file, f"should end in {' or '.join(ENDINGS[option])}")
+            check_result_file(file, sources, output, option=option)
+    flags = " and ".join(f"--{option}" for option, named in files.items() if named)
+    return module_for_plots("optimum_grasprune.report.pictures", f"leave out {flags}") if flags else None
+
+
 def _quieten_libraries() -> None:
     # Our progress bars and tables are the output; what transformers adds belongs in no terminal. Downloads
     # alone show bars of their own there, since nothing of ours tells how far they are.

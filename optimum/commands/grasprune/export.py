@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from optimum.commands.base import CommandInfo
 
-from .after_export import Written, add_result_options, beside_dense, check, finish
-from .base import Subcommand, add_example, add_model_options, declare_late, is_number
+from .after_export import Written, add_result_options, beside_dense, check, finish, page_of
+from .base import Subcommand, add_example, add_model_options, check_drawing, declare_late, is_number
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,14 +54,15 @@ class ExportCommand(Subcommand):
         folders = self._folders(pruner, ratios, Path(output)) if several else {config.keep_ratio: output}
         state = self._state(output)
         self._check_all_free(folders.values(), state)
+        drawing = self._drawing(output, folders if several else {})
         beside = self._beside(config)
         with state.stoppable():
             if several:
                 written = self._export_many(pruner, folders, state)
             else:
-                written = [self._written(self._prune(pruner, state), output, self.args.push_to_hub)]
+                written = [self._written(self._prune(pruner, state), output, self.args.push_to_hub, self.args.html)]
             state.remove()
-        measured = finish(written, beside, private=self.args.private)
+        measured = finish(written, beside, private=self.args.private, drawing=drawing)
         results = [done.to_dict(texts) for done, texts in zip(written, measured, strict=True)]
         if several:
             checkpoints = [{"output": done.folder, **of_it} for done, of_it in zip(written, results, strict=True)]
@@ -71,9 +73,16 @@ class ExportCommand(Subcommand):
     def _beside(self, config: GRASPConfig) -> BesideDense | None:
         return beside_dense(self.args, config, self.source_options(self.args.model))
 
-    def _written(self, pruned: PrunedModel, output: str, repository: str | None) -> Written:
+    def _drawing(self, output: str, ratios: Iterable[float]) -> ModuleType | None:
+        """What draws the pages, all of which can be written. ratios: where there are several."""
+        if self.args.html is None:
+            return None
+        pages = [str(page_of(self.args.html, ratio)) for ratio in ratios] or [self.args.html]
+        return check_drawing({"html": pages}, self.sources(), output)
+
+    def _written(self, pruned: PrunedModel, output: str, repository: str | None, page: str | None) -> Written:
         self._save(pruned, output)
-        return Written.of(pruned, output, repository)
+        return Written.of(pruned, output, repository, page)
 
     def _state(self, output: str) -> RunState:
         from optimum_grasprune.config import StateOptions
@@ -142,13 +151,16 @@ class ExportCommand(Subcommand):
         for ratio, folder in folders.items():
             try:
                 repository = self.args.push_to_hub and f"{self.args.push_to_hub}-keep-{ratio!r}"
-                written.append(self._written_among(run.prune(ratio), folder, repository, state))
+                page = page_of(self.args.html, ratio)
+                written.append(self._written_among(run.prune(ratio), folder, repository, page, state))
             except GraspruneError as error:
                 kept = ", ".join(done.folder for done in written) or "none"
                 raise GraspruneError(f"at the keep ratio {ratio}: {error}; finished checkpoints: {kept}") from None
         return written
 
-    def _written_among(self, pruned: PrunedModel, folder: str, repository: str | None, state: RunState) -> Written:
+    def _written_among(
+        self, pruned: PrunedModel, folder: str, repository: str | None, page: str | None, state: RunState
+    ) -> Written:
         """One of several checkpoints, saved unless the run did so before it was stopped."""
         from optimum_grasprune.export.checkpoint import read_record
         from optimum_grasprune.report import print_summary
@@ -156,10 +168,10 @@ class ExportCommand(Subcommand):
         name, record = Path(folder).name, pruned.record.to_dict()
         if name in state.outputs and (before := read_record(folder)) is not None and before.to_dict() == record:
             print_summary(pruned.record, f"{self.args.model} -> {folder}, written before")
-            return Written.of(pruned, folder, repository)
+            return Written.of(pruned, folder, repository, page)
         self._check_free(folder)
         state.announce(name)
-        return self._written(pruned, folder, repository)
+        return self._written(pruned, folder, repository, page)
 
     def sources(self) -> list[Source]:
         """The model, the corpora and the plan."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from optimum.commands.base import CommandInfo
 
-from .base import Subcommand, add_example, add_model_options, declare_late, module_for_plots
+from .base import ENDINGS, Subcommand, add_example, add_model_options, check_drawing, declare_late
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from optimum_grasprune.export.outputs import Source
     from optimum_grasprune.model_files import ReadAs
     from optimum_grasprune.record import Record
-    from optimum_grasprune.report.tables import LayerShares
+    from optimum_grasprune.report.pictures import Drawn
     from optimum_grasprune.serving.inspection import Deployment, Inspection
 
 
@@ -44,13 +44,13 @@ class InspectCommand(Subcommand):
 
     def execute(self) -> None:
         """Read shapes off the configuration, then print or draw them beside the recorded budget and what fits."""
-        from optimum_grasprune.export.checkpoint import read_record
+        from optimum_grasprune.export.checkpoint import read_numbers, read_record
         from optimum_grasprune.families import family_of
         from optimum_grasprune.loading import load_config
         from optimum_grasprune.report import print_summary, print_table
         from optimum_grasprune.serving.inspection import COLUMNS, inspection, shares_kept
 
-        drawn = self._checked_pictures()
+        drawing = self._checked_pictures()
         config = load_config(self.args.model, **self._read_as())
         family_of(config)  # no other complaint before that of an unknown family
         deployment = self._deployment(config)
@@ -61,8 +61,10 @@ class InspectCommand(Subcommand):
             print_summary(record, f"pruned from {record.base_model.name or 'a model in memory'}")
         if deployment is not None:
             print_table(deployment.title(), deployment.columns(), deployment.rows(), deployment.footer())
-        if drawn is not None:
-            self._write_pictures(drawn, shares_kept(config, record), (found, record, deployment))
+        if drawing is not None:
+            numbers = read_numbers(self.args.model, self.args.revision)
+            drawn = drawing.Drawn(self.args.model, shares_kept(config, record), numbers)
+            self._write_pictures(drawn, (found, record, deployment))
         self.write_result(
             {
                 **found.to_dict(),
@@ -74,34 +76,25 @@ class InspectCommand(Subcommand):
     def _checked_pictures(self) -> ModuleType | None:
         """What draws for `--plot` and `--html`; None where neither is asked for. OptionError, GraspruneError."""
         from optimum_grasprune.errors import OptionError
-        from optimum_grasprune.export.outputs import check_result_file
 
-        endings = {"plot": (".png", ".svg"), "html": (".html", ".htm")}
-        asked = {option: file for option in endings if (file := getattr(self.args, option)) is not None}
-        for option, file in asked.items():
-            if not file.endswith(endings[option]):
-                raise OptionError(option, file, f"should end in {' or '.join(endings[option])}")
-            check_result_file(file, self.sources(), option=option)
-        flags = " and ".join(f"--{option}" for option in asked)
-        return module_for_plots("optimum_grasprune.report.pictures", f"leave out {flags}") if asked else None
+        if self.args.plot_of is not None and self.args.plot is None:
+            raise OptionError("plot_of", self.args.plot_of, "is of use only with --plot")
+        asked = {option: [file] for option in ENDINGS if (file := getattr(self.args, option)) is not None}
+        return check_drawing(asked, self.sources())
 
     def _write_pictures(
         self,
-        pictures: ModuleType,
-        layers: Sequence[LayerShares],
+        drawn: Drawn,
         inspected: tuple[Inspection, Record | None, Deployment | None],
     ) -> None:
         if self.args.plot is not None:
-            pictures.write_widths(self.args.plot, layers, self.args.model)
+            drawn.write(self.args.plot, self.args.plot_of or "shape")
         if self.args.html is not None:
-            from optimum_grasprune.report.html import Picture
             from optimum_grasprune.serving.checkpoint_report import checkpoint_report
             from optimum_grasprune.writing import write_file
 
-            widths = Picture(
-                pictures.widths_svg(layers, self.args.model), "share that each layer keeps, FFN and KV heads"
-            )
-            write_file(Path(self.args.html), checkpoint_report(*inspected, [widths]).html().encode())
+            page = checkpoint_report(*inspected, drawn.pictures())
+            write_file(Path(self.args.html), page.html().encode())
 
     def _read_as(self) -> ReadAs:
         return self.source_options(self.args.model, *filter(None, [self.args.dense]))
@@ -140,6 +133,11 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
         "--plot", metavar="FILE", help="draw what each layer keeps into this file, .png or .svg; needs matplotlib"
     )
     optional.add_argument(
-        "--html", metavar="FILE", help="write all of it as one HTML page, with that picture; needs matplotlib"
+        "--plot-of",
+        choices=("shape", "training", "scores"),
+        help="draw how its training went, or the scores that its units were chosen by, in place of the shape",
+    )
+    optional.add_argument(
+        "--html", metavar="FILE", help="write all of it as one HTML page, with those pictures; needs matplotlib"
     )
     add_model_options(optional)
