@@ -124,15 +124,25 @@ class DenseResult(Losses, Stored):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightBytes(Stored):
+    """Bytes of all weights in the precision that a model was pruned in, tied ones once, as its checkpoint has them."""
+
+    dense: int
+    pruned: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrunedResult(Losses, Stored):
     """A cell that was run to its end.
 
-    kept: shares of the dense model; None where they are not known.  compensation: names of the stages in force.
+    kept: shares of the dense model; None where they are not known.  weight_bytes: earlier versions did not write it.
+    compensation: names of the stages in force.
     choice: all that was measured to choose.  seconds: of pruning.
     scores_reused, choice_reused: whether an earlier cell's scores, or its candidates, served this one.
     """
 
     kept: SharesKept | None = field(default=None, metadata=OPTIONAL)
+    weight_bytes: WeightBytes | None = field(default=None, metadata=OPTIONAL)
     compensation: tuple[str, ...]
     choice: tuple[Judgement, ...]
     seconds: float
@@ -264,6 +274,12 @@ class ComparisonResult(Stored):
     def failed(self) -> list[CellResult]:
         """The cells that ended in an error."""
         return [cell for cell in self.cells if cell.error is not None]
+
+    @property
+    def dense_bytes(self) -> int | None:
+        """Bytes of the dense model's weights, in the widest precision that a cell was pruned in; None if not known."""
+        pruned = (cell.pruned for cell in self.cells)
+        return max((each.weight_bytes.dense for each in pruned if each and each.weight_bytes), default=None)
 
     def by_ratio(self) -> dict[float, list[CellResult]]:
         """The cells grouped by keep ratio, highest first."""

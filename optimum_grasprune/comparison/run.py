@@ -36,6 +36,7 @@ from ..loading import (
     load_model,
     load_tokenizer,
     require_unquantised,
+    weight_bytes,
 )
 from ..methods import get_method
 from ..methods.selection import SelectionCache
@@ -64,6 +65,7 @@ from .results import (
     PrunedResult,
     PrunedTasks,
     SharedOptions,
+    WeightBytes,
 )
 from .shards import Shard
 from .tables import shown
@@ -312,6 +314,7 @@ class Comparison:
         perplexities, losses = self._measure(wide)
         return PrunedResult(
             kept=pruned.record.budget.kept,
+            weight_bytes=WeightBytes(dense=weight_bytes(model), pruned=weight_bytes(pruned.model)),
             compensation=pruned.record.compensation,
             choice=pruned.record.choice,
             seconds=round(seconds, 2),

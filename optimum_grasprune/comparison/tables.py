@@ -143,12 +143,13 @@ def csv_text(result: ComparisonResult) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
-        ["method", "keep_ratio", *(f"kept_{name}" for name in shares), "compensation", "seconds"]
+        ["method", "keep_ratio", *(f"kept_{name}" for name in shares), "weight_bytes", "compensation", "seconds"]
         + [f"{quantity}[{name}]" for name in corpora for quantity in ("perplexity", "excess_loss")]
         + [*csv_columns(result), "error"]
     )
     dense = [value for name in corpora for value in (_number(result.dense, name), 0.0)]
-    writer.writerow(["dense", 1.0, *[1.0] * len(shares), "", "", *dense, *csv_values(result, None), ""])
+    size = "" if result.dense_bytes is None else result.dense_bytes
+    writer.writerow(["dense", 1.0, *[1.0] * len(shares), size, "", "", *dense, *csv_values(result, None), ""])
     for cells in result.by_ratio().values():
         writer.writerows(_csv_row(result, cell, shares) for cell in cells)
     return file.getvalue()
@@ -157,12 +158,13 @@ def csv_text(result: ComparisonResult) -> str:
 def _csv_row(result: ComparisonResult, cell: CellResult, shares: Sequence[str]) -> list[str | float]:
     corpora, pruned = list(result.corpora), cell.pruned
     if pruned is None:
-        empty = [""] * (len(shares) + 2 + 2 * len(corpora))
+        empty = [""] * (len(shares) + 3 + 2 * len(corpora))
         return [cell.entry, cell.keep_ratio, *empty, *csv_values(result, cell), cell.error or ""]
     kept = [getattr(pruned.kept, name, "") for name in shares]
     values = [value for name in corpora for value in (_number(pruned, name), result.excess_loss(pruned, name))]
-    accuracies = csv_values(result, cell)
-    return [cell.entry, cell.keep_ratio, *kept, "+".join(pruned.compensation), pruned.seconds, *values, *accuracies, ""]
+    size = "" if pruned.weight_bytes is None else pruned.weight_bytes.pruned
+    done = [size, "+".join(pruned.compensation), pruned.seconds]
+    return [cell.entry, cell.keep_ratio, *kept, *done, *values, *csv_values(result, cell), ""]
 
 
 def _number(measured: Losses, corpus: str) -> float:

@@ -63,6 +63,7 @@ def test_three_methods_at_two_ratios(compare: Cli, pruned: list[tuple[str, float
     ]
     for cell in result["cells"]:
         assert cell["kept"]["prunable"] <= cell["keep_ratio"] + 0.01  # FLAP's biases are on top
+        assert cell["weight_bytes"]["dense"] > cell["weight_bytes"]["pruned"] > 0
         assert cell["perplexity"]["end"] > 1 and cell["recipe"]["epochs"] == 1
     assert [cell["compensation"] for cell in result["cells"]][::2] == [["bias"], [], []]
     assert (result["corpora"]["end"]["windows"], result["corpora"]["end"]["window"]) == (4, 32)
@@ -213,6 +214,7 @@ def test_recipes_patterns_and_compensations(compare: Cli, tmp_path: Path) -> Non
     learnt, sparse, scaled = json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]
     assert learnt["compensation"] == [] and learnt["choice"]
     assert sparse["recipe"]["pattern"] == "2:4" and sparse["kept"]["prunable"] == 0.5
+    assert sparse["weight_bytes"]["pruned"] == sparse["weight_bytes"]["dense"]
     assert scaled["recipe"]["method"] == "magnitude" and scaled["compensation"] == ["scales"]
 
 
