@@ -8,7 +8,7 @@ import re
 import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +97,10 @@ def write_file(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
         os.replace(partial, target)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def partial_of(target: Path, host: str | None = None, pid: int | None = None) -> Path:

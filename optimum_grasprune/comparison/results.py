@@ -132,17 +132,26 @@ class WeightBytes(Stored):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Widths(Stored):
+    """Of every layer. ffn: FFN channels.  kv_heads: KV heads."""
+
+    ffn: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrunedResult(Losses, Stored):
     """A cell that was run to its end.
 
-    kept: shares of the dense model; None where they are not known.  weight_bytes: earlier versions did not write it.
-    compensation: names of the stages in force.
+    kept: shares of the dense model; None where they are not known.  compensation: names of the stages in force.
+    weight_bytes, widths: version 0.1 did not write them.
     choice: all that was measured to choose.  seconds: of pruning.
     scores_reused, choice_reused: whether an earlier cell's scores, or its candidates, served this one.
     """
 
     kept: SharesKept | None = field(default=None, metadata=OPTIONAL)
     weight_bytes: WeightBytes | None = field(default=None, metadata=OPTIONAL)
+    widths: Widths | None = field(default=None, metadata=OPTIONAL)
     compensation: tuple[str, ...]
     choice: tuple[Judgement, ...]
     seconds: float
@@ -201,8 +210,33 @@ class CellFile(_WithInputs):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServedDense(Stored):
+    """Output tokens a second of the dense model, where a benchmark was given, and how that measured them.
+
+    mode, point, device: as in its results.  repetitions: of which it is the median.
+    """
+
+    mode: str
+    point: str
+    device: str
+    repetitions: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served(Stored):
+    """Output tokens a second of a checkpoint with a cell's widths. ratio: pruned ÷ dense, paired by repetition."""
+
+    tokens_per_second: float
+    ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class CellResult(Stored):
-    """A cell of the whole comparison, whose model and corpora need no copy in every cell."""
+    """A cell of the whole comparison, whose model and corpora need no copy in every cell.
+
+    served: None where no checkpoint like it was measured.
+    """
 
     entry: str
     keep_ratio: float
@@ -210,6 +244,7 @@ class CellResult(Stored):
     recipe: Mapping[str, JsonValue]
     calibration: str | None = None
     shared: SharedRun | None = field(default=None, metadata=OPTIONAL)
+    served: Served | None = field(default=None, metadata=OPTIONAL)
 
     def to_dict(self) -> dict[str, JsonValue]:
         """The content as JSON types: the fields of the result stand between those of the cell."""
@@ -253,7 +288,10 @@ class SharedOptions(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonResult(Stored):
-    """What comparison.json holds. corpora: that perplexity was measured on, by name.  tasks: None without any."""
+    """What comparison.json holds. corpora: that perplexity was measured on, by name.  tasks: None without any.
+
+    served: None where no benchmark was given.
+    """
 
     format: int = RESULT_FORMAT
     model: ComparedModel
@@ -261,6 +299,7 @@ class ComparisonResult(Stored):
     corpora: Mapping[str, EvaluatedText]
     tasks: AskedTasks | None = field(default=None, metadata=OPTIONAL)
     dense: DenseResult
+    served: ServedDense | None = field(default=None, metadata=OPTIONAL)
     cells: tuple[CellResult, ...]
     versions: Mapping[str, str]
 

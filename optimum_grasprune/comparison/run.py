@@ -6,16 +6,13 @@ and several processes can do one together: each cell is run by the one that has 
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..admission import check_model
 from ..calibration_data import calibration_for, drawn
@@ -40,18 +37,17 @@ from ..loading import (
 )
 from ..methods import get_method
 from ..methods.selection import SelectionCache
-from ..model_files import ReadAs, commit_of
+from ..model_files import ReadAs
 from ..provenance import recipe_of
 from ..pruner import GRASPPruner
 from ..ratios import RatioRun, shared_run
 from ..record import SharedRun, installed_versions, read_json
-from ..record.describe import describe_model
 from ..writing import results_folder, write_json
 from .accuracy import headline
 from .cells import SAME_FOR_ALL, Cell, as_given, evaluation_texts
 from .claims import cleared, turn
+from .models import LoadedBase, identity, in_fp32, widths_of
 from .results import (
-    BaseModel,
     CellFile,
     CellInputs,
     CellResult,
@@ -141,7 +137,7 @@ class Comparison:
         except GraspruneError:
             self._leave_no_empty_folder()
             raise
-        session = _Session(_Base(self.source, self.read_as), dense, announce)
+        session = _Session(LoadedBase(self.source, self.read_as), dense, announce)
         if shard is None:
             self._run_cells(self.cells, session)
         else:
@@ -315,6 +311,7 @@ class Comparison:
         return PrunedResult(
             kept=pruned.record.budget.kept,
             weight_bytes=WeightBytes(dense=weight_bytes(model), pruned=weight_bytes(pruned.model)),
+            widths=widths_of(pruned.model),
             compensation=pruned.record.compensation,
             choice=pruned.record.choice,
             seconds=round(seconds, 2),
@@ -358,56 +355,13 @@ def _finished(kind: type[File], path: Path, inputs: Inputs) -> File | None:
     return None if stored is None or isinstance(stored.result, FailedCell) else stored
 
 
-class _Base:
-    """The base model, loaded when it is first needed, and again only for another precision or device."""
-
-    def __init__(self, source: str, read_as: ReadAs) -> None:
-        self.source, self.read_as = source, read_as
-        self._key: tuple[str, str] | None = None
-        self._model: PreTrainedModel | None = None
-
-    def model_for(self, config: GRASPConfig) -> PreTrainedModel:
-        """The model in the precision and on the device of a configuration."""
-        key = (config.dtype, config.device)
-        if self._model is None or self._key != key:
-            self._model = None  # two at once may be more than the device holds
-            self._model = load_model(self.source, dtype=config.dtype, device=config.device, **self.read_as)
-            self._key = key
-        return self._model
-
-
 class _Session:
     """What the cells of one call of `run` share. done: what came of each cell, by the name of its file."""
 
-    def __init__(self, base: _Base, dense: DenseResult, announce: Announce) -> None:
+    def __init__(self, base: LoadedBase, dense: DenseResult, announce: Announce) -> None:
         self.base, self.dense, self.announce = base, dense, announce
         self.earlier, self.statistics = SelectionCache(), KnownStatistics()
         self.done: dict[str, CellFile] = {}
-
-
-def in_fp32(model: PreTrainedModel) -> PreTrainedModel:
-    """The model in fp32 for measuring; the given one, and what it shares with others, stays as it is."""
-    if all(parameter.dtype == torch.float32 for parameter in model.parameters()):
-        return model
-    return copy.deepcopy(model).float()
-
-
-def identity(source: str, config: PreTrainedConfig, revision: str | None = None) -> BaseModel:
-    """What makes a base model another one: its shapes and its weights, wherever they lie."""
-    weights = _weights_hash(source) or f"{source}@{commit_of(source, revision)}"
-    return BaseModel.of(describe_model(empty_model(config)), weights)
-
-
-def _weights_hash(source: str) -> str | None:
-    files = sorted(path for kind in ("*.safetensors", "*.bin") for path in Path(source).glob(kind))
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _reported(cell: Cell, stored: CellFile) -> CellResult:

@@ -81,6 +81,34 @@ def test_three_methods_at_two_ratios(compare: Cli, pruned: list[tuple[str, float
     assert not list(out.rglob(".*"))
 
 
+def test_speeds_of_a_benchmark(compare: Cli, model_folder: Path, tmp_path: Path) -> None:
+    """Its checkpoint has the widths of one cell, as those that `export` makes of the same recipe have."""
+    assert compare(methods=("random",)).code == 0
+    (_, half) = json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]
+    serving = Path(__file__).parents[2] / "benchmarks" / "results" / "serving-smollm2-cpu" / "benchmark.json"
+    benchmark = json.loads(serving.read_text())
+    file = tmp_path / "benchmark.json"
+    file.write_text(json.dumps(benchmark))
+    outcome = compare("--benchmark", file, methods=("random",))
+    assert outcome.code == 2 and "is of another model: its dense one has other widths" in outcome.error_lines[0]
+
+    config = json.loads((model_folder / "config.json").read_text())
+    layers = config["num_hidden_layers"]
+    dense, pruned = benchmark["checkpoints"][:2]
+    for checkpoint, ffn, kv_heads in (
+        (dense, [config["intermediate_size"]] * layers, [config["num_key_value_heads"]] * layers),
+        (pruned, half["widths"]["ffn"], half["widths"]["kv_heads"]),
+    ):
+        checkpoint["ffn_widths"], checkpoint["kv_heads"] = ffn, kv_heads
+    file.write_text(json.dumps(benchmark))
+    outcome = compare("--benchmark", file, methods=("random",))
+    assert outcome.code == 0 and outcome.out.count("finished before") == 3, outcome.error_lines
+    compared = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert compared["served"]["tokens_per_second"] > 0
+    assert ["served" in cell for cell in compared["cells"]] == [False, True]
+    assert "| tokens/s | × dense |" in (tmp_path / "out" / "comparison.md").read_text()
+
+
 def test_the_dense_model_stays_as_it_was(compare: Cli, monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> None:
     models: list[Any] = []
     prune = GRASPPruner.prune

@@ -17,7 +17,6 @@ from optimum_grasprune.comparison import claims
 from optimum_grasprune.comparison.claims import (
     SILENCE,
     Claim,
-    Holder,
     claim_on,
     claimant,
     cleared,
@@ -25,6 +24,7 @@ from optimum_grasprune.comparison.claims import (
     holder_of,
     turn,
 )
+from optimum_grasprune.comparison.holders import Holder, start_of
 from optimum_grasprune.errors import CheckpointError, Stopped
 from optimum_grasprune.writing import partial_of, write_json
 
@@ -67,7 +67,7 @@ def test_one_holds_it_until_it_lets_go(target: Path) -> None:
 @needs_proc
 def test_a_process_that_was_killed_holds_nothing(target: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    of_it = dataclasses.replace(HERE, pid=process.pid, started=claims._start_of(process.pid))
+    of_it = dataclasses.replace(HERE, pid=process.pid, started=start_of(process.pid))
     claim_by(of_it, target, age=9 * SILENCE)  # it may be stopped, as in a debugger
     partial = partial_of(target, of_it.host, of_it.pid)
     other = partial_of(target, of_it.host, of_it.pid + 1)

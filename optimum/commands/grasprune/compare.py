@@ -49,14 +49,20 @@ class CompareCommand(Subcommand):
         """Check everything, run what is not finished, write tables, plots and the page."""
         from optimum_grasprune.comparison import Shard
         from optimum_grasprune.comparison.claims import ended_by_sigterm
+        from optimum_grasprune.serving.cells import read_benchmark, with_speeds
 
         shard = None if self.args.shard is None else Shard.parse(self.args.shard)
         output = Path(self.output_among(*filter(None, [self.args.last_list]), is_value=_is_value))
         self.check_outputs(str(output))
         plots = None if self.args.no_plot else module_for_plots("optimum_grasprune.comparison.plots")
+        benchmark = None
+        if (path := self.args.benchmark) is not None:
+            benchmark = read_benchmark(path, self.args.model, **self.source_options(self.args.model))
         comparison = self._comparison(output)
         with nullcontext() if shard is None else ended_by_sigterm():
             result = comparison.run(lambda line: print(line, flush=True), shard)
+            if benchmark is not None:
+                result = with_speeds(result, benchmark)
             self._report(result, output, plots, whole=len(result.cells) == len(comparison.cells))
 
     def _report(self, result: ComparisonResult, output: Path, plots: ModuleType | None, *, whole: bool) -> None:
@@ -86,6 +92,7 @@ class CompareCommand(Subcommand):
             *corpora("the text that is watched", args.recover_watch),
             *local("the folder of task files", args.include_path),
             *local("the data of tasks", args.task_data),
+            *local("the benchmark", args.benchmark),
         ]
 
     def _comparison(self, output: Path) -> Comparison:
@@ -165,6 +172,12 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
         metavar="I/N",
         help="run the I-th of N shares of the cells, then what is left of the others: N processes with the same "
         "command and I from 1 to N do one comparison together, on one machine or on several that all see OUTPUT",
+    )
+    optional.add_argument(
+        "--benchmark",
+        metavar="FILE",
+        help="a benchmark.json of the same dense model: the tokens/s of its checkpoints stand beside cells of the same "
+        "widths",
     )
     optional.add_argument("--no-plot", action="store_true", help="write tables only; needs no matplotlib")
     add_model_options(optional)
