@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import tempfile
 import threading
 import time
@@ -116,22 +115,22 @@ def holder_of(path: Path) -> Holder | None:
 
 
 def cleared(target: Path) -> bool:
-    """Remove the claim on a file if nobody holds it, and what a killed holder began to write; whether it is away."""
+    """Remove the claim on a file if nobody holds it, and what a killed holder began to write; whether it is away.
+
+    Of several processes that see that a claim is left, the one removes it that has claimed the claim: another that
+    comes late would remove what the first one has made in its place.
+    """
     path = claim_on(target)
-    if not _is_left(path):
-        return False
-    aside = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}")
-    try:
-        path.rename(aside)  # one of several that see it succeeds
-    except FileNotFoundError:
+    if not path.exists():
         return True
-    holder = holder_of(aside)
-    if not _is_left(aside):  # of one that was faster, and holds it by now
-        aside.rename(path)
+    if not _is_left(path) or (own := Claim.take(path)) is None:
         return False
-    if holder is not None:
-        partial_of(target, holder.host, holder.pid).unlink(missing_ok=True)
-    aside.unlink()
+    with own:
+        if not _is_left(path):
+            return False
+        if (holder := holder_of(path)) is not None:
+            partial_of(target, holder.host, holder.pid).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     return True
 
 

@@ -142,9 +142,10 @@ class Comparison:
             self._run_cells(self.cells, session)
         else:
             self._run_share(shard, session)
-        for path in (self.output / DENSE_NAME, *map(self._path_of, self.cells)):
-            cleared(path)  # claims of processes that were killed
         done = session.done
+        if len(done) == len(self.cells):
+            for path in (self.output / DENSE_NAME, *map(self._path_of, self.cells)):
+                cleared(path)  # claims of processes that were killed
         return ComparisonResult(
             model=ComparedModel(**vars(self.base_model), source=self.source),
             options=SharedOptions(**{name: getattr(self.cells[0].config, name) for name in SAME_FOR_ALL}),

@@ -110,15 +110,28 @@ def test_what_was_not_written_to_its_end_is_nobodys_in_time(target: Path, conten
 
 
 def test_one_that_was_faster_keeps_it(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two see that a claim is left; the second removes what the first has made in its place, and puts it back."""
+    """Two see that a claim is left; when the second comes to remove it, the first has made its own in its place."""
     answers = [True]
     seen = claims._is_left
-    monkeypatch.setattr(claims, "_is_left", lambda path: answers.pop() if answers else seen(path))
     claim = Claim.take(target)
-    assert claim is not None and not cleared(target)
+    assert claim is not None
+    monkeypatch.setattr(claims, "_is_left", lambda path: answers.pop() if answers else seen(path))
+    assert not cleared(target)
     assert not answers and holder_of(claim_on(target)) == claim.holder
     claim.release()
     assert not list(target.parent.iterdir())
+
+
+@needs_proc
+def test_only_one_removes_what_is_left(target: Path) -> None:
+    """Also where one that was about to was killed."""
+    dead = dataclasses.replace(HERE, pid=2**22 + 1)
+    claim_by(dead, target)
+    removing = Claim.take(claim_on(target))
+    assert removing is not None and not taken(target) and not cleared(target)
+    removing.release()
+    claim_by(dead, claim_on(target))
+    assert taken(target) and not list(target.parent.iterdir())
 
 
 def test_what_another_has_taken_over_is_not_removed(target: Path) -> None:
