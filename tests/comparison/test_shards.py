@@ -127,9 +127,14 @@ def test_what_is_finished_while_it_is_claimed_is_not_run(tmp_path: Path, monkeyp
         return take(target)
 
     monkeypatch.setattr(Claim, "take", slow)
-    folder.process(1).run(lambda job: folder.finish(job[0].name))
-    monkeypatch.undo()
-    assert folder.ran == [] and len(folder.stored) == 2 and not list(tmp_path.iterdir())
+    ran: list[str] = []
+
+    def run(job: Job) -> None:
+        ran.append(job[0].name)
+        folder.finish(job[0].name)
+
+    folder.process(1).run(run)
+    assert ran == ["random at 0.8"] and len(folder.stored) == 2 and not list(tmp_path.iterdir())
 
 
 def test_a_claim_that_is_let_go_is_taken_up(tmp_path: Path) -> None:
