@@ -184,6 +184,11 @@ def count_parameters(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Bytes of all parameters in the precision that they are in, tied ones once."""
+    return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+
+
 def _placement(config: PreTrainedConfig, device: str, device_map: Any) -> dict[str, Any]:
     """Options of `from_pretrained` that say where the weights go."""
     if device_map is not None:

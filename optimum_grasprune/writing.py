@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError
+
+PARTIAL = ".partial"
+"""Ends the name of a file that is being written."""
 
 _SLUG = re.compile(r"[^\w.+-]+")
 
@@ -81,10 +85,11 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 def write_file(path: Path, content: bytes) -> None:
     """Write a file; what was there stays until the new one is whole. CheckpointError when it cannot be written.
 
-    A link stays one, and what is no file (a terminal, a pipe, /dev/null) is written to, not replaced.
+    A link stays one, and what is no file (a terminal, a pipe, /dev/null) is written to, not replaced. Of several
+    processes that write the same file at once, on whatever machines, the last one's content is there, whole.
     """
     target = Path(os.path.realpath(path))
-    partial = target.with_name(f".{target.name}.partial")
+    partial = partial_of(target)
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(content)
@@ -92,8 +97,16 @@ def write_file(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
         os.replace(partial, target)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise CheckpointError(f"{path} cannot be written: {error.strerror}") from None
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def partial_of(target: Path, host: str | None = None, pid: int | None = None) -> Path:
+    """Where a process writes a file before it takes its place; by default this process on this machine."""
+    writer = f"{slug(host or socket.gethostname())}-{pid or os.getpid()}"
+    return target.with_name(f".{target.name[:100]}.{writer}{PARTIAL}")
 
 
 @contextmanager
@@ -103,7 +116,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     For what is too large to be held as bytes beside what it is made from.
     """
     target = Path(os.path.realpath(path))
-    partial = target.with_name(f".{target.name}.partial")
+    partial = target.with_name(f".{target.name}{PARTIAL}")
     try:
         yield partial
         os.replace(partial, target)

@@ -19,7 +19,7 @@ README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\(([^)#\s]+)?(?:#([^)\s]+))?\)")
 OURS = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-OTHERS = re.compile(r"(vllm |lm_eval |pip |git |\.py |python |make |`vllm|docker |chromium )")
+OTHERS = re.compile(r"(vllm |lm_eval |pip |git |\.py |python |make |`vllm|docker |chromium |sbatch |#SBATCH |--array=)")
 
 
 def headings(page: Path) -> set[str]:
@@ -75,6 +75,7 @@ def options_of_all_commands() -> set[str]:
         "results.md",
         "evaluation.md",
         "reports.md",
+        "comparing.md",
         "troubleshooting.md",
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,37 @@ def test_json_is_readable_and_compact(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "x.json").read_text()) == content
     assert (tmp_path / "x.json").read_text().count("\n") == 10
     assert [file.name for file in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_two_processes_that_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one writes while the first is about to put its own in place."""
+    replace, file, own = os.replace, tmp_path / "x.json", os.getpid()
+
+    def slow(source: Path, target: Path) -> None:
+        if os.getpid() == own:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "getpid", lambda: own + 1)
+                write_json(file, {"by": "the second"})
+            assert json.loads(file.read_text()) == {"by": "the second"}
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", slow)
+    write_json(file, {"by": "the first"})
+    assert json.loads(file.read_text()) == {"by": "the first"} and os.listdir(tmp_path) == ["x.json"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_a_file_that_is_not_written_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fails(source: Path, target: Path) -> None:
+        raise error
+
+    (tmp_path / "x.json").write_text("old")
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(CheckpointError if isinstance(error, OSError) else KeyboardInterrupt):
+        write_json(tmp_path / "x.json", {})
+    assert (tmp_path / "x.json").read_text() == "old" and os.listdir(tmp_path) == ["x.json"]
 
 
 def test_slug() -> None:

@@ -5,12 +5,14 @@ from .cells import Cell, cells_of, evaluation_texts, evaluation_windows
 from .page import write_page
 from .results import ComparisonResult
 from .run import Comparison
+from .shards import Shard
 from .tables import points_of, short_table, shown, write_tables
 
 __all__ = [
     "Cell",
     "Comparison",
     "ComparisonResult",
+    "Shard",
     "cells_of",
     "evaluation_texts",
     "evaluation_windows",

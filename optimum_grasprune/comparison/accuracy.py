@@ -6,10 +6,13 @@ from collections.abc import Callable, Mapping
 
 from ..evaluation.scores import MEAN, TaskScore
 from ..evaluation.tables import NOTHING, scaled, share
-from .results import CellResult, ComparisonResult, PrunedTasks
+from .results import CellResult, ComparisonResult, PrunedResult, PrunedTasks
 
 WITHIN_NOISE = "≈"
 """Stands after a score whose difference from the dense model's may be chance."""
+
+WEIGHT_BYTES = "weight_bytes"
+"""Names the share of bytes among those that accuracy is drawn against."""
 
 _OF_A_SCORE = (
     "score",
@@ -31,15 +34,22 @@ def headline(scores: Mapping[str, TaskScore]) -> tuple[str, TaskScore]:
 def accuracy_points(result: ComparisonResult, kept: str) -> dict[str, list[tuple[float, float]]]:
     """For every method, its points (share kept, headline score), in the order of the shares.
 
-    kept: the share, a field of `SharesKept`.
+    kept: the share, a field of `SharesKept`, or WEIGHT_BYTES.
     """
     points: dict[str, list[tuple[float, float]]] = {}
     for cell in result.cells:
-        if cell.pruned is None or cell.pruned.kept is None or cell.pruned.tasks is None:
-            continue
-        _, score = headline(cell.pruned.tasks.scores)
-        points.setdefault(cell.entry, []).append((getattr(cell.pruned.kept, kept), score.value))
+        share = None if cell.pruned is None else _share_kept(result, cell.pruned, kept)
+        if (tasks := _tasks_of(cell)) is not None and share is not None:
+            points.setdefault(cell.entry, []).append((share, headline(tasks.scores)[1].value))
     return {entry: sorted(found) for entry, found in points.items()}
+
+
+def _share_kept(result: ComparisonResult, pruned: PrunedResult, kept: str) -> float | None:
+    """A share that a pruned model keeps; None where it is not known."""
+    if kept == WEIGHT_BYTES:
+        dense = result.dense_bytes
+        return None if dense is None or pruned.weight_bytes is None else pruned.weight_bytes.pruned / dense
+    return None if pruned.kept is None else getattr(pruned.kept, kept)
 
 
 def headline_values(result: ComparisonResult) -> tuple[list[str], list[str], Callable[[CellResult], list[str]]]:

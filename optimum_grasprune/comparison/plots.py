@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from ..evaluation.tables import in_percent
 from ..report.style import INK, dress, rendered, titled
 from ..writing import slug, write_file
-from .accuracy import accuracy_points, headline
+from .accuracy import WEIGHT_BYTES, accuracy_points, headline
 from .accuracy_plots import KEPT, accuracy_figure
 from .lines import FONT, Points, colours_of, draw_line, name_lines, ours_among, scale_shares
 from .results import ComparisonResult
@@ -72,7 +72,7 @@ def _scale(axes: Axes) -> None:
 def write_plots(result: ComparisonResult, output: Path) -> list[Path]:
     """Write a figure, as .png and .svg, for every evaluation corpus and, with tasks, for every share kept; their paths.
 
-    perplexity-NAME for a corpus, accuracy-parameters and accuracy-kv-cache for tasks.
+    perplexity-NAME for a corpus; accuracy-parameters, accuracy-kv-cache and accuracy-weight-bytes for tasks.
     """
     figures = {**_perplexity_figures(result), **_accuracy_figures(result)}
     kinds: tuple[Literal["png"], Literal["svg"]] = ("png", "svg")
@@ -112,12 +112,15 @@ def _accuracy_figures(result: ComparisonResult) -> dict[str, Figure]:
     figures = {}
     for kept in KEPT:
         points = accuracy_points(result, kept)
+        if kept == WEIGHT_BYTES and not points:
+            continue  # results of an earlier version
         figures[f"accuracy-{kept.replace('_', '-')}"] = accuracy_figure(
             points,
             dense.value,
             dense.chance,
             ours=ours_among(points),
             kept=kept,
+            dense_bytes=result.dense_bytes if kept == WEIGHT_BYTES else None,
             title=f"{_model(result)}: {title}",
             subtitle=f"{', '.join(result.tasks.tasks)}: {questions:,} questions, fp32",
         )

@@ -124,15 +124,34 @@ class DenseResult(Losses, Stored):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightBytes(Stored):
+    """Bytes of all weights in the precision that a model was pruned in, tied ones once, as its checkpoint has them."""
+
+    dense: int
+    pruned: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Widths(Stored):
+    """Of every layer. ffn: FFN channels.  kv_heads: KV heads."""
+
+    ffn: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrunedResult(Losses, Stored):
     """A cell that was run to its end.
 
     kept: shares of the dense model; None where they are not known.  compensation: names of the stages in force.
+    weight_bytes, widths: version 0.1 did not write them.
     choice: all that was measured to choose.  seconds: of pruning.
     scores_reused, choice_reused: whether an earlier cell's scores, or its candidates, served this one.
     """
 
     kept: SharesKept | None = field(default=None, metadata=OPTIONAL)
+    weight_bytes: WeightBytes | None = field(default=None, metadata=OPTIONAL)
+    widths: Widths | None = field(default=None, metadata=OPTIONAL)
     compensation: tuple[str, ...]
     choice: tuple[Judgement, ...]
     seconds: float
@@ -191,8 +210,33 @@ class CellFile(_WithInputs):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServedDense(Stored):
+    """Output tokens a second of the dense model, where a benchmark was given, and how that measured them.
+
+    mode, point, device: as in its results.  repetitions: of which it is the median.
+    """
+
+    mode: str
+    point: str
+    device: str
+    repetitions: int
+    tokens_per_second: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Served(Stored):
+    """Output tokens a second of a checkpoint with a cell's widths. ratio: pruned ÷ dense, paired by repetition."""
+
+    tokens_per_second: float
+    ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class CellResult(Stored):
-    """A cell of the whole comparison, whose model and corpora need no copy in every cell."""
+    """A cell of the whole comparison, whose model and corpora need no copy in every cell.
+
+    served: None where no checkpoint like it was measured.
+    """
 
     entry: str
     keep_ratio: float
@@ -200,6 +244,7 @@ class CellResult(Stored):
     recipe: Mapping[str, JsonValue]
     calibration: str | None = None
     shared: SharedRun | None = field(default=None, metadata=OPTIONAL)
+    served: Served | None = field(default=None, metadata=OPTIONAL)
 
     def to_dict(self) -> dict[str, JsonValue]:
         """The content as JSON types: the fields of the result stand between those of the cell."""
@@ -243,7 +288,10 @@ class SharedOptions(Stored):
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonResult(Stored):
-    """What comparison.json holds. corpora: that perplexity was measured on, by name.  tasks: None without any."""
+    """What comparison.json holds. corpora: that perplexity was measured on, by name.  tasks: None without any.
+
+    served: None where no benchmark was given.
+    """
 
     format: int = RESULT_FORMAT
     model: ComparedModel
@@ -251,6 +299,7 @@ class ComparisonResult(Stored):
     corpora: Mapping[str, EvaluatedText]
     tasks: AskedTasks | None = field(default=None, metadata=OPTIONAL)
     dense: DenseResult
+    served: ServedDense | None = field(default=None, metadata=OPTIONAL)
     cells: tuple[CellResult, ...]
     versions: Mapping[str, str]
 
@@ -264,6 +313,12 @@ class ComparisonResult(Stored):
     def failed(self) -> list[CellResult]:
         """The cells that ended in an error."""
         return [cell for cell in self.cells if cell.error is not None]
+
+    @property
+    def dense_bytes(self) -> int | None:
+        """Bytes of the dense model's weights, in the widest precision that a cell was pruned in; None if not known."""
+        pruned = (cell.pruned for cell in self.cells)
+        return max((each.weight_bytes.dense for each in pruned if each and each.weight_bytes), default=None)
 
     def by_ratio(self) -> dict[float, list[CellResult]]:
         """The cells grouped by keep ratio, highest first."""

@@ -1,20 +1,18 @@
 """Running the cells of a comparison on one model.
 
-Every cell is a file of its own in the output folder, so that a comparison that was stopped is taken up where it was.
+Every cell is a file of its own in the output folder, so that a comparison that was stopped is taken up where it was,
+and several processes can do one together: each cell is run by the one that has claimed it.
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ..admission import check_model
 from ..calibration_data import calibration_for, drawn
@@ -35,20 +33,21 @@ from ..loading import (
     load_model,
     load_tokenizer,
     require_unquantised,
+    weight_bytes,
 )
 from ..methods import get_method
 from ..methods.selection import SelectionCache
-from ..model_files import ReadAs, commit_of
+from ..model_files import ReadAs
 from ..provenance import recipe_of
 from ..pruner import GRASPPruner
 from ..ratios import RatioRun, shared_run
 from ..record import SharedRun, installed_versions, read_json
-from ..record.describe import describe_model
 from ..writing import results_folder, write_json
 from .accuracy import headline
 from .cells import SAME_FOR_ALL, Cell, as_given, evaluation_texts
+from .claims import cleared, turn
+from .models import LoadedBase, identity, in_fp32, widths_of
 from .results import (
-    BaseModel,
     CellFile,
     CellInputs,
     CellResult,
@@ -62,10 +61,15 @@ from .results import (
     PrunedResult,
     PrunedTasks,
     SharedOptions,
+    WeightBytes,
 )
+from .shards import Shard
 from .tables import shown
+from .together import Together, jobs_of
 
 File = TypeVar("File", DenseFile, CellFile)
+Announce = Callable[[str], None]
+"""Shows one line of what is going on."""
 
 CELLS_FOLDER = "cells"
 DENSE_NAME = "dense.json"
@@ -118,46 +122,72 @@ class Comparison:
         self._made_output = not output.exists()
         check_folder(output)
 
-    def run(self, announce: Callable[[str], None] = lambda line: None) -> ComparisonResult:
+    def run(self, announce: Announce = lambda line: None, shard: Shard | None = None) -> ComparisonResult:
         """Measure the dense model and every cell that is not finished yet; the whole comparison.
 
         announce: called with one line about every cell.
-        A cell that a GraspruneError stops holds it as `error` and stops no other; the next run tries it again.
+        shard: which of several processes this is that do the comparison together, or may: it runs the cells of its own
+        share, and then whatever of the others' nobody has begun. Cells that others run meanwhile are not in its result.
+        None runs all that is not finished, whatever is claimed.
+        A cell that a GraspruneError stops holds it as `error` and stops no other; the next run tries it again, of
+        several processes the one whose share it is in.
         """
         try:
-            dense = self._dense(announce)
+            dense = self._dense(announce, shared=shard is not None)
         except GraspruneError:
             self._leave_no_empty_folder()
             raise
-        base = _Base(self.source, self.read_as)
-        earlier, statistics = SelectionCache(), KnownStatistics()
-        cells = []
-        for number, cell in enumerate(self.cells, start=1):
-            place = f"cell {number} of {len(self.cells)}, {cell.name}"
-            inputs = self._inputs_of(cell)
-            stored = _finished(CellFile, self._path_of(cell), inputs)
-            if stored is None:
-                announce(f"{place}: running")
-                stored = self._run_cell(cell, inputs, base, earlier, statistics, dense)
-                announce(f"{place}: {_line_of(stored.result)}")
-            else:
-                announce(f"{place}: finished before")
-            cells.append(_reported(cell, stored))
+        session = _Session(LoadedBase(self.source, self.read_as), dense, announce)
+        if shard is None:
+            self._run_cells(self.cells, session)
+        else:
+            self._run_share(shard, session)
+        done = session.done
+        if len(done) == len(self.cells):
+            for path in (self.output / DENSE_NAME, *map(self._path_of, self.cells)):
+                cleared(path)  # claims of processes that were killed
         return ComparisonResult(
             model=ComparedModel(**vars(self.base_model), source=self.source),
             options=SharedOptions(**{name: getattr(self.cells[0].config, name) for name in SAME_FOR_ALL}),
             corpora=self.described,
             tasks=self.tasks.asked if self.tasks else None,
             dense=dense,
-            cells=tuple(cells),
+            cells=tuple(_reported(cell, done[cell.file_name]) for cell in self.cells if cell.file_name in done),
             versions=installed_versions(),
         )
 
+    def _run_cells(self, cells: Iterable[Cell], session: _Session) -> None:
+        """Have cells finished, one after the other."""
+        for cell in cells:
+            place = f"cell {self.cells.index(cell) + 1} of {len(self.cells)}, {cell.name}"
+            inputs = self._inputs_of(cell)
+            stored = _finished(CellFile, self._path_of(cell), inputs)
+            if stored is None:
+                session.announce(f"{place}: running")
+                stored = self._run_cell(cell, inputs, session)
+                session.announce(f"{place}: {_line_of(stored.result)}")
+            else:
+                session.announce(f"{place}: finished before")
+            session.done[cell.file_name] = stored
+
+    def _run_share(self, shard: Shard, session: _Session) -> None:
+        inputs = {cell.file_name: self._inputs_of(cell) for cell in self.cells}
+
+        def stored(cell: Cell) -> CellFile | None:
+            return _stored(CellFile, self._path_of(cell), inputs[cell.file_name])
+
+        jobs = jobs_of(self.cells, whole=lambda cell: self._shared_run(cell) is not None)
+        together = Together(jobs, shard, self._path_of, stored)
+        together.run(lambda job: self._run_cells(job, session))
+        finished, running = together.results(session.done)
+        session.done.update(finished)
+        if running:
+            session.announce(f"not finished: {', '.join(running)}; the process that is last writes the tables")
+
     def _leave_no_empty_folder(self) -> None:
-        with suppress(OSError):  # it holds something
-            (self.output / CELLS_FOLDER).rmdir()
-            if self._made_output:
-                self.output.rmdir()
+        for folder in (self.output / CELLS_FOLDER, *([self.output] if self._made_output else [])):
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
 
     def _tokenized(self, corpus: Corpus, config: Any) -> TokenizedCorpus:
         return tokenize(corpus, self.tokenizer, config.vocab_size, bos=self.cells[0].config.bos)
@@ -224,8 +254,19 @@ class Comparison:
     def _calibration(self, cell: Cell) -> TokenizedCorpus:
         return self._calibrations[_corpus_key(cell.config)]
 
-    def _dense(self, announce: Callable[[str], None]) -> DenseResult:
+    def _dense(self, announce: Announce, *, shared: bool) -> DenseResult:
+        """The dense model, measured. shared: whether another process that has begun with it is waited for."""
         path, inputs = self.output / DENSE_NAME, self._inputs()
+        if not shared:
+            return self._dense_result(path, inputs, announce)
+        with turn(
+            path,
+            done=lambda: _finished(DenseFile, path, inputs) is not None,
+            wait=lambda holder: announce(f"dense: {holder} measures it"),
+        ):
+            return self._dense_result(path, inputs, announce)
+
+    def _dense_result(self, path: Path, inputs: Inputs, announce: Announce) -> DenseResult:
         if (stored := _finished(DenseFile, path, inputs)) is not None:
             announce("dense: finished before")
             return stored.result
@@ -240,39 +281,29 @@ class Comparison:
         announce(f"dense: {_line_of(result)}")
         return result
 
-    def _run_cell(
-        self,
-        cell: Cell,
-        inputs: CellInputs,
-        base: _Base,
-        earlier: SelectionCache,
-        statistics: KnownStatistics,
-        dense: DenseResult,
-    ) -> CellFile:
+    def _run_cell(self, cell: Cell, inputs: CellInputs, session: _Session) -> CellFile:
         result: PrunedResult | FailedCell
         try:
-            result = self._pruned(cell, base, earlier, statistics, dense)
+            result = self._pruned(cell, session)
         except GraspruneError as error:
             result = FailedCell(error=str(error))
         stored = CellFile(inputs=inputs, result=result)
         write_json(self._path_of(cell), stored.to_dict())
         return stored
 
-    def _pruned(
-        self, cell: Cell, base: _Base, earlier: SelectionCache, statistics: KnownStatistics, dense: DenseResult
-    ) -> PrunedResult:
-        model = base.model_for(cell.config)
+    def _pruned(self, cell: Cell, session: _Session) -> PrunedResult:
+        model = session.base.model_for(cell.config)
         shared = self._shared_run(cell)
-        known = None if shared else earlier.for_recipe(cell.config)
+        known = None if shared else session.earlier.for_recipe(cell.config)
         start = time.perf_counter()
         texts = self._calibration(cell) if cell.calibrated else None
         pruner = GRASPPruner(cell.config)
         if shared is None:
-            pruned = pruner.prune(model, self.tokenizer, texts, earlier=known, known=statistics)
-            earlier.keep(cell.config, pruned.selection)
+            pruned = pruner.prune(model, self.tokenizer, texts, earlier=known, known=session.statistics)
+            session.earlier.keep(cell.config, pruned.selection)
         else:
             if cell.entry not in self._runs:  # the cells of an entry are side by side: one run is held at a time
-                run = pruner.prune_many(model, self.tokenizer, shared.keep_ratios, texts, known=statistics)
+                run = pruner.prune_many(model, self.tokenizer, shared.keep_ratios, texts, known=session.statistics)
                 self._runs = {cell.entry: run}
             pruned = self._runs[cell.entry].prune(cell.config.keep_ratio)
         seconds = time.perf_counter() - start
@@ -280,6 +311,8 @@ class Comparison:
         perplexities, losses = self._measure(wide)
         return PrunedResult(
             kept=pruned.record.budget.kept,
+            weight_bytes=WeightBytes(dense=weight_bytes(model), pruned=weight_bytes(pruned.model)),
+            widths=widths_of(pruned.model),
             compensation=pruned.record.compensation,
             choice=pruned.record.choice,
             seconds=round(seconds, 2),
@@ -287,7 +320,7 @@ class Comparison:
             choice_reused=known is not None and bool(known.candidates),
             perplexity=perplexities,
             loss=losses,
-            tasks=self._pruned_tasks(wide, dense.tasks),
+            tasks=self._pruned_tasks(wide, session.dense.tasks),
         )
 
     def _scored(self, model: PreTrainedModel) -> Scored | None:
@@ -307,58 +340,29 @@ class Comparison:
         return {name: result.finite for name, result in measured.items()}, losses
 
 
-def _finished(kind: type[File], path: Path, inputs: Inputs) -> File | None:
-    """The stored result if it is of these inputs, and no error; a file that is damaged is none."""
+def _stored(kind: type[File], path: Path, inputs: Inputs) -> File | None:
+    """The stored result if it is of these inputs; a file that is damaged is none."""
     try:
         values = read_json(path)
         same = isinstance(values, dict) and values.get("inputs") == inputs.to_dict()
-        stored = kind.from_dict(values, path) if same else None
+        return kind.from_dict(values, path) if same else None
     except (OSError, CheckpointError):
         return None
+
+
+def _finished(kind: type[File], path: Path, inputs: Inputs) -> File | None:
+    """The same, if it is no error."""
+    stored = _stored(kind, path, inputs)
     return None if stored is None or isinstance(stored.result, FailedCell) else stored
 
 
-class _Base:
-    """The base model, loaded when it is first needed, and again only for another precision or device."""
+class _Session:
+    """What the cells of one call of `run` share. done: what came of each cell, by the name of its file."""
 
-    def __init__(self, source: str, read_as: ReadAs) -> None:
-        self.source, self.read_as = source, read_as
-        self._key: tuple[str, str] | None = None
-        self._model: PreTrainedModel | None = None
-
-    def model_for(self, config: GRASPConfig) -> PreTrainedModel:
-        """The model in the precision and on the device of a configuration."""
-        key = (config.dtype, config.device)
-        if self._model is None or self._key != key:
-            self._model = None  # two at once may be more than the device holds
-            self._model = load_model(self.source, dtype=config.dtype, device=config.device, **self.read_as)
-            self._key = key
-        return self._model
-
-
-def in_fp32(model: PreTrainedModel) -> PreTrainedModel:
-    """The model in fp32 for measuring; the given one, and what it shares with others, stays as it is."""
-    if all(parameter.dtype == torch.float32 for parameter in model.parameters()):
-        return model
-    return copy.deepcopy(model).float()
-
-
-def identity(source: str, config: PreTrainedConfig, revision: str | None = None) -> BaseModel:
-    """What makes a base model another one: its shapes and its weights, wherever they lie."""
-    weights = _weights_hash(source) or f"{source}@{commit_of(source, revision)}"
-    return BaseModel.of(describe_model(empty_model(config)), weights)
-
-
-def _weights_hash(source: str) -> str | None:
-    files = sorted(path for kind in ("*.safetensors", "*.bin") for path in Path(source).glob(kind))
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()
+    def __init__(self, base: LoadedBase, dense: DenseResult, announce: Announce) -> None:
+        self.base, self.dense, self.announce = base, dense, announce
+        self.earlier, self.statistics = SelectionCache(), KnownStatistics()
+        self.done: dict[str, CellFile] = {}
 
 
 def _reported(cell: Cell, stored: CellFile) -> CellResult:

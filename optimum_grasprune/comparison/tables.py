@@ -13,6 +13,7 @@ from ..record import SharesKept
 from ..writing import write_file, write_json
 from .accuracy import accuracy_note, csv_columns, csv_values, full_columns, full_values, headline_values
 from .results import CellResult, ComparisonResult, Losses
+from .speed import speed_columns, speed_csv_columns, speed_csv_values, speed_note, speed_values
 
 RESULT_NAME = "comparison.json"
 TEXT_COLUMNS = frozenset({"method", "compensation"})
@@ -45,12 +46,14 @@ def short_table(result: ComparisonResult) -> tuple[list[str], list[list[str]]]:
     """(columns, rows) of text for a terminal: shares kept and perplexities, the dense model first."""
     corpora = list(result.corpora)
     titles, dense, of_cell = headline_values(result)
-    rows = [["dense", "", *["100.0%"] * 2, *_perplexities(result.dense, corpora), *dense]]
+    rows = [["dense", "", *["100.0%"] * 2, *_perplexities(result.dense, corpora), *dense, *speed_values(result, None)]]
     for ratio, cells in result.by_ratio().items():
         for cell in cells:
             values = ["failed"] * len(corpora) if cell.pruned is None else _perplexities(cell.pruned, corpora)
-            rows.append([cell.entry, f"{ratio:g}", *_shares(cell), *values, *of_cell(cell)])
-    return ["method", "ratio", "kept", "KV", *corpora, *titles], rows
+            rows.append(
+                [cell.entry, f"{ratio:g}", *_shares(cell), *values, *of_cell(cell), *speed_values(result, cell)]
+            )
+    return ["method", "ratio", "kept", "KV", *corpora, *titles, *speed_columns(result)], rows
 
 
 def full_table(result: ComparisonResult) -> tuple[list[str], list[list[str]]]:
@@ -58,9 +61,9 @@ def full_table(result: ComparisonResult) -> tuple[list[str], list[list[str]]]:
     corpora = list(result.corpora)
     columns = ["method", "keep ratio", "kept of all", "KV cache"]
     columns += [title for name in corpora for title in (name, "Δ nats")] + full_columns(result)
-    columns += ["compensation", "seconds"]
+    columns += [*speed_columns(result), "compensation", "seconds"]
     dense = [text for value in _perplexities(result.dense, corpora) for text in (value, "0")]
-    rows = [["dense", "", *["100.0%"] * 2, *dense, *full_values(result, None), "", ""]]
+    rows = [["dense", "", *["100.0%"] * 2, *dense, *full_values(result, None), *speed_values(result, None), "", ""]]
     for cells in result.by_ratio().values():
         whole = [cell.pruned for cell in cells if cell.pruned is not None]
         best = {name: min(pruned.loss_on(name) for pruned in whole) for name in corpora if len(whole) > 1}
@@ -71,15 +74,16 @@ def full_table(result: ComparisonResult) -> tuple[list[str], list[list[str]]]:
 def _full_row(result: ComparisonResult, cell: CellResult, best: Mapping[str, float]) -> list[str]:
     corpora, pruned = list(result.corpora), cell.pruned
     front = [cell.entry, f"{cell.keep_ratio:g}", *_shares(cell)]
+    back = [*full_values(result, cell), *speed_values(result, cell)]
     if pruned is None:
-        return [*front, *[_MISSING] * (2 * len(corpora)), *full_values(result, cell), f"failed: {cell.error}", _MISSING]
+        return [*front, *[_MISSING] * (2 * len(corpora)), *back, f"failed: {cell.error}", _MISSING]
     values = []
     for name in corpora:
         mark = "**" if best.get(name) == pruned.loss_on(name) else ""
         texts = (shown(pruned.perplexity[name]), f"{result.excess_loss(pruned, name):+.3f}")
         values += [f"{mark}{text}{mark}" for text in texts]
     compensation = " + ".join(pruned.compensation).replace("_", " ") or "none"
-    return [*front, *values, *full_values(result, cell), compensation, f"{pruned.seconds:,.0f}"]
+    return [*front, *values, *back, compensation, f"{pruned.seconds:,.0f}"]
 
 
 def _perplexities(measured: Losses, corpora: Sequence[str]) -> list[str]:
@@ -125,7 +129,7 @@ def explanation(result: ComparisonResult) -> str:
         "*Kept of all*: share of all parameters, embeddings and head included. *KV cache*: share of its elements per "
         "token. *Δ nats*: rise of the mean loss over the dense model, ln(perplexity / dense). Bold: best at its ratio. "
         "*Seconds*: of pruning; scores computed for one ratio serve the others, a choice of units serves "
-        f"other compensations.{together}{sparse}{accuracy_note(result)}"
+        f"other compensations.{together}{sparse}{accuracy_note(result)}{speed_note(result)}"
     )
 
 
@@ -143,12 +147,14 @@ def csv_text(result: ComparisonResult) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
-        ["method", "keep_ratio", *(f"kept_{name}" for name in shares), "compensation", "seconds"]
+        ["method", "keep_ratio", *(f"kept_{name}" for name in shares), "weight_bytes", "compensation", "seconds"]
         + [f"{quantity}[{name}]" for name in corpora for quantity in ("perplexity", "excess_loss")]
-        + [*csv_columns(result), "error"]
+        + [*csv_columns(result), *speed_csv_columns(result), "error"]
     )
     dense = [value for name in corpora for value in (_number(result.dense, name), 0.0)]
-    writer.writerow(["dense", 1.0, *[1.0] * len(shares), "", "", *dense, *csv_values(result, None), ""])
+    size = "" if result.dense_bytes is None else result.dense_bytes
+    measured = [*csv_values(result, None), *speed_csv_values(result, None)]
+    writer.writerow(["dense", 1.0, *[1.0] * len(shares), size, "", "", *dense, *measured, ""])
     for cells in result.by_ratio().values():
         writer.writerows(_csv_row(result, cell, shares) for cell in cells)
     return file.getvalue()
@@ -156,13 +162,15 @@ def csv_text(result: ComparisonResult) -> str:
 
 def _csv_row(result: ComparisonResult, cell: CellResult, shares: Sequence[str]) -> list[str | float]:
     corpora, pruned = list(result.corpora), cell.pruned
+    measured = [*csv_values(result, cell), *speed_csv_values(result, cell)]
     if pruned is None:
-        empty = [""] * (len(shares) + 2 + 2 * len(corpora))
-        return [cell.entry, cell.keep_ratio, *empty, *csv_values(result, cell), cell.error or ""]
+        empty = [""] * (len(shares) + 3 + 2 * len(corpora))
+        return [cell.entry, cell.keep_ratio, *empty, *measured, cell.error or ""]
     kept = [getattr(pruned.kept, name, "") for name in shares]
     values = [value for name in corpora for value in (_number(pruned, name), result.excess_loss(pruned, name))]
-    accuracies = csv_values(result, cell)
-    return [cell.entry, cell.keep_ratio, *kept, "+".join(pruned.compensation), pruned.seconds, *values, *accuracies, ""]
+    size = "" if pruned.weight_bytes is None else pruned.weight_bytes.pruned
+    done = [size, "+".join(pruned.compensation), pruned.seconds]
+    return [cell.entry, cell.keep_ratio, *kept, *done, *values, *measured, ""]
 
 
 def _number(measured: Losses, corpus: str) -> float:

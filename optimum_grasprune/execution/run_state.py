@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..errors import CheckpointError, GraspruneWarning, Stopped
+from ..writing import PARTIAL
 from .state_file import INDEX_NAME, Result, RunIndex, Standing, read_standing, unreadable, write_standing
 
 STATE_EVERY = 120.0
@@ -34,7 +35,8 @@ STATE_EVERY = 120.0
 _LARGEST_SHARE = 0.1
 """Of the time, at most, that goes into writing, where the state is so large that it takes long."""
 
-_OWN_FILE = re.compile(r"(\d{4,}-.*\.safetensors|" + re.escape(INDEX_NAME) + ")")
+_OWN_FILE = re.compile(r"\d{4,}-.*\.safetensors|" + re.escape(INDEX_NAME))
+_OWN_PARTIAL = re.compile(rf"\.({_OWN_FILE.pattern})(\.[^/]+)?{re.escape(PARTIAL)}")
 
 Content = tuple[Standing, Mapping[str, Tensor]]
 """What the file of a piece of work holds."""
@@ -279,5 +281,4 @@ def _as_json(values: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
 
 
 def _is_own(path: Path) -> bool:
-    name = path.name.removeprefix(".").removesuffix(".partial")
-    return _OWN_FILE.fullmatch(name) is not None
+    return any(pattern.fullmatch(path.name) for pattern in (_OWN_FILE, _OWN_PARTIAL))

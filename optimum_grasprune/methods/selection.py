@@ -39,12 +39,12 @@ class SelectionCache:
         """Remember what a recipe came to."""
         if selection is not None:
             self._selections[_key(config, options_of_recovery())] = selection
-            self._selections[_key(config, _not_of_scores())] = selection.scores_alone()
+            self._selections[scores_key(config)] = selection.scores_alone()
 
     def for_recipe(self, config: GRASPConfig) -> Selection | None:
         """What a recipe would come to, or the scores alone that it would come to; None if neither is known."""
         own = self._selections.get(_key(config, options_of_recovery()))
-        return own or self._selections.get(_key(config, _not_of_scores()))
+        return own or self._selections.get(scores_key(config))
 
 
 def options_of_recovery() -> set[str]:
@@ -53,6 +53,11 @@ def options_of_recovery() -> set[str]:
     common = {option for stage in classes for option in getattr(stage, "options", ())}
     own = {option for name in STAGES.names() if (options := STAGES.options_of(name)) for option in options.model_fields}
     return {"compensation", *RecoveryOptions.model_fields, *common, *own}
+
+
+def scores_key(config: GRASPConfig) -> str:
+    """The same text for all recipes that come to the same scores."""
+    return _key(config, _not_of_scores())
 
 
 def _not_of_scores() -> set[str]:

@@ -63,6 +63,7 @@ def test_three_methods_at_two_ratios(compare: Cli, pruned: list[tuple[str, float
     ]
     for cell in result["cells"]:
         assert cell["kept"]["prunable"] <= cell["keep_ratio"] + 0.01  # FLAP's biases are on top
+        assert cell["weight_bytes"]["dense"] > cell["weight_bytes"]["pruned"] > 0
         assert cell["perplexity"]["end"] > 1 and cell["recipe"]["epochs"] == 1
     assert [cell["compensation"] for cell in result["cells"]][::2] == [["bias"], [], []]
     assert (result["corpora"]["end"]["windows"], result["corpora"]["end"]["window"]) == (4, 32)
@@ -78,6 +79,34 @@ def test_three_methods_at_two_ratios(compare: Cli, pruned: list[tuple[str, float
         assert [row["method"] for row in csv.DictReader(file)] == ["dense", *METHODS, *METHODS]
     assert (out / "comparison.md").read_text().count("\n| ") == 2 + 7
     assert not list(out.rglob(".*"))
+
+
+def test_speeds_of_a_benchmark(compare: Cli, model_folder: Path, tmp_path: Path) -> None:
+    """Its checkpoint has the widths of one cell, as those that `export` makes of the same recipe have."""
+    assert compare(methods=("random",)).code == 0
+    (_, half) = json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]
+    serving = Path(__file__).parents[2] / "benchmarks" / "results" / "serving-smollm2-cpu" / "benchmark.json"
+    benchmark = json.loads(serving.read_text())
+    file = tmp_path / "benchmark.json"
+    file.write_text(json.dumps(benchmark))
+    outcome = compare("--benchmark", file, methods=("random",))
+    assert outcome.code == 2 and "is of another model: its dense one has other widths" in outcome.error_lines[0]
+
+    config = json.loads((model_folder / "config.json").read_text())
+    layers = config["num_hidden_layers"]
+    dense, pruned = benchmark["checkpoints"][:2]
+    for checkpoint, ffn, kv_heads in (
+        (dense, [config["intermediate_size"]] * layers, [config["num_key_value_heads"]] * layers),
+        (pruned, half["widths"]["ffn"], half["widths"]["kv_heads"]),
+    ):
+        checkpoint["ffn_widths"], checkpoint["kv_heads"] = ffn, kv_heads
+    file.write_text(json.dumps(benchmark))
+    outcome = compare("--benchmark", file, methods=("random",))
+    assert outcome.code == 0 and outcome.out.count("finished before") == 3, outcome.error_lines
+    compared = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert compared["served"]["tokens_per_second"] > 0
+    assert ["served" in cell for cell in compared["cells"]] == [False, True]
+    assert "| tokens/s | × dense |" in (tmp_path / "out" / "comparison.md").read_text()
 
 
 def test_the_dense_model_stays_as_it_was(compare: Cli, monkeypatch: pytest.MonkeyPatch, model_folder: Path) -> None:
@@ -213,6 +242,7 @@ def test_recipes_patterns_and_compensations(compare: Cli, tmp_path: Path) -> Non
     learnt, sparse, scaled = json.loads((tmp_path / "out" / "comparison.json").read_text())["cells"]
     assert learnt["compensation"] == [] and learnt["choice"]
     assert sparse["recipe"]["pattern"] == "2:4" and sparse["kept"]["prunable"] == 0.5
+    assert sparse["weight_bytes"]["pruned"] == sparse["weight_bytes"]["dense"]
     assert scaled["recipe"]["method"] == "magnitude" and scaled["compensation"] == ["scales"]
 
 

@@ -11,7 +11,7 @@ import torch
 
 import optimum_grasprune.loading
 from optimum_grasprune import GRASPConfig, GRASPPruner, load_pruned_model
-from optimum_grasprune.comparison.run import identity
+from optimum_grasprune.comparison.models import identity
 from optimum_grasprune.errors import CheckpointError, ModelError, OptionError
 from optimum_grasprune.loading import calibration_length, common_window, load_config, load_model, load_tokenizer
 from optimum_grasprune.model_files import check_revision

@@ -24,6 +24,7 @@ import pytest
 from optimum_grasprune.errors import GraspruneError
 from optimum_grasprune.execution import Course, run_state
 from optimum_grasprune.ratios import RatioRun
+from tests.commands.children import Children
 from tests.commands.conftest import Outcome
 
 Cli = Callable[..., Outcome]
@@ -196,52 +197,21 @@ def test_a_process_that_is_terminated_in_training(
     assert sorted(each.name for each in tmp_path.iterdir()) == ["out", "whole"]
 
 
-SERVER = """
-import json, os, sys
-import optimum_grasprune.pruner, optimum_grasprune.report, optimum_grasprune.export.checkpoint
-from optimum.commands.optimum_cli import main
-from optimum_grasprune.execution import run_state
-run_state.STATE_EVERY = 0.0
-for line in sys.stdin:
-    child = os.fork()
-    if not child:
-        sys.argv = json.loads(line)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        code = 1
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        finally:
-            os._exit(code)
-    print(child, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-"""
-"""Runs each line as a command in a child, which need not import torch, and answers with its id and its exit code."""
-
-
 @pytest.fixture
 def run_in_child() -> Iterator[Callable[..., int]]:
     """Run a command to its end, or kill it after some seconds; the exit code."""
-    server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert server.stdin is not None and server.stdout is not None
-    stdin, stdout = server.stdin, server.stdout
+    children = Children("from optimum_grasprune.execution import run_state; run_state.STATE_EVERY = 0.0")
 
     def run(arguments: list[str], seconds: float | None = None) -> int:
-        stdin.write(json.dumps(["optimum-cli", "grasprune", *arguments]) + "\n")
-        stdin.flush()
-        child = int(stdout.readline())
+        child = children.start(arguments)
         if seconds is not None:
             time.sleep(seconds)
             with suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-        return int(stdout.readline())
+        return children.wait(child)
 
     yield run
-    stdin.close()
-    server.wait()
-    stdout.close()
+    children.close()
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from optimum_grasprune.comparison import ComparisonResult
-from optimum_grasprune.comparison.accuracy import accuracy_points, headline
+from optimum_grasprune.comparison.accuracy import WEIGHT_BYTES, accuracy_points, headline
 from optimum_grasprune.comparison.tables import csv_text, full_table, markdown, short_table
 from tests.comparison.test_tables import RESULT, STORED, result_of
 
@@ -98,10 +98,30 @@ def test_points_and_headline() -> None:
     assert accuracy_points(RESULT, "parameters") == {}
 
 
+def with_bytes() -> ComparisonResult:
+    stored = with_tasks().to_dict()
+    for cell, pruned in zip(stored["cells"], (140_000_000, 200_000_000, 269_000_000), strict=False):
+        cell["weight_bytes"] = {"dense": 269_000_000, "pruned": pruned}
+    return result_of(stored)
+
+
+def test_bytes() -> None:
+    """Of single weights that are zero a checkpoint is no smaller, whatever counts as kept."""
+    result = with_bytes()
+    assert accuracy_points(result, WEIGHT_BYTES) == {
+        "default": [(140 / 269, 0.525), (200 / 269, 0.615)],
+        "random": [(1.0, 0.595)],
+    }
+    assert accuracy_points(with_tasks(), WEIGHT_BYTES) == {}
+    rows = list(csv.DictReader(io.StringIO(csv_text(result))))
+    assert [row["weight_bytes"] for row in rows] == ["269000000", "200000000", "269000000", "140000000", ""]
+    assert {row["weight_bytes"] for row in csv.DictReader(io.StringIO(csv_text(RESULT)))} == {""}
+
+
 def test_plots(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from optimum_grasprune.comparison.accuracy_plots import accuracy_figure
-    from optimum_grasprune.comparison.plots import write_plots
+    from optimum_grasprune.comparison.plots import _accuracy_figures, write_plots
 
     names = [path.name for path in write_plots(with_tasks(), tmp_path)]
     assert names[4:] == [f"accuracy-{kept}.{kind}" for kept in ("parameters", "kv-cache") for kind in ("png", "svg")]
@@ -111,5 +131,14 @@ def test_plots(tmp_path: Path) -> None:
     low, high = axes.get_ylim()
     assert low < 0.25 and high > 0.6
     assert [line.get_label() for line in axes.get_lines()] == ["flap", "dense", "chance"]
+    assert list(_accuracy_figures(with_bytes()))[2:] == ["accuracy-weight-bytes"]
+    points = accuracy_points(with_bytes(), WEIGHT_BYTES)
+    (axes,) = accuracy_figure(points, 0.6, None, kept=WEIGHT_BYTES, dense_bytes=269_000_000, title="t").axes
+    axes.figure.canvas.draw()
+    assert axes.get_xlabel() == "weights (MB)"
+    ticks = zip(axes.get_xticks(), (label.get_text() for label in axes.get_xticklabels()), strict=True)
+    assert [(round(269 * share), text) for share, text in ticks] == [
+        (size, str(size)) for size in (140, 160, 180, 200, 220, 240, 260)
+    ]
     (bare,) = accuracy_figure({}, 0.6, None, title="t").axes
     assert [line.get_label() for line in bare.get_lines()] == ["dense"]

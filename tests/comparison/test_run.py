@@ -12,8 +12,9 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
 from optimum_grasprune.comparison import Comparison, cells_of, read_corpora
+from optimum_grasprune.comparison.models import identity, in_fp32
 from optimum_grasprune.comparison.results import BaseModel
-from optimum_grasprune.comparison.run import check_folder, identity, in_fp32
+from optimum_grasprune.comparison.run import check_folder
 from optimum_grasprune.errors import CheckpointError, DataError, OptionError
 from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.statistics import MOMENTS, PER_SEQUENCE, PER_TOKEN, TOKEN_WEIGHTS

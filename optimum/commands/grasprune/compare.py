@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ from .base import (
 )
 
 if TYPE_CHECKING:
-    from optimum_grasprune.comparison import Comparison
+    from types import ModuleType
+
+    from optimum_grasprune.comparison import Comparison, ComparisonResult
     from optimum_grasprune.export.outputs import Source
 
 OF_A_CELL = ("method", "keep_ratio")
@@ -44,18 +47,36 @@ class CompareCommand(Subcommand):
 
     def execute(self) -> None:
         """Check everything, run what is not finished, write tables, plots and the page."""
+        from optimum_grasprune.comparison import Shard
+        from optimum_grasprune.comparison.claims import ended_by_sigterm
+        from optimum_grasprune.serving.cells import read_benchmark, with_speeds
+
+        shard = None if self.args.shard is None else Shard.parse(self.args.shard)
+        output = Path(self.output_among(*filter(None, [self.args.last_list]), is_value=_is_value))
+        self.check_outputs(str(output))
+        plots = None if self.args.no_plot else module_for_plots("optimum_grasprune.comparison.plots")
+        benchmark = None
+        if (path := self.args.benchmark) is not None:
+            benchmark = read_benchmark(path, self.args.model, **self.source_options(self.args.model))
+        comparison = self._comparison(output)
+        with nullcontext() if shard is None else ended_by_sigterm():
+            result = comparison.run(lambda line: print(line, flush=True), shard)
+            if benchmark is not None:
+                result = with_speeds(result, benchmark)
+            self._report(result, output, plots, whole=len(result.cells) == len(comparison.cells))
+
+    def _report(self, result: ComparisonResult, output: Path, plots: ModuleType | None, *, whole: bool) -> None:
+        """Write tables, plots and the page, unless other processes have cells to finish; print what there is."""
         from optimum_grasprune.comparison import short_table, write_page, write_tables
         from optimum_grasprune.errors import GraspruneError
         from optimum_grasprune.report import print_table
 
-        output = Path(self.output_among(*filter(None, [self.args.last_list]), is_value=_is_value))
-        self.check_outputs(str(output))
-        plots = None if self.args.no_plot else module_for_plots("optimum_grasprune.comparison.plots")
-        result = self._comparison(output).run(announce=lambda line: print(line, flush=True))
-        write_tables(result, output)
-        write_page(result, output, [] if plots is None else plots.write_plots(result, output))
-        print_table("Comparison", *short_table(result), f"measured in fp32; tables and cells are in {output}")
-        self.write_result(result.to_dict())
+        if whole:
+            write_tables(result, output)
+            write_page(result, output, [] if plots is None else plots.write_plots(result, output))
+            self.write_result(result.to_dict())
+        where = f"tables and cells are in {output}" if whole else f"the cells so far, in {output}"
+        print_table("Comparison", *short_table(result), f"measured in fp32; {where}")
         if failed := result.failed():
             names = ", ".join(cell.name for cell in failed)
             raise GraspruneError(f"{len(failed)} of {len(result.cells)} cells failed: {names} ({failed[0].error})")
@@ -71,6 +92,7 @@ class CompareCommand(Subcommand):
             *corpora("the text that is watched", args.recover_watch),
             *local("the folder of task files", args.include_path),
             *local("the data of tasks", args.task_data),
+            *local("the benchmark", args.benchmark),
         ]
 
     def _comparison(self, output: Path) -> Comparison:
@@ -144,6 +166,18 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
         action="store_true",
         help="train gates, and what makes up for the cut, once for all ratios of a method, as export does for several, "
         "not once for each",
+    )
+    optional.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="run the I-th of N shares of the cells, then what is left of the others: N processes with the same "
+        "command and I from 1 to N do one comparison together, on one machine or on several that all see OUTPUT",
+    )
+    optional.add_argument(
+        "--benchmark",
+        metavar="FILE",
+        help="a benchmark.json of the same dense model: the tokens/s of its checkpoints stand beside cells of the same "
+        "widths",
     )
     optional.add_argument("--no-plot", action="store_true", help="write tables only; needs no matplotlib")
     add_model_options(optional)
