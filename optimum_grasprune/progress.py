@@ -52,7 +52,7 @@ class Bar:
 
     @property
     def status_is_old(self) -> bool:
-        """Whether to work out another one, where that is work or has to wait for a device: there is none since a second."""
+        """Whether a second has passed since the last one; to work one out may be work, or mean to wait for a device."""
         return monotonic() - self._told >= _STATUS_INTERVAL
 
     def _show(self) -> None:

@@ -18,6 +18,7 @@ from .inventory import UnitGroup, UnitInventory
 from .kinds import UnitKind
 from .masks import UnitMask
 
+
 @dataclass(frozen=True)
 class Budget:
     """Limits that a `UnitMask` must meet. All of them are absolute, so that checking needs no further context.

@@ -108,15 +108,15 @@ def _filled(key_U: Tensor, least: Sequence[int], inventory: UnitInventory, budge
         ranked = [key_RW.amin(1, keepdim=True) if depth == 1 else _sorted(key_RW) for key_RW in rows]
         key_U = _paid(key_U, key_U <= _bounds(ranked, tables.per_group(tuple(least)), tables), tables)
     left_1 = [key_U.new_full((1,), amount) for amount in left]
-    kept_U = _up_to_limits(key_U, takes, left_1, tables)
+    key_S = _sorted(key_U)
+    kept_U = _up_to_limits(key_U, key_S, takes, left_1, tables)
     if attends(least, inventory):
         return kept_U
     cached_U = tables.kv_width_C[key_U & tables.free] > 0
-    if (kept_U & cached_U).any():
-        return kept_U
     best_1 = key_U.masked_fill(~cached_U, _LAST).amin(0, keepdim=True)
     left_1 = [amount_1 - taken_C[best_1 & tables.free] for taken_C, amount_1 in zip(takes, left_1, strict=True)]
-    return _up_to_limits(_paid(key_U, key_U == best_1, tables), takes, left_1, tables)
+    key_U, key_S = (_paid(key, key == best_1, tables) for key in (key_U, key_S))
+    return torch.where((kept_U & cached_U).any(), kept_U, _up_to_limits(key_U, key_S, takes, left_1, tables))
 
 
 def _paid(key_U: Tensor, chosen_U: Tensor, tables: UnitTables) -> Tensor:
@@ -136,15 +136,17 @@ def _bounds(ranked: Sequence[Tensor], width_G: Tensor, tables: UnitTables) -> Te
     return torch.cat(last)[tables.row_G, 0].masked_fill_(width_G == 0, _FIRST)[tables.group_U]
 
 
-def _up_to_limits(key_U: Tensor, takes: Sequence[Tensor], left_1: Sequence[Tensor], tables: UnitTables) -> Tensor:
+def _up_to_limits(
+    key_U: Tensor, key_S: Tensor, takes: Sequence[Tensor], left_1: Sequence[Tensor], tables: UnitTables
+) -> Tensor:
     """Whatever fits, in order, shape (units,), bool.
 
+    key_S: the keys in ascending order.
     takes: of each limit, what a unit of each code takes of it, shape (C,).  left_1: how much there is, shape (1,).
 
     A round goes on to the first unit that does not fit any more. What takes as much is then out for good, so there are
     as many rounds as there are codes, whatever the scores are. The keys that end a code's time bound it.
     """
-    key_S = _sorted(key_U)
     code_S = key_S & tables.free
     taken = [key_S.new_zeros(len(key_S) + 1) for _ in takes]  # by the first 0, 1, 2, … units, in this round
     place_1, end_C = key_S.new_zeros(1), torch.zeros_like(tables.cost_C)
@@ -155,9 +157,7 @@ def _up_to_limits(key_U: Tensor, takes: Sequence[Tensor], left_1: Sequence[Tenso
             torch.cumsum((each_C * fits_C)[code_S], 0, out=taken_S[1:])
             reached.append(torch.searchsorted(taken_S, taken_S[place_1] + each_1, right=True) - 1)
         reached_1 = torch.cat(reached).amin(0, keepdim=True)
-        left_1 = [
-            each_1 - taken_S[reached_1] + taken_S[place_1] for each_1, taken_S in zip(left_1, taken, strict=True)
-        ]
+        left_1 = [each_1 - taken_S[reached_1] + taken_S[place_1] for each_1, taken_S in zip(left_1, taken, strict=True)]
         end_C, place_1 = torch.where(fits_C, reached_1, end_C), reached_1
     bound_C = key_S[(end_C - 1).clamp_(min=0)].masked_fill_(end_C == 0, _FIRST)
     bound_C[tables.free] = _LAST

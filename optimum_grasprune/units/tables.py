@@ -5,8 +5,9 @@ Shape suffixes: U units of the whole model, G groups, C codes, R groups of one k
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -35,16 +36,20 @@ class Rows:
     outside_RW: Tensor | None
 
     @classmethod
-    def of(cls, inventory: UnitInventory, kind: UnitKind, device: torch.device) -> Rows:
-        """The groups of a kind."""
+    def of(cls, inventory: UnitInventory, kind: UnitKind) -> Rows:
+        """The groups of a kind, on the CPU."""
         positions = [position for position, group in enumerate(inventory.groups) if group.kind == kind]
         counts = [inventory.groups[position].count for position in positions]
-        groups_R, counts_R = torch.tensor(positions, device=device), torch.tensor(counts, device=device)
-        starts_R = torch.tensor([inventory.offsets[position] for position in positions], device=device)
-        place_W = torch.arange(max(1, *counts), device=device)
-        units_RW = (starts_R[:, None] + place_W).clamp_(max=inventory.num_units - 1)
-        outside_RW = None if min(counts) == len(place_W) else place_W >= counts_R[:, None]
-        return cls(kind, groups_R, units_RW, outside_RW)
+        start_R = _whole_numbers([inventory.offsets[position] for position in positions])
+        place_W = torch.arange(max(1, *counts), device="cpu")
+        units_RW = (start_R[:, None] + place_W).clamp_(max=inventory.num_units - 1)
+        outside_RW = None if min(counts) == len(place_W) else place_W >= _whole_numbers(counts)[:, None]
+        return cls(kind, _whole_numbers(positions), units_RW, outside_RW)
+
+    def to(self, device: torch.device) -> Rows:
+        """The same on a device."""
+        outside_RW = None if self.outside_RW is None else self.outside_RW.to(device)
+        return Rows(self.kind, self.groups_R.to(device), self.units_RW.to(device), outside_RW)
 
     def of_units(self, values_U: Tensor, padding: int) -> Tensor:
         """A value of each unit, in rows; shape (R, W)."""
@@ -84,21 +89,21 @@ class UnitTables:
         if inventory.num_units > 1 << (_TIE_BITS - bits):
             raise GraspruneError(f"{inventory.num_units} units of {len(codes)} different costs are too many")
         unused = [(0, 0)] * ((1 << bits) - len(codes))
-        cost_C, kv_width_C = torch.tensor([*codes, *unused], device=device).T.contiguous()
-        even_U = inventory.even_order_U
-        rank_U = torch.empty_like(even_U)
-        rank_U[even_U] = torch.arange(len(even_U), device="cpu")
+        cost_C, kv_width_C = _whole_numbers([*codes, *unused]).T.contiguous().to(device)
+        rank_U = _inverse([inventory.even_order_U], [None])
         tie_U = rank_U << bits | inventory.per_unit([codes[price] for price in prices])
-        rows = tuple(Rows.of(inventory, kind, device) for kind in inventory.kinds)
+        rows = [Rows.of(inventory, kind) for kind in inventory.kinds]
+        cell_U = _inverse([each.units_RW for each in rows], [each.outside_RW for each in rows])
+        row_G = _inverse([each.groups_R for each in rows], [None] * len(rows))
         return cls(
-            inventory.group_U.to(device),
-            _inverse([each.units_RW for each in rows], [each.outside_RW for each in rows], inventory.num_units),
-            _inverse([each.groups_R for each in rows], [None for _ in rows], len(prices)),
-            tie_U.to(device),
-            cost_C,
-            kv_width_C,
-            len(codes),
-            rows,
+            group_U=inventory.group_U.to(device),
+            cell_U=cell_U.to(device),
+            row_G=row_G.to(device),
+            tie_U=tie_U.to(device),
+            cost_C=cost_C,
+            kv_width_C=kv_width_C,
+            codes=len(codes),
+            rows=tuple(each.to(device) for each in rows),
         )
 
     @property
@@ -109,20 +114,24 @@ class UnitTables:
     def per_group(self, values: tuple[int, ...]) -> Tensor:
         """One value a group, shape (groups,), int64. They stay on the device: a copy would wait for it."""
         if values not in self._per_group:
-            self._per_group[values] = torch.tensor(values, device=self.group_U.device)
+            self._per_group[values] = _whole_numbers(values).to(self.group_U.device)
         return self._per_group[values]
 
 
-def _inverse(parts: list[Tensor], outside: list[Tensor | None], size: int) -> Tensor:
-    """Where each number below `size` stands in the parts, laid out one after another; shape (size,)."""
-    flat = torch.cat([part.flatten() for part in parts])
-    inside = torch.cat(
-        [
-            torch.ones_like(part, dtype=torch.bool).flatten() if mask is None else ~mask.flatten()
-            for part, mask in zip(parts, outside, strict=True)
-        ]
-    )
-    places = inside.nonzero()[:, 0]
-    inverse = flat.new_empty(size)
-    inverse[flat[places]] = places
+def _whole_numbers(values: Sequence[Any]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int64, device="cpu")
+
+
+def _inverse(parts: Sequence[Tensor], outside: Sequence[Tensor | None]) -> Tensor:
+    """Where each number stands in the parts, laid out one after another, which hold 0, 1, 2, … in any order.
+
+    outside: True where what a part holds is none of them; None where all are.
+    """
+    counted = [
+        torch.ones(part.shape, dtype=torch.bool, device="cpu") if mask is None else ~mask
+        for part, mask in zip(parts, outside, strict=True)
+    ]
+    places = torch.cat([mask.flatten() for mask in counted]).nonzero()[:, 0]
+    inverse = torch.empty_like(places)
+    inverse[torch.cat([part.flatten() for part in parts])[places]] = places
     return inverse

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from optimum_grasprune import Budget, GRASPConfig, UnitGroup, UnitInventory, project
+from optimum_grasprune import Budget, GRASPConfig, UnitGroup, UnitInventory, UnitMask
 from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.gates import gate_learning_rate, gate_snapshots_at, train, train_gates
-from optimum_grasprune.units import FFN
+from optimum_grasprune.units import FFN, kept_units
 
 TOKENS = torch.arange(6 * 12).view(6, 12) % 258
 CONFIG = GRASPConfig(budget_warmup=0.0, snapshots=2, seed=3)
