@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
-    parser.add_argument("--shapes", nargs="*", default=["llama-2-7b", "llama-3-8b"], help="published shapes")
+    parser.add_argument("--shapes", nargs="*", default=["llama-2-7b", "llama-3.1-8b"], help="published shapes")
     args = parser.parse_args()
 
     inventory = large_inventory(args.units)

@@ -23,4 +23,4 @@ def test_two_copies_of_the_registration_file_make_one_command(
         outcome = cli("--help")
         assert outcome.code == 0 and "export" in outcome.out and not outcome.error_lines
     outcome = cli("inspect", "--help")
-    assert outcome.code == 0 and "--keep-ratio" in outcome.out
+    assert outcome.code == 0 and "--gpu-memory" in outcome.out
