@@ -6,6 +6,7 @@ says in its status how far the stages inside it are.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sized
@@ -24,6 +25,7 @@ LOG_INTERVAL = 30.0
 """Seconds between two lines where the output is no terminal; what takes less leaves none."""
 
 _REDRAW_INTERVAL = 0.1
+_STATUS_INTERVAL = 1.0
 _open: list[Bar] = []
 
 
@@ -33,6 +35,7 @@ class Bar:
     def __init__(self, total: int | None, label: str, unit: str) -> None:
         self.total, self.label, self.unit = total, label, unit
         self.done, self.text = 0, ""
+        self._told = -math.inf
         # Drawn once for all stages inside it.
         self._display: _Display = _open[0]._display if _open else _display_of(self)
         _open.append(self)
@@ -44,8 +47,13 @@ class Bar:
 
     def status(self, text: str) -> None:
         """Show how it is going, as in "loss 3.120", until told otherwise."""
-        self.text = text
+        self.text, self._told = text, monotonic()
         self._show()
+
+    @property
+    def status_is_old(self) -> bool:
+        """Whether a second has passed since the last one; to work one out may be work, or mean to wait for a device."""
+        return monotonic() - self._told >= _STATUS_INTERVAL
 
     def _show(self) -> None:
         if self in _open:  # not closed by what it was part of

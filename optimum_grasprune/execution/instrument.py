@@ -27,11 +27,12 @@ from ..units import UnitInventory
 class Gates:
     """The multipliers in force, one per unit, all ones at first. They act where the model is, wherever they come from.
 
-    values_U: shape (units,); assign a new tensor before each forward.
+    values_U: shape (units,); assign a new tensor before each forward.  counts: units of each group.
     """
 
-    def __init__(self, units: int, device: torch.device) -> None:
-        self._values_U = torch.ones(units, dtype=torch.float32, device=device)
+    def __init__(self, counts: Sequence[int], device: torch.device) -> None:
+        self._counts, self._device = list(counts), device
+        self.values_U = torch.ones(sum(counts), dtype=torch.float32, device=device)
 
     @property
     def values_U(self) -> Tensor:
@@ -40,7 +41,13 @@ class Gates:
 
     @values_U.setter
     def values_U(self, values_U: Tensor) -> None:
-        self._values_U = values_U.to(self._values_U.device)
+        self._values_U = values_U.to(self._device)
+        # All at once, so that the backward pass puts the parts together; for slices it adds up as many whole vectors.
+        self._of_groups = self._values_U.split(self._counts)
+
+    def of_group(self, position: int) -> Tensor:
+        """The multipliers of one group."""
+        return self._of_groups[position]
 
 
 @contextmanager
@@ -48,18 +55,19 @@ def gated(
     model: PreTrainedModel, blocks: tuple[Block, ...], inventory: UnitInventory, device: torch.device
 ) -> Iterator[Gates]:
     """The model with a multiplier on every unit; without them again when the block ends."""
-    gates = Gates(inventory.num_units, device)
+    gates = Gates([group.count for group in inventory.groups], device)
+    positions = {group.address: position for position, group in enumerate(inventory.groups)}
     with ExitStack() as hooks:
         for block in blocks:
-            hook = _multiply_input(gates, inventory.slice_of(block.address))
+            hook = _multiply_input(gates, positions[block.address])
             hooks.callback(linear_at(model, block.output).register_forward_pre_hook(hook).remove)
         yield gates
 
 
-def _multiply_input(gates: Gates, span: slice) -> Any:
+def _multiply_input(gates: Gates, position: int) -> Any:
     def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         input_I, *others = inputs
-        values_K = gates.values_U[span].to(input_I.device, input_I.dtype)
+        values_K = gates.of_group(position).to(input_I.device, input_I.dtype)
         return (input_I * values_K.repeat_interleave(input_I.shape[-1] // len(values_K)), *others)
 
     return hook

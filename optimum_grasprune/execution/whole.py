@@ -147,15 +147,15 @@ class WholeModel(Runner):
             for step, indices_B in islice(enumerate(drawn, start=1), done, None):
                 prepare(progress := (step - 1) / steps)
                 loss = self._loss(tokens_NS[indices_B], indices_B, training.kl_weight, teacher)
-                if not math.isfinite(value := loss.item()):
-                    advice = precision_advice(self.model.dtype)
-                    raise GraspruneError(f"{training.label}: the loss is {value} at step {step}; {advice}")
                 penalty = trained.penalty(numbers, progress)
                 course.trace.note(loss, trained.readings())
                 whole = loss if penalty is None else loss + penalty
                 _descend(whole, numbers, optimizer, training.clip, schedule.factor(step - 1))
+                # Asked for when all of the step is on its way: this waits for the device, and the device for nobody.
+                value = self._finite(loss.item(), training.label, step)
                 smooth = value if math.isnan(smooth) else 0.95 * smooth + 0.05 * value
-                stage.status(", ".join([f"loss {smooth:.3f}", *status()]))
+                if stage.status_is_old or step == steps:
+                    stage.status(", ".join([f"loss {smooth:.3f}", *status()]))
                 stage.update()
                 if course.looks_after(step, steps):
                     prepare(step / steps)
@@ -163,6 +163,12 @@ class WholeModel(Runner):
                     break
         self.trainings.append(course.traced(training.label))
         return [number.detach().cpu() for number in numbers]
+
+    def _finite(self, loss: float, label: str, step: int) -> float:
+        if not math.isfinite(loss):
+            advice = precision_advice(self.model.dtype)
+            raise GraspruneError(f"{label}: the loss is {loss} at step {step}; {advice}")
+        return loss
 
     def _loss(
         self, tokens_BS: Tensor, indices_B: Tensor, kl_weight: float, teacher: Teacher | LiveTeacher | None
@@ -218,7 +224,8 @@ class WholeModel(Runner):
     def _placed(self, tokens_BS: Tensor) -> Tensor:
         self._tokens += tokens_BS.numel()
         tell_when_slow(self.model.dtype, self.model.device, self._tokens * self._parameters)
-        return tokens_BS.to(self.model.device)
+        # A copy from the host that nobody waits for: its memory is read before the call returns.
+        return tokens_BS.to(self.model.device, non_blocking=self.model.device.type == "cuda")
 
 
 _RATE = "rate at the start"

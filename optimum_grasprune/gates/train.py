@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config import GRASPConfig
 from ..execution import OfUnits, Pace, Runner, Training
-from ..units import Budget, UnitInventory, UnitMask, budget_at, project
+from ..units import Budget, UnitInventory, UnitMask, budget_at, kept_units, project
 from .mask_watch import MaskWatch
 from .straight_through import straight_through
 
@@ -89,7 +89,7 @@ class _Gates(OfUnits):
     """A score per unit and, if asked for, g: z = m ⊙ (1 + g), m the mask with the straight-through gradient.
 
     budgets: those that steps are taken at, in turns.  rate: learning rate of the scores.
-    snapshots: those of the moments that have passed.
+    mask: of the last step, where the scores are.  snapshots: those of the moments that have passed.
     """
 
     def __init__(
@@ -118,9 +118,11 @@ class _Gates(OfUnits):
         whole, warmup = self.inventory.total_cost, self.config.budget_warmup
         # Projected by score, not by probability: the same order, but no ties where the sigmoid saturates.
         budget = next(self.turns)
-        self.mask = project(scores_U, self.inventory, budget_at(budget, whole, warmup, progress))
-        self.watch.see(budget, self.mask.kept_U)
-        gates_U = straight_through(self.mask.kept_U.to(scores_U.device), probabilities_U)
+        # Scores that are NaN make the loss so, which ends the training.
+        kept_U = kept_units(scores_U, self.inventory, budget_at(budget, whole, warmup, progress))
+        self.mask = UnitMask(self.inventory, kept_U)
+        self.watch.see(budget, kept_U)
+        gates_U = straight_through(kept_U, probabilities_U)
         return gates_U * (1 + raw[0]) if raw else gates_U
 
     def readings(self) -> Mapping[str, Tensor]:
@@ -144,7 +146,8 @@ class _Gates(OfUnits):
 
     def shares(self) -> list[str]:
         """How much of each kind is in the model, for the bar."""
-        return [f"{kind.name} {self.mask.share(kind):.1%}" for kind in self.inventory.kinds]
+        mask = UnitMask(self.inventory, self.mask.kept_U.cpu())
+        return [f"{kind.name} {mask.share(kind):.1%}" for kind in self.inventory.kinds]
 
 
 def in_turn(budgets: Sequence[Budget], inventory: UnitInventory) -> Iterator[Budget]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -139,9 +139,13 @@ class Limit:
     target: float
     exact: bool
 
+    def on(self, device: torch.device) -> Limit:
+        """The same with its shares on a device."""
+        return self if self.share_U.device == device else replace(self, share_U=self.share_U.to(device))
+
     def excess(self, retained_U: Tensor) -> Tensor:
         """What stays beyond the target, a scalar; retained_U: how far each unit does, between 0 and 1."""
-        excess = (self.share_U.to(retained_U.device) * retained_U).sum() - self.target
+        excess = (self.share_U * retained_U).sum() - self.target
         return excess if self.exact else excess.relu()
 
 
@@ -162,7 +166,6 @@ class SoftGates(OfUnits):
 
     final_softness: μ at the end.  within_U: True for the units that may stay at all, shape (units,), bool; the others
     are out from the first step to the last; None for all.  keep_ratio: that the limits are of, where it is known.
-    kept: share of the parameters that stayed at the last step.
     """
 
     def __init__(
@@ -177,7 +180,7 @@ class SoftGates(OfUnits):
         self.keep_ratio = keep_ratio
         self.start_U, self.limits, self.rates, self.final_softness = start_U, limits, rates, final_softness
         self.out_U = None if within_U is None else ~within_U
-        self.kept = 1.0
+        self._excess: Tensor | None = None
 
     def start(self) -> Sequence[Tensor]:
         """z, λ₁, λ₂, λ₃: shapes (units,), (limits,), (limits,), ()."""
@@ -189,29 +192,38 @@ class SoftGates(OfUnits):
         dual, penalty = (Pace(rate / self.rates.gates, ascends=True) for rate in (self.rates.dual, self.rates.penalty))
         return Pace(), dual, penalty, dual
 
+    @property
+    def kept(self) -> Tensor:
+        """Share of the parameters that stayed at the last step, a scalar where it was worked out."""
+        return torch.ones((), device="cpu") if self._excess is None else self._excess + self.limits[0].target
+
     def status(self) -> list[str]:
         """What stays, for the bar."""
-        return [f"kept {self.kept:.1%}"]
+        return [f"kept {float(self.kept):.1%}"]
 
     def readings(self) -> dict[str, Tensor]:
         """What stays, and of which run through several ratios the training is."""
-        found = {f"{KEPT}parameters": self.kept, **({} if self.keep_ratio is None else {KEEP_RATIO: self.keep_ratio})}
-        return {name: torch.tensor(value, dtype=torch.float32, device="cpu") for name, value in found.items()}
+        found = {f"{KEPT}parameters": self.kept}
+        if self.keep_ratio is not None:
+            found[KEEP_RATIO] = torch.tensor(self.keep_ratio, dtype=torch.float32, device="cpu")
+        return found
 
     def values(self, numbers: Sequence[Tensor], progress: float) -> Tensor:
         """ReLU(z)."""
         with torch.no_grad():
             numbers[0].clamp_(min=LOWEST)
             if self.out_U is not None:
-                numbers[0].masked_fill_(self.out_U.to(numbers[0].device), LOWEST)
+                self.out_U = self.out_U.to(numbers[0].device)  # copied at the first step alone
+                numbers[0].masked_fill_(self.out_U, LOWEST)
         return relu_straight_through(numbers[0])
 
     def penalty(self, numbers: Sequence[Tensor], progress: float) -> Tensor:
         """The Lagrangian and the term against undecided units."""
         z_U, linear_L, quadratic_L, undecided = numbers
         retained_U = retention(z_U, softness_at(progress, self.final_softness))
+        self.limits = [limit.on(z_U.device) for limit in self.limits]
         excess_L = torch.stack([limit.excess(retained_U) for limit in self.limits])
-        self.kept = float(excess_L[0].detach()) + self.limits[0].target
+        self._excess = excess_L[0].detach()
         constraint = (linear_L * excess_L + quadratic_L * excess_L.square()).sum()
         return (constraint + undecided * (retained_U * (1 - retained_U)).mean()) * (1 - KL_WEIGHT)
 

@@ -1,6 +1,6 @@
-"""The global budget, and the projection of scores onto it.  (GRASPrune, arXiv 2604.19398, section 3.2)
+"""The global budget.  (GRASPrune, arXiv 2604.19398, section 3.2)
 
-Pure functions of scores, inventory and budget. Shape suffixes: U units of the whole model, G groups, C candidates.
+Shape suffix: U units of the whole model.
 """
 
 from __future__ import annotations
@@ -10,16 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
-import torch
 from torch import Tensor
 
 from ..config import BudgetOptions
-from ..errors import BudgetError, GraspruneError, OptionError
+from ..errors import BudgetError, OptionError
 from .inventory import UnitGroup, UnitInventory
 from .kinds import UnitKind
 from .masks import UnitMask
-
-_LOW_32_BITS = 0xFFFFFFFF
 
 
 @dataclass(frozen=True)
@@ -98,7 +95,9 @@ class Budget:
 
     def ranked(self, scores_U: Tensor) -> Tensor:
         """The scores with all units that may not stay at the end, shape (units,)."""
-        return scores_U if self.within_U is None else scores_U.masked_fill(~self.within_U, -math.inf)
+        if self.within_U is None:
+            return scores_U
+        return scores_U.masked_fill(~self.within_U.to(scores_U.device), -math.inf)
 
     def step(self, group: UnitGroup) -> int:
         """Units that the group grows or shrinks by at once."""
@@ -158,42 +157,6 @@ class Budget:
         raise BudgetError(option, value, f"too small for {', '.join(parts)}; the nearest feasible value is {nearest}")
 
 
-def project(scores_U: Tensor, inventory: UnitInventory, budget: Budget) -> UnitMask:
-    """Highest-scoring units that fit the budget.  (GRASPrune, arXiv 2604.19398, section 3.2)
-
-    scores_U: one score per unit, shape (units,), any real dtype (compared in fp32); higher is kept first. Equal scores
-        are kept evenly over layers and kinds.
-
-    The smallest allowed width of every group is paid for first, and where no KV cache at all would be left the best
-    unit that has one; then units are kept in order of score while they fit,
-    and when one does not fit any more, cheaper ones behind it still may. So the kept cost is at most the budget, and
-    no unit that was cut would still have fitted, except where alignment forbids it. With an alignment of m, units are
-    kept in blocks of m: the m best of a group, its next m best, and so on, each with its mean score. Where the budget
-    allows some units only, nothing but those stay.
-    Raises BudgetError when the smallest widths alone exceed the budget.
-    """
-    if scores_U.shape != (inventory.num_units,):
-        raise GraspruneError(
-            f"scores have shape {tuple(scores_U.shape)}, the inventory has {inventory.num_units} units"
-        )
-    scores_U = scores_U.detach().to("cpu", torch.float32)
-    if torch.isnan(scores_U).any():
-        address, unit = inventory.locate(int(torch.isnan(scores_U).nonzero()[0]))
-        raise GraspruneError(f"the score of {address.kind.label} {unit} of layer {address.layer} is NaN")
-    budget.check_feasible(inventory)
-    scores_U = budget.ranked(scores_U)
-    order_U = _descending(scores_U, inventory)
-    if all(step == 1 for step in budget.multiple_of.values()):
-        kept_U = _unit_by_unit(order_U, inventory, budget)
-    else:
-        ranked_U = _rank_inside_groups(order_U, inventory)
-        widths_G = _aligned_widths(scores_U[ranked_U], inventory, budget)
-        kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
-        kept_U[ranked_U] = inventory.place_U < widths_G[inventory.group_U]
-    # What may not stay comes last, so that it only ever took room that nothing else fits into.
-    return UnitMask(inventory, kept_U if budget.within_U is None else kept_U & budget.within_U)
-
-
 def budget_at(budget: Budget, whole: int, warmup: float, progress: float) -> Budget:
     """The budget in force during training: it shrinks from the whole model to what was asked.
 
@@ -215,109 +178,7 @@ def _asked(options: BudgetOptions, name: str | None) -> int:
     return 1 if name is None else getattr(options, name)
 
 
-def _descending(scores_U: Tensor, inventory: UnitInventory) -> Tensor:
-    """Units from the highest score to the lowest, ties in the inventory's even order; shape (units,).
-
-    One sort of integers that carry the score above and the rank for ties below: several times faster than a stable
-    sort of floats, and this runs at every training step.
-    """
-    even_U = inventory.even_order_U
-    bits_U = (scores_U[even_U] + 0.0).view(torch.int32)  # + 0.0 makes -0.0 and 0.0 the same bits
-    ascending_U = bits_U ^ ((bits_U >> 31) & 0x7FFFFFFF)
-    keys_U = (~ascending_U).to(torch.int64) << 32 | torch.arange(inventory.num_units, device="cpu")
-    return even_U[torch.sort(keys_U).values & _LOW_32_BITS]
-
-
-def _unit_by_unit(order_U: Tensor, inventory: UnitInventory, budget: Budget) -> Tensor:
-    """The projection where there is no alignment, shape (units,), bool."""
-    kept_U = torch.zeros(inventory.num_units, dtype=torch.bool, device="cpu")
-    _fill(kept_U, order_U, inventory, budget)
-    least = [budget.smallest_width(group) for group in inventory.groups]
-    widths = inventory.widths(kept_U)
-    # At half the cost, since this runs at every training step: where filling up without a thought to smallest widths
-    # happens to meet them, setting them aside first would have kept the same units.
-    if all(width >= smallest for width, smallest in zip(widths, least, strict=True)) and attends(widths, inventory):
-        return kept_U
-    ranked_U = _rank_inside_groups(order_U, inventory)
-    kept_U[ranked_U] = inventory.place_U < torch.tensor(least, device="cpu")[inventory.group_U]
-    _fill(kept_U, order_U, inventory, budget)
-    if not attends(inventory.widths(kept_U), inventory):
-        kept_U[ranked_U] = inventory.place_U < _with_a_cache(least, order_U, inventory)[inventory.group_U]
-        _fill(kept_U, order_U, inventory, budget)
-    return kept_U
-
-
 def attends(widths: Sequence[int], inventory: UnitInventory) -> bool:
     """Whether any group with a KV cache keeps units, where there are such groups. widths: of each group."""
     cached = [width for width, group in zip(widths, inventory.groups, strict=True) if group.kv_width]
     return any(cached) or not cached
-
-
-def _with_a_cache(least: Sequence[int], order_U: Tensor, inventory: UnitInventory) -> Tensor:
-    """Least widths, shape (groups,), with room for the best unit that has a KV cache beside those given."""
-    best = next(unit for unit in order_U.tolist() if inventory.kv_width_U[unit])
-    widths_G = torch.tensor(least, device="cpu")
-    widths_G[inventory.group_U[best]] += 1
-    return widths_G
-
-
-def _rank_inside_groups(order_U: Tensor, inventory: UnitInventory) -> Tensor:
-    """The same units group after group, each group in the given order; shape (units,)."""
-    keys_U = inventory.group_U[order_U] << 32 | torch.arange(inventory.num_units, device="cpu")
-    return order_U[torch.sort(keys_U).values & _LOW_32_BITS]
-
-
-def _aligned_widths(ranked_scores_U: Tensor, inventory: UnitInventory, budget: Budget) -> Tensor:
-    """How many units every group keeps, shape (groups,), from the scores of each group in descending order."""
-    steps = [budget.step(group) for group in inventory.groups]
-    blocks = _block_inventory(inventory, steps)
-    order_B = _descending(_block_scores(ranked_scores_U, inventory, blocks, steps), blocks)
-    steps_G = torch.tensor(steps, device="cpu")
-    least = [budget.smallest_width(group) // step for group, step in zip(inventory.groups, steps, strict=True)]
-    kept_B = blocks.place_U < torch.tensor(least, device="cpu")[blocks.group_U]
-    _fill(kept_B, order_B, blocks, budget)
-    if not attends(blocks.widths(kept_B), blocks):
-        kept_B = blocks.place_U < _with_a_cache(least, order_B, blocks)[blocks.group_U]
-        _fill(kept_B, order_B, blocks, budget)
-    return steps_G * torch.zeros_like(steps_G).index_add_(0, blocks.group_U, kept_B.long())
-
-
-def _block_inventory(inventory: UnitInventory, steps: list[int]) -> UnitInventory:
-    """The inventory with `step` units of a group taken together as one."""
-    return UnitInventory(
-        tuple(
-            replace(group, count=group.count // step, cost=group.cost * step, kv_width=group.kv_width * step)
-            for group, step in zip(inventory.groups, steps, strict=True)
-        )
-    )
-
-
-def _block_scores(ranked_scores_U: Tensor, inventory: UnitInventory, blocks: UnitInventory, steps: list[int]) -> Tensor:
-    """Mean score of each block, shape (blocks,); what does not fill a block is dropped."""
-    means = [
-        ranked_scores_U[start : start + group.count * step].view(group.count, step).mean(dim=1)
-        for (start, _), group, step in zip(inventory.spans(), blocks.groups, steps, strict=True)
-    ]
-    return torch.cat(means)
-
-
-def _fill(kept_U: Tensor, order_U: Tensor, inventory: UnitInventory, budget: Budget) -> None:
-    """Keep, in order, whatever still fits. Each round ends at a unit that doesn't; dearer ones are then out for good.
-
-    There are as many rounds as there are distinct costs, not units.
-    """
-    cost_U, kv_U = inventory.cost_U, inventory.kv_width_U
-    cost_left = budget.cost - int(cost_U[kept_U].sum())
-    kv_left = inventory.total_kv_width if budget.kv_width is None else budget.kv_width
-    kv_left -= int(kv_U[kept_U].sum())
-    candidates_C = order_U[~kept_U[order_U]]
-    while True:
-        candidates_C = candidates_C[(cost_U[candidates_C] <= cost_left) & (kv_U[candidates_C] <= kv_left)]
-        if not len(candidates_C):
-            return
-        cost_C, kv_C = cost_U[candidates_C].cumsum(0), kv_U[candidates_C].cumsum(0)
-        fitting = int(((cost_C <= cost_left) & (kv_C <= kv_left)).sum())
-        kept_U[candidates_C[:fitting]] = True
-        cost_left -= int(cost_C[fitting - 1])
-        kv_left -= int(kv_C[fitting - 1])
-        candidates_C = candidates_C[fitting:]

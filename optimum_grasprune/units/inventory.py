@@ -6,7 +6,7 @@ Shape suffixes: U units of the whole model, in inventory order.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .kinds import KINDS, UnitKind
+from .tables import UnitTables
 
 
 class Address(NamedTuple):
@@ -159,3 +160,28 @@ class UnitInventory:
         count_U = self.per_unit([group.count for group in self.groups])
         fraction_U = (self.place_U.double() + 0.5) / count_U
         return torch.argsort(fraction_U, stable=True)
+
+    def on(self, device: torch.device) -> UnitTables:
+        """What a projection on this device looks up; it is worked out once."""
+        if device not in self._tables:
+            self._tables[device] = UnitTables.of(self, device)
+        return self._tables[device]
+
+    @cached_property
+    def _tables(self) -> dict[torch.device, UnitTables]:
+        return {}
+
+    def in_blocks(self, steps: tuple[int, ...]) -> UnitInventory:
+        """The inventory with so many units of each group taken together as one; what fills no block is left out."""
+        if steps not in self._in_blocks:
+            self._in_blocks[steps] = UnitInventory(
+                tuple(
+                    replace(group, count=group.count // step, cost=group.cost * step, kv_width=group.kv_width * step)
+                    for group, step in zip(self.groups, steps, strict=True)
+                )
+            )
+        return self._in_blocks[steps]
+
+    @cached_property
+    def _in_blocks(self) -> dict[tuple[int, ...], UnitInventory]:
+        return {}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from optimum_grasprune.families import family_of
 from optimum_grasprune.gates import gate_learning_rate, straight_through, train, train_gates
 from optimum_grasprune.recovery.scales import bounded_scale, train_scales
 from optimum_grasprune.surgery import build_pruned_model
-from optimum_grasprune.units import FFN, Address, budget_at
+from optimum_grasprune.units import FFN, Address, budget_at, kept_units
 from tests.conftest import logits_of
 
 TOKENS = torch.arange(60).view(2, 30)
@@ -175,12 +176,13 @@ def test_every_step_runs_under_the_budget(model: LlamaForCausalLM, monkeypatch: 
     budget = Budget.resolve(config, inventory, 0)
     costs: list[int] = []
 
-    def recorded(*arguments: object) -> UnitMask:
-        mask = project(*arguments)  # type: ignore[arg-type]
-        costs.append(mask.kept_cost)
-        return mask
+    def recorded(*arguments: object) -> Tensor:
+        kept_U = kept_units(*arguments)  # type: ignore[arg-type]
+        costs.append(UnitMask(inventory, kept_U).kept_cost)
+        return kept_U
 
-    monkeypatch.setattr(train, "project", recorded)
+    monkeypatch.setattr(train, "kept_units", recorded)
+    monkeypatch.setattr(train, "project", lambda *given: UnitMask(inventory, recorded(*given)))
     train_gates(WholeModel(model), budget, TOKENS, config)
     smallest = min(group.cost for group in inventory.groups)
     assert len(costs) == 1 + 4 * 2
@@ -381,7 +383,9 @@ def test_what_the_loss_does_not_see_stays_where_it_was(model: LlamaForCausalLM) 
 
 def test_the_budget_of_a_step_is_that_of_its_moment(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
     costs: list[int] = []
-    monkeypatch.setattr(train, "project", lambda *given: costs.append(given[2].cost) or project(*given))
+    for name, given in (("project", project), ("kept_units", kept_units)):
+        noting = partial(lambda work, *given: costs.append(given[2].cost) or work(*given), given)
+        monkeypatch.setattr(train, name, noting)
     trained("gates", model, GRASPConfig(keep_ratio=0.5, budget_warmup=0.5))
     inventory = family_of(model.config).inventory(model)
     budget = Budget(inventory.total_cost // 2)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from optimum_grasprune import Budget, GRASPConfig, UnitGroup, UnitInventory, project
+from optimum_grasprune import Budget, GRASPConfig, UnitGroup, UnitInventory, UnitMask
 from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.gates import gate_learning_rate, gate_snapshots_at, train, train_gates
-from optimum_grasprune.units import FFN
+from optimum_grasprune.units import FFN, kept_units
 
 TOKENS = torch.arange(6 * 12).view(6, 12) % 258
 CONFIG = GRASPConfig(budget_warmup=0.0, snapshots=2, seed=3)
@@ -59,7 +59,7 @@ def test_steps_are_spread_over_the_budgets(runner: WholeModel, monkeypatch: pyte
 
     def watched(scores_U: Tensor, inventory: UnitInventory, budget: Budget) -> Any:
         taken.append(budget.cost)
-        return project(scores_U, inventory, budget)
+        return kept_units(scores_U, inventory, budget)
 
     def watched_learn(
         self: WholeModel, trained: Any, tokens_NS: Tensor, training: Any, *args: Any, **named: Any
@@ -67,7 +67,8 @@ def test_steps_are_spread_over_the_budgets(runner: WholeModel, monkeypatch: pyte
         trainings.append((len(tokens_NS), training.learning_rate))
         return learn(self, trained, tokens_NS, training, *args, **named)
 
-    monkeypatch.setattr(train, "project", watched)
+    monkeypatch.setattr(train, "kept_units", watched)
+    monkeypatch.setattr(train, "project", lambda *given: UnitMask(runner.inventory, watched(*given)))
     monkeypatch.setattr(WholeModel, "learn", watched_learn)
     whole, *budgets = budgets_of(runner, 1.0, 0.9, 0.7, 0.5)
     snapshots = gate_snapshots_at(runner, [whole, *budgets], TOKENS, CONFIG, zeros(runner))

@@ -7,7 +7,7 @@ command that runs alone.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from optimum.commands.base import BaseOptimumCLICommand, CommandInfo
 
@@ -19,7 +19,7 @@ from .export import ExportCommand
 from .inspect import InspectCommand
 
 if TYPE_CHECKING:
-    from argparse import _SubParsersAction
+    from argparse import ArgumentParser, _SubParsersAction
 
 __all__ = [
     "BenchmarkCommand",
@@ -41,6 +41,12 @@ class GraspruneCommand(BaseOptimumCLICommand):
     )
 
     _subparsers: _SubParsersAction[LateParser] | None = None
+
+    def __init__(self, subparsers: _SubParsersAction[ArgumentParser], *args: Any, **options: Any) -> None:
+        # Optimum registers a plugin's command once for each folder of its namespace that has the registration file: a
+        # clone in the working directory is one, an installed package another. The first has made the command already.
+        if options.get("from_defaults_factory") or self.COMMAND.name not in subparsers.choices:
+            super().__init__(subparsers, *args, **options)
 
     @property
     def subparsers(self) -> _SubParsersAction[LateParser]:
