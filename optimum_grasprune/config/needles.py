@@ -33,7 +33,7 @@ class NeedleOptions(Options):
         min_length=1,
         max_length=40,
         description="how deep in the text the numbers lie, one at each: 0 is its beginning, 100 its end; by default "
-        "0,10,20 to 100",
+        "0,25,50,75,100",
     )
     needle_texts: int = Field(default=4, ge=1, description="texts of each length, each with its own numbers")
     seed: int = Field(default=0, ge=0, description="seed of the places in the text, and of what is hidden there")

@@ -17,7 +17,7 @@ from ..config import NeedleOptions
 from ..corpora import Corpus, first_tokens
 from ..errors import OptionError
 
-DEPTHS = tuple(float(depth) for depth in range(0, 101, 10))
+DEPTHS = (0.0, 25.0, 50.0, 75.0, 100.0)
 """How deep in a text needles lie, in percent, unless it is told."""
 
 SHORTEST = 1024
@@ -85,14 +85,19 @@ def hidden(sentences: Sequence[str], needles: Sequence[Needle]) -> str:
     return " ".join([*parts, *sentences[taken:]])
 
 
+def sentences_of(text: str) -> list[str]:
+    """What ends in a full stop, a question or an exclamation mark before white space; each on one line."""
+    parts = (" ".join(part.split()) for part in re.split(r"(?<=[.!?])\s+", text))
+    return [part for part in parts if part]
+
+
 def haystacks(
     corpus: Corpus, lengths: Sequence[int], options: NeedleOptions, tokenizer: PreTrainedTokenizerBase
 ) -> list[Haystack]:
     """`needle_texts` texts of each length, from places of the corpus that the seed draws. OptionError."""
     source = str(options.needles)
-    sentences = [" ".join(part.split()) for part in re.split(r"(?<=[.!?])\s+", corpus.text)]
-    sentences = [sentence for sentence in sentences if sentence]
-    encoded = tokenizer([f" {sentence}" for sentence in sentences], add_special_tokens=False)["input_ids"]
+    sentences = sentences_of(corpus.text)
+    encoded = tokenizer([f" {each}" for each in sentences], add_special_tokens=False)["input_ids"]
     ends = list(itertools.accumulate(map(len, encoded), initial=0))
     found = []
     for length, number in itertools.product(lengths, range(options.needle_texts)):
@@ -100,8 +105,8 @@ def haystacks(
         needles = _needles(options.needle_depths or DEPTHS, drawn)
         room = length - _taken_by(needles, tokenizer)
         if room <= 0:
-            few = f"{len(needles)} numbers and a question alone take {length - room} tokens"
-            raise OptionError("needle_lengths", length, few)
+            taken = f"{len(needles)} numbers and a question alone take {length - room} tokens"
+            raise OptionError("needle_lengths", length, taken)
         if ends[-1] < room:
             raise OptionError("needles", source, f"has {ends[-1]:,} tokens, too few for a text of {length:,}")
         starts = sum(ends[-1] - end >= room for end in ends)

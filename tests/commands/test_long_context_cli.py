@@ -91,7 +91,7 @@ def test_needles_alone(cli: Cli, models: tuple[Path, Path]) -> None:
             ("--needles", "{short}", "--needle-depths", "5"),
             "--needles {short}: has 9 tokens, too few for a text of 600",
         ),
-        (("--needles", "sampled", "--needle-lengths", "90"), "--needle-lengths 90: 11 numbers and a question alone"),
+        (("--needles", "sampled", "--needle-lengths", "90"), "--needle-lengths 90: 5 numbers and a question alone"),
         (("--needles", "{short}[90:10%"), "--needles {short}[90:10%: "),
         (("--needle-depths", "50,62.5"), "--needle-depths 50,62.5: is of use only with --needles"),
         (("--needles", "sampled", "--seq-len", "64"), "--seq-len 64: is of use only with a corpus"),
