@@ -143,7 +143,7 @@ def _draw_maps(panels: Sequence[Axes], report: EvaluationReport) -> None:
         lengths, depths = _axes_of(model)
         axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
         axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
-        axes.set_title(label, loc="left", fontsize=10, fontweight="bold")
+        axes.set_title(f"{label}: % found", loc="left", fontsize=10, fontweight="bold")
         axes.set_xlabel("tokens in the text", fontsize=10, color=INK)
         axes.tick_params(colors=INK, labelsize=_FONT, length=0)
         for side in axes.spines.values():

@@ -16,7 +16,8 @@ def test_panels_lines_and_maps() -> None:
     assert list(dense.get_ydata()) == pytest.approx([7.389, 2.718], abs=1e-3)  # type: ignore[arg-type]
     assert list(pruned.get_xdata()) == pytest.approx([63**0.5, (64 * 127) ** 0.5])  # type: ignore[arg-type]
     assert [list(line.lines[0].get_ydata()) for line in lengths.containers] == [[100.0], [75.0]]  # type: ignore[attr-defined]
-    assert [axes.get_title(loc="left") for axes in maps] == ["dense (dense)", "pruned"] == labels_of(whole)
+    assert labels_of(whole) == ["dense (dense)", "pruned"]
+    assert [axes.get_title(loc="left") for axes in maps] == [f"{label}: % found" for label in labels_of(whole)]
     assert grid(whole.models[1]) == [[0.5], [1.0]]
     assert [text.get_text() for text in maps[1].texts] == ["50", "100"]
 
