@@ -20,6 +20,7 @@ from .gates import GateOptions
 from .grasp import GRASPConfig
 from .least_squares import LeastSquaresOptions
 from .method_options import MethodOptions, OwnOptions, StageOptions
+from .needles import NeedleOptions
 from .pruning import PruningOptions
 from .recovery import RecoveryOptions
 from .run import RunOptions
@@ -42,6 +43,7 @@ __all__ = [
     "GateOptions",
     "LeastSquaresOptions",
     "MethodOptions",
+    "NeedleOptions",
     "Options",
     "OwnOptions",
     "PruningOptions",

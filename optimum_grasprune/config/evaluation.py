@@ -28,6 +28,11 @@ class EvaluationOptions(Options):
     bos: bool | None = Field(
         default=None, description="start each window with a BOS token, or none; by default as the tokenizer does"
     )
+    by_position: bool = Field(
+        default=False,
+        description="also by how many tokens a prediction can look back on; windows then have as many tokens as all "
+        "models read, unless --seq-len says how many",
+    )
     device: Annotated[str, Flag("DEVICE")] = Field(
         default="auto", description="torch device, as in cpu or cuda:0; auto takes the first GPU, else the CPU"
     )

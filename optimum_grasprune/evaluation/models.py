@@ -7,11 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import JsonValue
+from transformers import PreTrainedConfig
 
 from ..config import EvaluationOptions
 from ..corpora import Corpus, load_corpus, tokenize
+from ..errors import ModelError
 from ..families import family_of
-from ..loading import common_window, count_parameters, load_config, load_model, load_tokenizer
+from ..loading import (
+    common_window,
+    count_parameters,
+    load_config,
+    load_model,
+    load_tokenizer,
+    longest_context,
+)
 from ..model_files import ReadAs
 from ..record import CorpusRecord, Stored, check_format
 from .perplexity import EVALUATION_WINDOW, Perplexity, perplexity, perplexity_of, shown
@@ -82,7 +91,7 @@ def evaluate(sources: Sequence[str], options: EvaluationOptions, read_as: ReadAs
     Raises GraspruneError; what all models must have in common is checked before one is measured.
     """
     corpus = corpus_of(options)
-    window = window_of(sources, options.seq_len, read_as)
+    window = window_of(sources, options, read_as)
     measured = (_measure(source, corpus, options, window, read_as) for source in sources)
     return EvaluationResult(corpus=CorpusRecord(**corpus.describe()), models=tuple(measured))
 
@@ -94,12 +103,29 @@ def corpus_of(options: EvaluationOptions) -> Corpus:
     return load_corpus(options.dataset or "builtin", split, options.text_column)
 
 
-def window_of(sources: Sequence[str], asked: int | None, read_as: ReadAs) -> int:
+def window_of(sources: Sequence[str], options: EvaluationOptions, read_as: ReadAs) -> int:
     """Tokens in a window, the same for all models; whatever is no model of a supported family is refused here."""
+    configs = configs_of(sources, read_as)
+    default = EVALUATION_WINDOW
+    if options.by_position and options.seq_len is None:
+        if (shortest := shortest_context(configs)) is None:
+            raise ModelError("no model says how many tokens it reads: --by-position needs --seq-len")
+        default = shortest
+    return common_window(configs, options.seq_len, default, "seq_len")
+
+
+def configs_of(sources: Sequence[str], read_as: ReadAs) -> dict[str, PreTrainedConfig]:
+    """The models' configurations by what messages call them; whatever is of no supported family is refused."""
     configs = {f"the model {source}": load_config(source, **read_as) for source in sources}
     for config in configs.values():
         family_of(config)
-    return common_window(configs, asked, EVALUATION_WINDOW, "seq_len")
+    return configs
+
+
+def shortest_context(configs: Mapping[str, PreTrainedConfig]) -> int | None:
+    """Tokens that all models read; None where none says how many it reads."""
+    longest = [length for config in configs.values() if (length := longest_context(config)) is not None]
+    return min(longest, default=None)
 
 
 def _measure(source: str, corpus: Corpus, options: EvaluationOptions, window: int, read_as: ReadAs) -> MeasuredModel:

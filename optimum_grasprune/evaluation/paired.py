@@ -44,6 +44,25 @@ def differences(first: Sequence[float], second: Sequence[float]) -> list[float]:
     return [after - before for before, after in zip(first, second, strict=True)]
 
 
+@dataclass(frozen=True)
+class PairedMean:
+    """The mean of paired differences. standard_error: of it; None of a single one."""
+
+    mean: float
+    standard_error: float | None
+
+    def shown(self, form: str, scale: float = 1.0) -> str:
+        """Both for a table. form: of each number, as in `.3f`; the mean with its sign.  scale: that both are times."""
+        mean = f"{scale * self.mean:+{form}}"
+        return mean if self.standard_error is None else f"{mean} ± {scale * self.standard_error:{form}}"
+
+
+def paired_mean(values: Sequence[float]) -> PairedMean:
+    """Mean and standard error of differences; raises ValueError where there are none."""
+    error = math.sqrt(variance(values) / len(values)) if len(values) > 1 else None
+    return PairedMean(fmean(values), error)
+
+
 def paired_difference(
     strata: Sequence[Sequence[float]], weights: Sequence[float] | None = None
 ) -> PairedDifference | None:

@@ -34,6 +34,12 @@ class Perplexity(Stored):
     window: int
     loss: float
 
+    @classmethod
+    def of(cls, loss: float, windows_WS: Tensor) -> Perplexity:
+        """That of a mean loss, in nats, over token windows of shape (W, S)."""
+        count, window = windows_WS.shape
+        return cls(perplexity_of(loss), count * (window - 1), count, window, loss)
+
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON types; a perplexity that no float holds is None, and the loss tells it."""
         return {**super().to_dict(), "perplexity": self.finite}
@@ -75,6 +81,4 @@ def perplexity(model: PreTrainedModel, windows_WS: Tensor, batch_size: int = 1) 
     windows_WS: shape (W, S), int64.  Raises GraspruneError on a non-finite loss instead of leaving it out; a finite one
     whose exponential no float holds gives infinity.
     """
-    count, window = windows_WS.shape
-    loss = mean_loss(model, windows_WS, batch_size)
-    return Perplexity(perplexity_of(loss), count * (window - 1), count, window, loss)
+    return Perplexity.of(mean_loss(model, windows_WS, batch_size), windows_WS)

@@ -1,11 +1,12 @@
 """Loss against the place of a token in its window: what a model makes of a long context.
 
-Shape suffixes: W windows, B batch, S sequence, P predictions.
+Shape suffixes: W windows, B batch, S sequence, P predictions, R ranges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ..execution import WholeModel
 from ..record import Stored
+from .paired import PairedMean, differences, paired_mean
 
 FIRST_RANGE = 64
 """Tokens that the first range looks back on at the most; every further one reaches twice as far."""
@@ -24,12 +26,14 @@ class RangeLoss(Stored):
     """The mean loss of the tokens that have so many before them.
 
     start, stop: tokens before the predicted one, at least and below.  loss: in nats.  tokens: predictions.
+    by_window: the mean loss of the same tokens in each window, by which two models are held together.
     """
 
     start: int
     stop: int
     loss: float
     tokens: int
+    by_window: tuple[float, ...] = ()
 
 
 def ranges(window: int, first: int = FIRST_RANGE) -> Iterator[tuple[int, int]]:
@@ -53,11 +57,25 @@ def loss_by_position(model: PreTrainedModel, windows_WS: Tensor, batch_size: int
     that perplexity is made of.  Raises GraspruneError on a loss that is not finite.
     """
     count, window = windows_WS.shape
-    sums_P = torch.zeros(window - 1, dtype=torch.float64)
-    for losses_BP in WholeModel(model).losses(windows_WS, batch_size):
-        sums_P += losses_BP.sum(dim=0).cpu()
+    places = list(ranges(window))
     # The prediction at place p has p + 1 tokens before it.
-    return tuple(
-        RangeLoss(start, stop, sums_P[start - 1 : stop - 1].mean().item() / count, count * (stop - start))
-        for start, stop in ranges(window)
+    means_WR = torch.cat(
+        [
+            torch.stack([losses_BP[:, start - 1 : stop - 1].mean(dim=1) for start, stop in places], dim=1).cpu()
+            for losses_BP in WholeModel(model).losses(windows_WS, batch_size)
+        ]
     )
+    return tuple(
+        RangeLoss(start, stop, means_W.mean().item(), count * (stop - start), tuple(means_W.tolist()))
+        for (start, stop), means_W in zip(places, means_WR.unbind(dim=1), strict=True)
+    )
+
+
+def mean_of(places: Sequence[RangeLoss]) -> float:
+    """The mean loss of all predictions, in nats, from that of each range."""
+    return math.fsum(place.loss * place.tokens for place in places) / sum(place.tokens for place in places)
+
+
+def rise(place: RangeLoss, dense: RangeLoss) -> PairedMean:
+    """What a pruned model's loss in a range is over the dense one's, in nats, window by window."""
+    return paired_mean(differences(dense.by_window, place.by_window))

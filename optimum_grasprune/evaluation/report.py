@@ -4,38 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 from transformers import PreTrainedModel
 
-from ..config import BackendOptions, EvaluationOptions, TaskOptions
-from ..corpora import Corpus, tokenize
+from ..corpora import tokenize
 from ..errors import OptionError
-from ..loading import count_parameters, empty_model, load_config, load_model, load_tokenizer, resolve_device
+from ..loading import (
+    check_length,
+    count_parameters,
+    empty_model,
+    load_config,
+    load_model,
+    load_tokenizer,
+)
 from ..model_files import ReadAs
 from ..record import OPTIONAL, CorpusRecord, Stored, check_format, installed_versions
+from .asked import Asked, AskedNeedles
 from .harness import Scored, ask, ask_model, beside_dense
-from .models import corpus_of, window_of
+from .haystacks import Haystack, haystacks, lengths_up_to
+from .models import configs_of, shortest_context, window_of
+from .needles import Recall, recalls
 from .perplexity import Perplexity, perplexity
+from .positions import RangeLoss, loss_by_position, mean_of
 from .scores import AgainstDense, TaskScore
-from .tasks import AskedTasks, TaskSuite, check_installed, read_tasks
-from .texts import read_corpora
-from .vllm_backend import check_vllm, engine
+from .tasks import AskedTasks
+from .vllm_backend import engine
 
 REPORT_FORMAT = 2
 """Format of the JSON of an evaluation with tasks or several corpora; 1 is that of one corpus alone."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """All that is measured of every model. corpora: for perplexity, by name.  suite: the tasks; None for none."""
+@dataclass(frozen=True, kw_only=True)
+class NeedleRecord(Stored):
+    """The needles that all models were asked for. corpus: their haystack.  lengths: in tokens, at the most.
 
-    corpora: Mapping[str, Corpus]
-    options: EvaluationOptions
-    suite: TaskSuite | None
-    backend: BackendOptions
+    depths: in percent.  texts: of each length.
+    """
+
+    corpus: CorpusRecord
+    lengths: tuple[int, ...]
+    depths: tuple[float, ...]
+    texts: int
+    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +55,8 @@ class ReportedModel(Stored):
     """What was measured of one model. model: its folder or Hub name.
 
     perplexity: by corpus.  tasks: scores by task or group, and their mean.  against_dense: the same names; None of the
-    dense model.  harness: the results in lm-evaluation-harness's own form; None without tasks.
+    dense model.  harness: the results in lm-evaluation-harness's own form; None without tasks.  by_position: by corpus,
+    where it was asked for.  needles: by length and depth, likewise.
     """
 
     model: str
@@ -52,6 +65,8 @@ class ReportedModel(Stored):
     tasks: Mapping[str, TaskScore]
     against_dense: Mapping[str, AgainstDense] | None = field(default=None, metadata=OPTIONAL)
     harness: Mapping[str, JsonValue] | None = field(default=None, metadata=OPTIONAL)
+    by_position: Mapping[str, tuple[RangeLoss, ...]] | None = field(default=None, metadata=OPTIONAL)
+    needles: tuple[Recall, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +84,7 @@ class EvaluationReport(Stored):
     beside_first: bool
     models: tuple[ReportedModel, ...]
     versions: Mapping[str, str]
+    needles: NeedleRecord | None = field(default=None, metadata=OPTIONAL)
 
     @classmethod
     def arranged(cls, values: Any) -> Any:
@@ -78,47 +94,19 @@ class EvaluationReport(Stored):
         return values
 
 
-def read_asked(
-    options: EvaluationOptions, tasks: TaskOptions, backend: BackendOptions, entries: Sequence[str]
-) -> Asked | None:
-    """What is to be measured, read and checked; None where it is the perplexity on one corpus and nothing else.
-
-    entries: corpora, each as NAME=SOURCE.  Raises GraspruneError.
-    """
-    if tasks.tasks is not None:
-        check_installed(tasks.tasks)
-    else:
-        for name in sorted(backend.model_fields_set):
-            raise OptionError(name, getattr(backend, name), "is of use only with --tasks")
-    named = options.model_fields_set & {"dataset", "dataset_split"}
-    if entries and named:
-        raise OptionError("ppl", entries[0], "has no meaning beside --dataset and --dataset-split")
-    if tasks.tasks is not None and not entries and not named:
-        for name in sorted(options.model_fields_set - {"device"}):
-            raise OptionError(name, getattr(options, name), "is of use only with a corpus: --ppl or --dataset")
-    check_vllm(backend, options.device)
-    resolve_device(options.device)
-    suite = read_tasks(tasks)  # which refuses what is of no use without tasks, before a corpus is read
-    if tasks.tasks is None and not entries:
-        return None
-    corpora = read_corpora(entries, options.text_column, "ppl")
-    if named:
-        corpus = corpus_of(options)
-        corpora = {Path(corpus.source).name: corpus}
-    return Asked(corpora, options, suite, backend)
-
-
 def report(sources: Sequence[str], asked: Asked, read_as: ReadAs, *, beside_first: bool) -> EvaluationReport:
     """Measure each model; every configuration is read before one is loaded.
 
     sources: folders or Hub names.  read_as: as for `evaluate`.  beside_first: whether the first is the dense model.
     Raises GraspruneError.
     """
-    window = window_of(sources, asked.options.seq_len, read_as)
+    window = window_of(sources, asked.options, read_as)
+    texts = _texts(sources, asked, read_as)
     dense: Scored | None = None
     models = []
     for source in sources:
-        perplexities, scored = _measured(source, asked, window, read_as)
+        own = _measured(source, asked, window, texts, read_as)
+        scored = own.scored
         against = None
         if beside_first and scored and dense and asked.suite:
             against = beside_dense(scored, dense, asked.suite)
@@ -127,10 +115,12 @@ def report(sources: Sequence[str], asked: Asked, read_as: ReadAs, *, beside_firs
             ReportedModel(
                 model=source,
                 parameters=_parameters(source, read_as),
-                perplexity=perplexities,
+                perplexity=own.perplexity,
                 tasks=scored.scores if scored else {},
                 against_dense=against,
                 harness=scored.results if scored else None,
+                by_position=own.by_position,
+                needles=own.needles,
             )
         )
     return EvaluationReport(
@@ -141,6 +131,35 @@ def report(sources: Sequence[str], asked: Asked, read_as: ReadAs, *, beside_firs
         beside_first=beside_first,
         models=tuple(models),
         versions=installed_versions(),
+        needles=_needle_record(asked.needles, texts),
+    )
+
+
+def _texts(sources: Sequence[str], asked: Asked, read_as: ReadAs) -> list[Haystack]:
+    """The texts with needles, of lengths that all models read, in tokens of the first model."""
+    if asked.needles is None:
+        return []
+    options, configs = asked.needles.options, configs_of(sources, read_as)
+    lengths = options.needle_lengths
+    if lengths is None:
+        if (shortest := shortest_context(configs)) is None:
+            raise OptionError("needles", options.needles, "no model says how much it reads: give --needle-lengths")
+        lengths = lengths_up_to(shortest)
+    for length in lengths:
+        for name, config in configs.items():
+            check_length(config, "needle_lengths", length, name)
+    return haystacks(asked.needles.corpus, lengths, options, load_tokenizer(sources[0], **read_as))
+
+
+def _needle_record(needles: AskedNeedles | None, texts: Sequence[Haystack]) -> NeedleRecord | None:
+    if needles is None:
+        return None
+    return NeedleRecord(
+        corpus=CorpusRecord(**needles.corpus.describe()),
+        lengths=tuple(dict.fromkeys(text.length for text in texts)),
+        depths=tuple(needle.depth for needle in texts[0].needles),
+        texts=needles.options.needle_texts,
+        seed=needles.options.seed,
     )
 
 
@@ -149,27 +168,51 @@ def _parameters(source: str, read_as: ReadAs) -> int:
     return count_parameters(empty_model(load_config(source, revision=read_as.get("revision"))))
 
 
-def _measured(source: str, asked: Asked, window: int, read_as: ReadAs) -> tuple[dict[str, Perplexity], Scored | None]:
-    model = load_model(source, dtype="float32", device=asked.options.device, **read_as) if asked.corpora else None
-    perplexities = {} if model is None else _perplexities(model, source, asked, window, read_as)
+@dataclass
+class _Measured:
+    """What was measured of one model."""
+
+    perplexity: dict[str, Perplexity] = field(default_factory=dict)
+    by_position: dict[str, tuple[RangeLoss, ...]] | None = None
+    needles: tuple[Recall, ...] | None = None
+    scored: Scored | None = None
+
+
+def _measured(source: str, asked: Asked, window: int, texts: Sequence[Haystack], read_as: ReadAs) -> _Measured:
+    options, found = asked.options, _Measured()
+    model = None
+    if asked.corpora or texts:
+        model = load_model(source, dtype="float32", device=options.device, **read_as)
+        _measure_losses(model, source, asked, window, found, read_as)
+        if texts:
+            found.needles = recalls(model, load_tokenizer(source, **read_as), texts, bos=options.bos)
     if asked.suite is None:
-        return perplexities, None
+        return found
     if asked.backend.backend == "vllm":
         del model  # the engine takes all the memory that it finds
         with engine(source, asked.backend, asked.suite.options.task_batch_size, read_as) as running:
-            return perplexities, ask(running, asked.suite, source, "vllm")
+            found.scored = ask(running, asked.suite, source, "vllm")
+        return found
     if model is None or asked.backend.dtype != "float32":
         model = None  # two at once may be more than the device holds
-        model = load_model(source, dtype=asked.backend.dtype, device=asked.options.device, **read_as)
-    return perplexities, ask_model(model, load_tokenizer(source, **read_as), asked.suite, source)
+        model = load_model(source, dtype=asked.backend.dtype, device=options.device, **read_as)
+    found.scored = ask_model(model, load_tokenizer(source, **read_as), asked.suite, source)
+    return found
 
 
-def _perplexities(
-    model: PreTrainedModel, source: str, asked: Asked, window: int, read_as: ReadAs
-) -> dict[str, Perplexity]:
+def _measure_losses(
+    model: PreTrainedModel, source: str, asked: Asked, window: int, found: _Measured, read_as: ReadAs
+) -> None:
+    """Perplexity on every corpus, by position too where that is asked for."""
     tokenizer, options = load_tokenizer(source, **read_as), asked.options
-    found = {}
+    places = {}
     for name, corpus in asked.corpora.items():
         tokenized = tokenize(corpus, tokenizer, model.config.vocab_size, bos=options.bos)
-        found[name] = perplexity(model, tokenized.windows(window, options.num_samples), options.batch_size)
-    return found
+        windows_WS = tokenized.windows(window, options.num_samples)
+        if not options.by_position:
+            found.perplexity[name] = perplexity(model, windows_WS, options.batch_size)
+            continue
+        places[name] = loss_by_position(model, windows_WS, options.batch_size)
+        found.perplexity[name] = Perplexity.of(mean_of(places[name]), windows_WS)
+    if options.by_position:
+        found.by_position = places

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
+from .context_tables import Table, long_context_tables
 from .paired import CONFIDENCE, PairedDifference
 from .perplexity import perplexity_of, shown
 from .report import EvaluationReport, ReportedModel
@@ -13,18 +13,12 @@ from .scores import MEAN, AgainstDense, TaskScore
 NOTHING = "–"
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table for a terminal."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    footer: str = ""
-
-
 def tables(report: EvaluationReport) -> list[Table]:
-    """The models side by side, or each pruned one beside the dense one."""
+    """The models side by side, or each pruned one beside the dense one; then all of them over a long context."""
+    return [*_of_scores(report), *(long_context_tables(report))]
+
+
+def _of_scores(report: EvaluationReport) -> list[Table]:
     if not report.beside_first:
         return [_side_by_side(report)]
     dense, *others = report.models

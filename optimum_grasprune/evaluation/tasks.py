@@ -76,8 +76,11 @@ class TaskSuite:
         return {task.task_name: task for spec in self.specs for task in _tasks_in(spec)}
 
 
-def read_tasks(options: TaskOptions) -> TaskSuite | None:
+def read_tasks(options: TaskOptions, model: str | None = None) -> TaskSuite | None:
     """The tasks that the options name, with their data; None where they name none.
+
+    model: folder or Hub name of the first one that is asked. Tasks whose questions have so many tokens, as RULER's,
+    get it as the harness gives it to them: as their metadata `pretrained`, whose tokenizer counts.
 
     Raises OptionError, one line for what no such task is, or cannot be loaded, or is of no use without tasks.
     """
@@ -91,7 +94,7 @@ def read_tasks(options: TaskOptions) -> TaskSuite | None:
         if folder is not None and not Path(folder).is_dir():
             raise OptionError(option, folder, "no such folder")
     with undisturbed():
-        manager, specs = _loaded(options)
+        manager, specs = _loaded(options, model)
         tasks = {task.task_name: task for spec in specs for task in _tasks_in(spec)}
         asked = {name: _asked(task, options) for name, task in tasks.items()}
     rows = tuple(row for spec in specs for row in _rows(spec, asked))
@@ -109,13 +112,13 @@ def check_installed(tasks: str) -> None:
         ) from None
 
 
-def _loaded(options: TaskOptions) -> tuple[Any, list[Any]]:
+def _loaded(options: TaskOptions, model: str | None) -> tuple[Any, list[Any]]:
     """The index, and tasks and groups in the order in which they are named."""
     names = [name.strip() for name in (options.tasks or "").split(",") if name.strip()]
     names = [task for name in names for task in (PAPER if name == "paper" else [name])]
     if not names:
         raise OptionError("tasks", options.tasks, "should be names with commas between them")
-    manager = _manager(names, options)
+    manager = _manager(names, options, model)
     specs: list[Any] = []
     seen: set[str] = set()
     for name in (found for asked in names for found in _matching(asked, manager)):
@@ -126,13 +129,14 @@ def _loaded(options: TaskOptions) -> tuple[Any, list[Any]]:
     return manager, specs
 
 
-def _manager(names: Sequence[str], options: TaskOptions) -> Any:
+def _manager(names: Sequence[str], options: TaskOptions, model: str | None) -> Any:
     """An index of task files. The harness has thousands, which takes a minute: those of the named tasks first."""
     from lm_eval.tasks import TaskManager
     from lm_eval.tasks import __file__ as home
 
     own = [Path(options.include_path)] if options.include_path else []
-    metadata = {"task_data": options.task_data} if options.task_data else None
+    given = {"task_data": options.task_data, "pretrained": model}
+    metadata = {name: value for name, value in given.items() if value} or None
     near = _namesakes(names, Path(home).parent)
     few = TaskManager(include_path=[*near, *own], include_defaults=False, metadata=metadata)
     if all(_is_whole(name, few, own) for name in names):

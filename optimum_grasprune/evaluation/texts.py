@@ -24,8 +24,13 @@ def read_corpora(entries: Sequence[str], text_column: str, option: str = "evalua
             raise OptionError(option, entry, "should look like NAME=PATH or NAME=PATH[90%:]")
         if slug(match["name"]) in map(slug, corpora):
             raise OptionError(option, entry, "another corpus has this name")
-        try:
-            corpora[match["name"]] = load_corpus(*source_and_split(match["source"]), text_column)
-        except OptionError as error:
-            raise OptionError(option, entry, error.reason) from None
+        corpora[match["name"]] = read_corpus(match["source"], text_column, option, entry)
     return corpora
+
+
+def read_corpus(source: str, text_column: str, option: str, entry: str | None = None) -> Corpus:
+    """The corpus of an option that names it as PATH or PATH[PART]. entry: its value, where the source is part of it."""
+    try:
+        return load_corpus(*source_and_split(source), text_column)
+    except OptionError as error:
+        raise OptionError(option, entry or source, error.reason) from None

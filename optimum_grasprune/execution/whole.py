@@ -1,10 +1,11 @@
 """The whole model on one device.
 
-Shape suffixes: N sequences, S sequence, B batch, T tokens, I features, U units.
+Shape suffixes: N sequences, S sequence, B batch, T tokens, I features, U units, V vocabulary.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -52,6 +53,19 @@ class WholeModel(Runner):
                     )
                 yield losses_BS
                 stage.update(len(tokens_BS))
+
+    @torch.no_grad()
+    def after(self, context_S: Tensor, continuations: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Logits in fp32 at each token of every continuation of one context, which is read once.
+
+        context_S: shape (S,), int64.  continuations: shape (T,) each, int64. Yields shape (T, V) for each: what stands
+        at a token predicts the one after it.
+        """
+        with frozen(self.model):
+            read = self.model(self._placed(context_S[None]), use_cache=True, logits_to_keep=1).past_key_values
+            for tokens_T in continuations:
+                cache = copy.deepcopy(read)  # not every kind of cache can be shortened again
+                yield self.model(self._placed(tokens_T[None]), past_key_values=cache, use_cache=True).logits[0].float()
 
     def gated(self) -> AbstractContextManager[Gates]:
         """See `Runner.gated`."""

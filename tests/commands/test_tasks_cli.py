@@ -187,6 +187,24 @@ def test_refusals_before_a_model_is_loaded(
     assert outcome.error_lines[0].startswith(f"optimum-cli grasprune evaluate: error: {line.format(files=TASK_FILES)}")
 
 
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_tasks_that_count_tokens_are_told_the_model(
+    cli: Cli, model_folder: Path, pruned_folder: Path, tmp_path: Path, command: str
+) -> None:
+    """As RULER's are, whose questions are made for a tokenizer; the first model's, which is the dense one."""
+    files = tmp_path / "files"
+    files.mkdir()
+    (files / "sized.py").write_text("def sized(pretrained, **_):\n    raise ValueError(f'sized for {pretrained}')\n")
+    lines = ["task: sized_task", "custom_dataset: !function sized.sized", "test_split: test", "doc_to_text: a"]
+    (files / "sized.yaml").write_text("\n".join([*lines, "doc_to_target: b", "output_type: loglikelihood"]) + "\n")
+    options: tuple[object, ...] = ("-m", pruned_folder, "--dense", model_folder)
+    if command == "compare":
+        options = ("-m", model_folder, "--methods", "random", "--keep-ratios", "0.5", "--no-plot", tmp_path / "out")
+    outcome = cli(command, "--tasks", "sized_task", "--include-path", files, *options)
+    line = f"--tasks sized_task: cannot be loaded: sized for {model_folder}"
+    assert outcome.code == 2 and outcome.error_lines == [f"optimum-cli grasprune {command}: error: {line}"]
+
+
 @pytest.mark.parametrize("package", ["lm_eval", "accelerate"])
 def test_missing_harness(
     cli: Cli, model_folder: Path, monkeypatch: pytest.MonkeyPatch, package: str, tmp_path: Path

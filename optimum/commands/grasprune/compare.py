@@ -115,7 +115,7 @@ class CompareCommand(Subcommand):
             limits=limits,
             device=config.device,
             share_gates=args.share_gates,
-            tasks=read_tasks(TaskOptions(**given(args, TaskOptions.model_fields))),
+            tasks=read_tasks(TaskOptions(**given(args, TaskOptions.model_fields)), args.model),
             **self.source_options(args.model),
         )
 
