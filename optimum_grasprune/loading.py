@@ -23,7 +23,21 @@ from .admission import check_finite
 from .errors import CheckpointError, ModelError, OptionError
 from .families import FAMILIES, family_of, kind_of, unsupported
 from .generation import repaired_settings
-from .model_files import check_source, check_stored_types, first_line, quantization_of
+from .model_files import check_source, check_stored, first_line, misshapen, optional_file, quantization_of
+from .reading import json_in
+
+_MOST_LAYERS = 10_000
+_INTEGER, _NAMES, _OBJECT = (int, "a whole number"), (list, "a list of names"), (Mapping, "an object")
+_KINDS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("architectures", "layer_types", "layers_block_type"), _NAMES),
+    **dict.fromkeys(("quantization_config", "compression_config"), _OBJECT),
+    "dtype": (torch.dtype, "the name of a data type"),
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "sliding_window", "head_dim"), _INTEGER),
+    **dict.fromkeys(
+        ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok"), _INTEGER
+    ),
+}
+"""Fields of a configuration that are looked at before a model is built -> their kind, and what it is called."""
 
 CALIBRATION_LENGTH = 512
 """Tokens in a calibration sequence, unless the model reads too few or another number is asked for."""
@@ -35,11 +49,13 @@ def load_config(source: str, *, trust_remote_code: bool = False, revision: str |
     revision: branch, tag or commit of a Hub repository; a folder has none, and it is ignored there.
     """
     check_source(source, revision)
+    _check_depth(source, revision)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
     except Exception as error:  # transformers has many types for a bad value, and no common base for them
         _refuse_unknown_type(source, trust_remote_code, revision)
         raise ModelError(f"the configuration of {source} cannot be read: {first_line(error)}") from None
+    _check_kinds(source, config)
     _require_causal(source, config)
     return config
 
@@ -75,7 +91,7 @@ def load_model(
         placed["generation_config"] = settings
     unpacked = _is_unpacked(config)
     if not unpacked:
-        check_stored_types(source, revision)
+        check_stored(source, shapes_of(empty_model(config)), revision)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -130,6 +146,11 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     except Exception as error:  # what a constructor makes of a value that it cannot use
         what = f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(f"no model can be built from the configuration of {config.name_or_path}: {what}") from None
+
+
+def shapes_of(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of a model, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def longest_context(config: PreTrainedConfig) -> int | None:
@@ -219,10 +240,7 @@ def _check_attention(config: PreTrainedConfig, implementation: str) -> None:
 def _refuse_damage(source: str, info: Mapping[str, Any]) -> None:
     if mismatched := sorted(info.get("mismatched_keys") or ()):
         name, found, wanted = mismatched[0]
-        raise CheckpointError(
-            f"the weights of {source} are damaged: {name} has the shape {tuple(found)}, and config.json asks for "
-            f"{tuple(wanted)}{_and_more(mismatched)}"
-        )
+        raise CheckpointError(misshapen(source, name, tuple(found), tuple(wanted), len(mismatched)))
     for problem in ("missing_keys", "unexpected_keys", "error_msgs"):
         if names := sorted(info.get(problem) or ()):
             what = problem.replace("_", " ")
@@ -239,9 +257,37 @@ def _refuse_unknown_type(source: str, trust_remote_code: bool, revision: str | N
         values, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     except Exception:  # there is nothing to say of the type, and the caller has the error
         return
-    model_type = values.get("model_type")
-    if model_type is not None and model_type not in CONFIG_MAPPING and not trust_remote_code:
+    model_type = values.get("model_type") if isinstance(values, dict) else None
+    if isinstance(model_type, str) and model_type not in CONFIG_MAPPING and not trust_remote_code:
         raise unsupported(model_type)
+
+
+def _check_depth(source: str, revision: str | None) -> None:
+    """Raise ModelError for more layers than any model has: transformers goes through all of them, or tries to."""
+    file = optional_file(source, "config.json", revision)
+    try:
+        values = None if file is None else json_in(file)
+    except (OSError, ValueError):  # which transformers says
+        return
+    layers = values.get("num_hidden_layers") if isinstance(values, dict) else None
+    if isinstance(layers, int | float) and layers > _MOST_LAYERS:
+        raise ModelError(f"the configuration of {source} asks for more than {_MOST_LAYERS:,} layers")
+
+
+def _check_kinds(source: str, config: PreTrainedConfig) -> None:
+    """Raise ModelError for values of other kinds than all that looks at them takes them for.
+
+    transformers checks those of some classes, and keeps the others as they stand in the file.
+    """
+    for name, (kinds, what) in _KINDS.items():
+        value: Any = getattr(config, name, None)
+        right = isinstance(value, kinds) and not isinstance(value, bool)
+        if right and kinds is list:
+            right = all(isinstance(entry, str) for entry in value)
+        if value is not None and not right:
+            raise ModelError(
+                f"the configuration of {source} cannot be read: {name} should be {what}, not {value!r:.60}"
+            )
 
 
 def _require_causal(source: str, config: Any) -> None:

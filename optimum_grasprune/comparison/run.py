@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -115,7 +116,7 @@ class Comparison:
         self.described = {evaluation.name: evaluation.describe() for evaluation in self.evaluations}
         self.base_model = identity(source, config, revision)
         self._runs: dict[str, RatioRun] = {}
-        self._made_output = not output.exists()
+        self._made_output = not os.path.exists(output)
         check_folder(output)
 
     def run(self, announce: Callable[[str], None] = lambda line: None) -> ComparisonResult:
