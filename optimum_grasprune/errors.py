@@ -11,6 +11,16 @@ def in_one_line(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
+def first_line(error: Exception) -> str:
+    """What an error says, in one line: its first one, and those that it runs on into."""
+    text = ""
+    for line in filter(None, map(str.strip, str(error).splitlines())):
+        text = f"{text} {line}".strip()
+        if not text.endswith((":", ",")):
+            break
+    return text or type(error).__name__
+
+
 class GraspruneError(Exception):
     """Base of all errors raised on bad input; anything else that escapes is a bug of ours."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,25 +20,13 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils.import_utils import is_accelerate_available
 
 from .admission import check_finite
-from .errors import CheckpointError, ModelError, OptionError
+from .errors import CheckpointError, ModelError, OptionError, first_line
 from .families import FAMILIES, family_of, kind_of, unsupported
 from .generation import repaired_settings
-from .model_files import check_source, check_stored, first_line, misshapen, optional_file, quantization_of
+from .model_files import check_source, check_stored, misshapen, optional_file, quantization_of
 from .reading import json_in
 
 _MOST_LAYERS = 10_000
-_INTEGER, _NAMES, _OBJECT = (int, "a whole number"), (list, "a list of names"), (Mapping, "an object")
-_KINDS: dict[str, tuple[Any, str]] = {
-    **dict.fromkeys(("architectures", "layer_types", "layers_block_type"), _NAMES),
-    **dict.fromkeys(("quantization_config", "compression_config"), _OBJECT),
-    "dtype": (torch.dtype, "the name of a data type"),
-    **dict.fromkeys(("vocab_size", "max_position_embeddings", "sliding_window", "head_dim"), _INTEGER),
-    **dict.fromkeys(
-        ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok"), _INTEGER
-    ),
-}
-"""Fields of a configuration that are looked at before a model is built -> their kind, and what it is called."""
-
 CALIBRATION_LENGTH = 512
 """Tokens in a calibration sequence, unless the model reads too few or another number is asked for."""
 
@@ -49,13 +37,12 @@ def load_config(source: str, *, trust_remote_code: bool = False, revision: str |
     revision: branch, tag or commit of a Hub repository; a folder has none, and it is ignored there.
     """
     check_source(source, revision)
-    _check_depth(source, revision)
+    _check_file(source, revision)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
     except Exception as error:  # transformers has many types for a bad value, and no common base for them
         _refuse_unknown_type(source, trust_remote_code, revision)
         raise ModelError(f"the configuration of {source} cannot be read: {first_line(error)}") from None
-    _check_kinds(source, config)
     _require_causal(source, config)
     return config
 
@@ -262,32 +249,54 @@ def _refuse_unknown_type(source: str, trust_remote_code: bool, revision: str | N
         raise unsupported(model_type)
 
 
-def _check_depth(source: str, revision: str | None) -> None:
-    """Raise ModelError for more layers than any model has: transformers goes through all of them, or tries to."""
+def _check_file(source: str, revision: str | None) -> None:
+    """Raise ModelError for values of other kinds than all that looks at them takes them for, and layers without end.
+
+    transformers checks some of them, goes through all layers before, and keeps others as they stand in the file.
+    """
     file = optional_file(source, "config.json", revision)
     try:
         values = None if file is None else json_in(file)
     except (OSError, ValueError):  # which transformers says
         return
-    layers = values.get("num_hidden_layers") if isinstance(values, dict) else None
+    if not isinstance(values, dict):
+        return
+    for name, (is_right, what) in _KINDS.items():
+        if (value := values.get(name)) is not None and not is_right(value):
+            raise ModelError(f"the configuration of {source} cannot be read: {name} should be {what}, not {value!r:.60}")
+    layers = values.get("num_hidden_layers")
     if isinstance(layers, int | float) and layers > _MOST_LAYERS:
         raise ModelError(f"the configuration of {source} asks for more than {_MOST_LAYERS:,} layers")
 
 
-def _check_kinds(source: str, config: PreTrainedConfig) -> None:
-    """Raise ModelError for values of other kinds than all that looks at them takes them for.
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
-    transformers checks those of some classes, and keeps the others as they stand in the file.
-    """
-    for name, (kinds, what) in _KINDS.items():
-        value: Any = getattr(config, name, None)
-        right = isinstance(value, kinds) and not isinstance(value, bool)
-        if right and kinds is list:
-            right = all(isinstance(entry, str) for entry in value)
-        if value is not None and not right:
-            raise ModelError(
-                f"the configuration of {source} cannot be read: {name} should be {what}, not {value!r:.60}"
-            )
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_dtype(value: object) -> bool:
+    """Of a model of more than text, each part may have its own."""
+    return _is_object(value) or (isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype))
+
+
+_NUMBER, _NAMES = (_is_number, "a whole number"), (_are_names, "a list of names")
+_OBJECT, _DTYPE = (_is_object, "an object"), (_is_dtype, "the name of a data type")
+_KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "sliding_window", "head_dim"), _NUMBER),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), _NUMBER),
+    "num_experts_per_tok": _NUMBER,
+    **dict.fromkeys(("architectures", "layer_types", "layers_block_type"), _NAMES),
+    **dict.fromkeys(("quantization_config", "compression_config"), _OBJECT),
+    **dict.fromkeys(("dtype", "torch_dtype"), _DTYPE),
+}
+"""Fields of a configuration that are looked at before a model is built -> their kind, and what it is called."""
 
 
 def _require_causal(source: str, config: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 from safetensors import safe_open
 from transformers.utils.hub import cached_file
 
-from .errors import CheckpointError, ModelError, OptionError
+from .errors import CheckpointError, ModelError, OptionError, first_line
 from .reading import json_in
 
 ADAPTER_FILE = "adapter_config.json"
@@ -183,13 +183,3 @@ def _weight_files(source: str, revision: str | None) -> list[Path]:
             raise CheckpointError(f"the weights of {source} cannot be read: {_INDEX_FILE} is damaged") from None
     files = (optional_file(source, name, revision) for name in sorted(names))
     return [file for file in files if file is not None]
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line: its first one, and those that it runs on into."""
-    text = ""
-    for line in filter(None, map(str.strip, str(error).splitlines())):
-        text = f"{text} {line}".strip()
-        if not text.endswith((":", ",")):
-            break
-    return text or type(error).__name__

@@ -18,7 +18,7 @@ _KEYS = (("role", "content"), ("from", "value"))
 _ROLES = {"human": "user", "gpt": "assistant"}
 
 LARGEST_TEXT = 2**28
-"""Characters of the longest corpus: tokenizing holds up to a hundred bytes for each."""
+"""Characters of the longest corpus: tokenizing holds up to two hundred bytes for each."""
 
 Message = Mapping[str, Any]
 

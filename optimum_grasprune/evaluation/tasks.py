@@ -15,8 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from ..config import TaskOptions
-from ..errors import GraspruneError, OptionError
-from ..model_files import first_line
+from ..errors import GraspruneError, OptionError, first_line
 from ..record import Stored
 from .undisturbed import undisturbed
 

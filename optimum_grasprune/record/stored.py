@@ -85,7 +85,7 @@ class Stored:
 def read_json(path: Path) -> Any:
     """What a JSON file holds; CheckpointError where it is none. Raises OSError where it cannot be read."""
     try:
-        return json_in(path)
+        return json_in(path, finite=True)
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from None
 

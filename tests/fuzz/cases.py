@@ -38,7 +38,6 @@ ran: dict[str, int] = {}
 def fuzzed(cases: int, **strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a test run on so many drawn cases. strategies: of its arguments."""
     whole = settings.get_current_profile_name() == PROFILE
-    cases = int(cases * float(__import__("os").environ.get("FZ_SCALE", 1)))
     chosen = settings(
         max_examples=cases if whole else max(2, cases // _SHARE_OF_TEST),
         derandomize=not whole,

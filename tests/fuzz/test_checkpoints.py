@@ -21,7 +21,7 @@ def _draw_into(data: st.DataObject, file: Path) -> None:
     file.write_bytes(data.draw(json_files(file.read_bytes())))
 
 
-@fuzzed(1500, data=st.data(), family=_families, of_pruned=st.booleans())
+@fuzzed(1000, data=st.data(), family=_families, of_pruned=st.booleans())
 def test_configurations_that_are_inspected(
     fuzz: Fuzz, dense: dict[str, Path], pruned: dict[str, Path], data: st.DataObject, family: str, of_pruned: bool
 ) -> None:
@@ -30,21 +30,21 @@ def test_configurations_that_are_inspected(
         fuzz.run("inspect", "-m", family, "--gpu-memory", "1GiB", "--json", "result.json")
 
 
-@fuzzed(600, data=st.data(), family=_families)
+@fuzzed(500, data=st.data(), family=_families)
 def test_configurations_that_are_exported(fuzz: Fuzz, dense: dict[str, Path], data: st.DataObject, family: str) -> None:
     with fuzz.case(dense[family]) as work:
         _draw_into(data, work / family / "config.json")
         fuzz.run("export", "-m", family, *_MAGNITUDE)
 
 
-@fuzzed(600, data=st.data(), family=_families)
+@fuzzed(500, data=st.data(), family=_families)
 def test_configurations_that_are_loaded(fuzz: Fuzz, pruned: dict[str, Path], data: st.DataObject, family: str) -> None:
     with fuzz.case(pruned[family]) as work:
         _draw_into(data, work / family / "config.json")
         fuzz.refused(lambda: load_pruned_model(work / family))
 
 
-@fuzzed(500, data=st.data(), name=st.sampled_from(["dense", "pruned"]))
+@fuzzed(400, data=st.data(), name=st.sampled_from(["dense", "pruned"]))
 def test_configurations_that_are_evaluated(
     fuzz: Fuzz, dense: dict[str, Path], pruned: dict[str, Path], corpus: Path, data: st.DataObject, name: str
 ) -> None:
@@ -54,7 +54,7 @@ def test_configurations_that_are_evaluated(
         fuzz.run("evaluate", "-m", "llama", "--dataset", "corpus.txt", "--num-samples", 1, "--seq-len", 16)
 
 
-@fuzzed(600, data=st.data(), family=_families, of_pruned=st.booleans())
+@fuzzed(500, data=st.data(), family=_families, of_pruned=st.booleans())
 def test_weights(
     fuzz: Fuzz, dense: dict[str, Path], pruned: dict[str, Path], data: st.DataObject, family: str, of_pruned: bool
 ) -> None:
@@ -67,7 +67,7 @@ def test_weights(
             fuzz.run("export", "-m", family, *_MAGNITUDE)
 
 
-@fuzzed(400, data=st.data())
+@fuzzed(300, data=st.data())
 def test_indices_of_shards(fuzz: Fuzz, dense: dict[str, Path], data: st.DataObject) -> None:
     with fuzz.case(dense["llama"]) as work:
         _in_shards(work / "llama")
@@ -75,7 +75,7 @@ def test_indices_of_shards(fuzz: Fuzz, dense: dict[str, Path], data: st.DataObje
         fuzz.run("export", "-m", "llama", *_MAGNITUDE)
 
 
-@fuzzed(500, data=st.data(), name=st.sampled_from(_TOKENIZER))
+@fuzzed(400, data=st.data(), name=st.sampled_from(_TOKENIZER))
 def test_tokenizers(fuzz: Fuzz, dense: dict[str, Path], corpus: Path, data: st.DataObject, name: str) -> None:
     with fuzz.case(dense["llama"], corpus) as work:
         _draw_into(data, work / "llama" / name)

@@ -46,7 +46,7 @@ def _parquet(folder: Path) -> bytes:
 
 
 @fuzzed(
-    700,
+    600,
     content=st.sampled_from(_CONTENTS) | st.sampled_from(_CONTENTS).flatmap(damaged) | st.binary(max_size=300),
     ending=st.sampled_from(_ENDINGS[:4]),
     packed=st.booleans(),
@@ -63,7 +63,7 @@ def test_texts(
         fuzz.run("evaluate", "-m", "llama", "--dataset", f"./corpus{ending}", "--num-samples", 2, "--seq-len", 16)
 
 
-@fuzzed(500, data=st.data(), ending=st.sampled_from(_ENDINGS[4:]))
+@fuzzed(400, data=st.data(), ending=st.sampled_from(_ENDINGS[4:]))
 def test_tables(fuzz: Fuzz, dense: dict[str, Path], data: st.DataObject, ending: str) -> None:
     with fuzz.case(dense["llama"]) as work:
         whole = {".csv": _CSV, ".parquet": b""}.get(

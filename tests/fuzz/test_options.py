@@ -64,7 +64,7 @@ _FLAGS: dict[str, tuple[str, ...]] = {
 pytestmark = pytest.mark.usefixtures("nothing_is_pruned")
 
 
-@fuzzed(1500, content=_files, command=st.sampled_from(sorted(_COMMANDS)), bare=st.booleans())
+@fuzzed(1000, content=_files, command=st.sampled_from(sorted(_COMMANDS)), bare=st.booleans())
 def test_files_of_options(
     fuzz: Fuzz, dense: dict[str, Path], corpus: Path, content: bytes, command: str, bare: bool
 ) -> None:
@@ -73,7 +73,7 @@ def test_files_of_options(
         fuzz.run(command, "-c", "recipe.yaml", *(() if bare else (*_COMMANDS[command], *_output_of(command))))
 
 
-@fuzzed(2600, data=st.data(), command=st.sampled_from(sorted(_COMMANDS)))
+@fuzzed(1500, data=st.data(), command=st.sampled_from(sorted(_COMMANDS)))
 def test_command_lines(fuzz: Fuzz, dense: dict[str, Path], corpus: Path, data: st.DataObject, command: str) -> None:
     arguments = list(_COMMANDS[command])
     for _ in range(data.draw(st.integers(1, 3))):

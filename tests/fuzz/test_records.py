@@ -17,7 +17,7 @@ from tests.fuzz.strategies import as_json, edited, json_files, values
 _RECORD = "grasp_config.json"
 
 
-@fuzzed(500, data=st.data(), folder=st.booleans())
+@fuzzed(300, data=st.data(), folder=st.booleans())
 @pytest.mark.usefixtures("nothing_is_pruned")
 def test_recipes_of_checkpoints(
     fuzz: Fuzz, dense: dict[str, Path], pruned: dict[str, Path], corpus: Path, data: st.DataObject, folder: bool
@@ -30,7 +30,7 @@ def test_recipes_of_checkpoints(
         fuzz.run("export", "-c", "made" if folder else f"made/{_RECORD}", "-m", "llama", *text, "out")
 
 
-@fuzzed(900, data=st.data(), of_plan=st.booleans())
+@fuzzed(400, data=st.data(), of_plan=st.booleans())
 def test_plans(fuzz: Fuzz, dense: dict[str, Path], pruned: dict[str, Path], data: st.DataObject, of_plan: bool) -> None:
     """What comes of one that is not refused is a checkpoint that loads, of the size that its record says."""
     content = (pruned["llama"] / _RECORD).read_bytes()
@@ -43,7 +43,7 @@ def test_plans(fuzz: Fuzz, dense: dict[str, Path], pruned: dict[str, Path], data
             assert load_pruned_model(work / "out").num_parameters() == size
 
 
-@fuzzed(400, data=st.data())
+@fuzzed(300, data=st.data())
 def test_records_beside_models(fuzz: Fuzz, pruned: dict[str, Path], data: st.DataObject) -> None:
     with fuzz.case(pruned["llama"]) as work:
         file = work / "llama" / _RECORD
@@ -51,7 +51,7 @@ def test_records_beside_models(fuzz: Fuzz, pruned: dict[str, Path], data: st.Dat
         fuzz.run("inspect", "-m", "llama", "--json", "result.json")
 
 
-@fuzzed(300, content=values)
+@fuzzed(400, content=values)
 def test_anything_as_a_plan(fuzz: Fuzz, content: object) -> None:
     with fuzz.case():
         error = fuzz.refused(lambda: PruningPlan.from_dict(content))

@@ -40,7 +40,7 @@ def stopped(
     return tmp_path / _STATE, whole
 
 
-@fuzzed(400, data=st.data())
+@fuzzed(150, data=st.data())
 def test_states(
     fuzz: Fuzz,
     dense: dict[str, Path],
