@@ -263,7 +263,9 @@ def _check_file(source: str, revision: str | None) -> None:
         return
     for name, (is_right, what) in _KINDS.items():
         if (value := values.get(name)) is not None and not is_right(value):
-            raise ModelError(f"the configuration of {source} cannot be read: {name} should be {what}, not {value!r:.60}")
+            raise ModelError(
+                f"the configuration of {source} cannot be read: {name} should be {what}, not {value!r:.60}"
+            )
     layers = values.get("num_hidden_layers")
     if isinstance(layers, int | float) and layers > _MOST_LAYERS:
         raise ModelError(f"the configuration of {source} asks for more than {_MOST_LAYERS:,} layers")

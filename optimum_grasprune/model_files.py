@@ -165,9 +165,7 @@ def check_stored(source: str, shapes: Mapping[str, tuple[int, ...]], revision: s
 def misshapen(source: str, name: str, found: tuple[int, ...], wanted: tuple[int, ...], count: int) -> str:
     """What is said of a tensor of another shape than its model's. count: of all such tensors."""
     more = f" and {count - 1} more" if count > 1 else ""
-    return (
-        f"the weights of {source} are damaged: {name} has the shape {found}, and config.json asks for {wanted}{more}"
-    )
+    return f"the weights of {source} are damaged: {name} has the shape {found}, and config.json asks for {wanted}{more}"
 
 
 def _weight_files(source: str, revision: str | None) -> list[Path]:

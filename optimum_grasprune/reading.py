@@ -22,7 +22,9 @@ def json_of(text: str, *, finite: bool = False) -> Any:
     finite: whether NaN and infinities, which Python alone writes, are refused: they could not be written again.
     """
     try:
-        return json.loads(text, **({"parse_constant": _finite, "parse_float": _finite} if finite else {}))
+        if finite:
+            return json.loads(text, parse_constant=_finite, parse_float=_finite)
+        return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 

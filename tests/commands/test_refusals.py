@@ -169,7 +169,10 @@ FOLDERS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "type-of-no-name": (described(model_type=["llama"]), "the configuration of"),
     "module-for-a-dtype": (described(dtype="nn"), "dtype should be the name of a data type, not 'nn'"),
     "list-of-dtypes": (described(torch_dtype=[0]), "torch_dtype should be the name of a data type, not [0]"),
-    "quantised-in-a-word": (described(quantization_config="gptq"), "quantization_config should be an object, not 'gptq'"),
+    "quantised-in-a-word": (
+        described(quantization_config="gptq"),
+        "quantization_config should be an object, not 'gptq'",
+    ),
     "configuration-of-no-fields": (with_file("config.json", b'"llama"'), "the configuration of"),
     "configuration-without-end": (with_file("config.json", b'{"a":' * 99_999), "the configuration of"),
     "adapter-without-end": (with_file("adapter_config.json", b"[" * 99_999), "a PEFT adapter"),
