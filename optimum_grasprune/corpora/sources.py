@@ -29,6 +29,8 @@ def load_corpus(source: str, split: str | None = None, text_column: str = "text"
     Raises DataError or OptionError when it cannot be read or is empty.
     """
     names = names_in(source)
+    if not all(names):
+        raise OptionError("dataset", source, "holds an empty name")
     if len(set(names)) < len(names):
         raise OptionError("dataset", source, "names a corpus twice")
     parts = {name: _read(name, split, text_column) for name in names}

@@ -224,3 +224,9 @@ def test_names_that_no_file_has(name: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises((DataError, OptionError), match="no such file|cannot be loaded"):
         load_corpus(name)
+
+
+@pytest.mark.parametrize("name", ["", "builtin,", "sampled,,builtin"])
+def test_empty_names(name: str) -> None:
+    with pytest.raises(OptionError, match="holds an empty name"):
+        load_corpus(name)
