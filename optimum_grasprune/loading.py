@@ -105,7 +105,9 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or Hub name; ModelError when there is none."""
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+        tokenizer("a", verbose=False)  # some of what its files say wrongly shows only here
+        return tokenizer
     except Exception as error:  # tokenizers raises a bare Exception on malformed files
         raise ModelError(f"the tokenizer of {source} cannot be read: {first_line(error)}") from None
 
