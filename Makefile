@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL ?= examples/tiny-llama
 
-.PHONY: help setup demo test test-all check bench bench-fasp bench-ratios
+.PHONY: help setup demo test test-all fuzz check bench bench-fasp bench-ratios
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -20,6 +20,9 @@ test: $(READY) ## Run the tests; choose some with ARGS="-k budget"
 
 test-all: $(READY) ## Run those too that are left out for their time: a server of its own for every family
 	@$(BIN)/python -m pytest --slow $(ARGS)
+
+fuzz: $(READY) ## Run ten thousand damaged models, corpora, options and records; choose kinds with ARGS="-k weights"
+	@$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz $(ARGS)
 
 check: $(READY) ## Lint, check the format, check the types
 	@$(BIN)/ruff check --quiet

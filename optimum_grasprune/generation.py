@@ -19,6 +19,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from .errors import GraspruneWarning
 from .model_files import optional_file
+from .reading import json_in
 
 _NEVER_WRITTEN = "compile_config"
 
@@ -51,8 +52,8 @@ def repaired_settings(source: str, revision: str | None = None) -> GenerationCon
     if file is None:
         return None
     try:
-        values = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError):
+        values = dict(json_in(file))
+    except (OSError, ValueError, TypeError):
         line = f"{GENERATION_CONFIG_NAME} of {source} is no JSON object and is left out"
         warnings.warn(line, GraspruneWarning, stacklevel=2)
         return GenerationConfig()

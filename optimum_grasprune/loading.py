@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,11 +20,13 @@ from transformers.quantizers.auto import AutoHfQuantizer
 from transformers.utils.import_utils import is_accelerate_available
 
 from .admission import check_finite
-from .errors import CheckpointError, ModelError, OptionError
+from .errors import CheckpointError, ModelError, OptionError, first_line
 from .families import FAMILIES, family_of, kind_of, unsupported
 from .generation import repaired_settings
-from .model_files import check_source, check_stored_types, first_line, quantization_of
+from .model_files import check_source, check_stored, misshapen, optional_file, quantization_of
+from .reading import json_in
 
+_MOST_LAYERS = 10_000
 CALIBRATION_LENGTH = 512
 """Tokens in a calibration sequence, unless the model reads too few or another number is asked for."""
 
@@ -35,6 +37,7 @@ def load_config(source: str, *, trust_remote_code: bool = False, revision: str |
     revision: branch, tag or commit of a Hub repository; a folder has none, and it is ignored there.
     """
     check_source(source, revision)
+    _check_file(source, revision)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
     except Exception as error:  # transformers has many types for a bad value, and no common base for them
@@ -75,7 +78,7 @@ def load_model(
         placed["generation_config"] = settings
     unpacked = _is_unpacked(config)
     if not unpacked:
-        check_stored_types(source, revision)
+        check_stored(source, shapes_of(empty_model(config)), revision)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -102,7 +105,9 @@ def load_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or Hub name; ModelError when there is none."""
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+        tokenizer("a", verbose=False)  # some of what its files say wrongly shows only here
+        return tokenizer
     except Exception as error:  # tokenizers raises a bare Exception on malformed files
         raise ModelError(f"the tokenizer of {source} cannot be read: {first_line(error)}") from None
 
@@ -130,6 +135,11 @@ def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
     except Exception as error:  # what a constructor makes of a value that it cannot use
         what = f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(f"no model can be built from the configuration of {config.name_or_path}: {what}") from None
+
+
+def shapes_of(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors of a model, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def longest_context(config: PreTrainedConfig) -> int | None:
@@ -224,10 +234,7 @@ def _check_attention(config: PreTrainedConfig, implementation: str) -> None:
 def _refuse_damage(source: str, info: Mapping[str, Any]) -> None:
     if mismatched := sorted(info.get("mismatched_keys") or ()):
         name, found, wanted = mismatched[0]
-        raise CheckpointError(
-            f"the weights of {source} are damaged: {name} has the shape {tuple(found)}, and config.json asks for "
-            f"{tuple(wanted)}{_and_more(mismatched)}"
-        )
+        raise CheckpointError(misshapen(source, name, tuple(found), tuple(wanted), len(mismatched)))
     for problem in ("missing_keys", "unexpected_keys", "error_msgs"):
         if names := sorted(info.get(problem) or ()):
             what = problem.replace("_", " ")
@@ -244,9 +251,61 @@ def _refuse_unknown_type(source: str, trust_remote_code: bool, revision: str | N
         values, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
     except Exception:  # there is nothing to say of the type, and the caller has the error
         return
-    model_type = values.get("model_type")
-    if model_type is not None and model_type not in CONFIG_MAPPING and not trust_remote_code:
+    model_type = values.get("model_type") if isinstance(values, dict) else None
+    if isinstance(model_type, str) and model_type not in CONFIG_MAPPING and not trust_remote_code:
         raise unsupported(model_type)
+
+
+def _check_file(source: str, revision: str | None) -> None:
+    """Raise ModelError for values of other kinds than all that looks at them takes them for, and layers without end.
+
+    transformers checks some of them, goes through all layers before, and keeps others as they stand in the file.
+    """
+    file = optional_file(source, "config.json", revision)
+    try:
+        values = None if file is None else json_in(file)
+    except (OSError, ValueError):  # which transformers says
+        return
+    if not isinstance(values, dict):
+        return
+    for name, (is_right, what) in _KINDS.items():
+        if (value := values.get(name)) is not None and not is_right(value):
+            raise ModelError(
+                f"the configuration of {source} cannot be read: {name} should be {what}, not {value!r:.60}"
+            )
+    layers = values.get("num_hidden_layers")
+    if isinstance(layers, int | float) and layers > _MOST_LAYERS:
+        raise ModelError(f"the configuration of {source} asks for more than {_MOST_LAYERS:,} layers")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(entry, str) for entry in value)
+
+
+def _is_object(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_dtype(value: object) -> bool:
+    """Of a model of more than text, each part may have its own."""
+    return _is_object(value) or (isinstance(value, str) and isinstance(getattr(torch, value, None), torch.dtype))
+
+
+_NUMBER, _NAMES = (_is_number, "a whole number"), (_are_names, "a list of names")
+_OBJECT, _DTYPE = (_is_object, "an object"), (_is_dtype, "the name of a data type")
+_KINDS: dict[str, tuple[Callable[[object], bool], str]] = {
+    **dict.fromkeys(("vocab_size", "max_position_embeddings", "sliding_window", "head_dim"), _NUMBER),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"), _NUMBER),
+    "num_experts_per_tok": _NUMBER,
+    **dict.fromkeys(("architectures", "layer_types", "layers_block_type"), _NAMES),
+    **dict.fromkeys(("quantization_config", "compression_config"), _OBJECT),
+    **dict.fromkeys(("dtype", "torch_dtype"), _DTYPE),
+}
+"""Fields of a configuration that are looked at before a model is built -> their kind, and what it is called."""
 
 
 def _require_causal(source: str, config: Any) -> None:

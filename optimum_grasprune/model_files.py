@@ -5,7 +5,8 @@ Hub names go through transformers' cache, so that a file which is read here is n
 
 from __future__ import annotations
 
-import json
+import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,7 +14,8 @@ from typing import Any, TypedDict
 from safetensors import safe_open
 from transformers.utils.hub import cached_file
 
-from .errors import CheckpointError, ModelError, OptionError
+from .errors import CheckpointError, ModelError, OptionError, first_line
+from .reading import json_in
 
 ADAPTER_FILE = "adapter_config.json"
 _INDEX_FILE, _WEIGHTS_FILE = "model.safetensors.index.json", "model.safetensors"
@@ -30,9 +32,9 @@ class ReadAs(TypedDict, total=False):
 
 def optional_file(source: str, name: str, revision: str | None = None) -> Path | None:
     """A file of a model folder or Hub repository; None where there is none, or the Hub cannot be reached."""
-    if Path(source).exists():
+    if os.path.exists(source):  # unlike Path's, these never raise: a name may be too long for any file
         path = Path(source) / name
-        return path if path.is_file() else None
+        return path if os.path.isfile(path) else None
     try:
         found = cached_file(
             source,
@@ -49,13 +51,13 @@ def optional_file(source: str, name: str, revision: str | None = None) -> Path |
 
 def commit_of(source: str, revision: str | None = None) -> str | None:
     """The commit of a Hub repository that is read; None for a folder."""
-    config = None if Path(source).exists() else optional_file(source, "config.json", revision)
+    config = None if os.path.exists(source) else optional_file(source, "config.json", revision)
     return None if config is None else config.parent.name  # the cache keeps a folder for each commit
 
 
 def check_revision(revision: str | None, sources: Iterable[str]) -> None:
     """Raise OptionError for a revision that nothing is read at, since all sources are folders."""
-    folders = [source for source in sources if Path(source).exists()]
+    folders = [source for source in sources if os.path.exists(source)]
     if revision is not None and len(folders) == len(list(sources)):
         raise OptionError("revision", revision, f"{folders[0]} is a folder; only models of the Hub have revisions")
 
@@ -64,14 +66,14 @@ def check_source(source: str, revision: str | None = None) -> None:
     """Raise ModelError, in words that help, for what is no folder or repository of one whole model in safetensors."""
     path = Path(source)
     looks_local = source.startswith((".", "/", "~")) or (source.count("/") != 1 and "/" in source)
-    if path.suffix == ".gguf" and (path.exists() or looks_local):
+    if path.suffix == ".gguf" and (os.path.exists(path) or looks_local):
         raise ModelError(
             f"{source} is a GGUF file, which is quantised or converted: give the model that it was made from"
         )
-    if not path.is_dir() and (path.exists() or looks_local):
+    if not os.path.isdir(path) and (os.path.exists(path) or looks_local):
         raise ModelError(f"the model folder {source} does not exist")
     _refuse_adapter(source, revision)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return
     if not (path / "config.json").is_file():
         found = next(path.glob("*.gguf"), None)
@@ -86,8 +88,8 @@ def _refuse_adapter(source: str, revision: str | None) -> None:
     if file is None:
         return
     try:
-        base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (ValueError, AttributeError):
+        base = json_in(file).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
         base = None
     merge = "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)"
     if optional_file(source, "config.json", revision) is None:
@@ -125,26 +127,45 @@ def _bits(values: Mapping[str, Any]) -> int | None:
     return next((bits for _, value in children if (bits := _bits(value)) is not None), None)
 
 
-def check_stored_types(source: str, revision: str | None = None) -> None:
+def check_stored(source: str, shapes: Mapping[str, tuple[int, ...]], revision: str | None = None) -> None:
     """Raise ModelError for weights that are stored in bits which only a quantised model's loader could read.
 
-    Reads the headers of safetensors files alone. transformers would cast such tensors as if they were numbers.
+    Raises CheckpointError where they are damaged, or have other shapes than the model's, by name.
+    Reads the headers of safetensors files alone. transformers would cast such tensors as if they were numbers, and make
+    room for whatever shapes config.json asks for before it looks at those that there are.
     """
+    mismatched: list[tuple[str, tuple[int, ...]]] = []
+    numbers = 0
     for file in _weight_files(source, revision):
         try:
             with safe_open(file, framework="pt") as tensors:
-                names = tensors.keys()
-                for name in names:
-                    stored = tensors.get_slice(name).get_dtype()
-                    if stored not in _PLAIN_TYPES and "weight" in name:
-                        raise ModelError(
-                            f"the weights of {source} are quantised ({name} is stored as {stored}), and its "
-                            "config.json does not say how: give the unquantised model"
-                        )
-        except ModelError:
-            raise
+                stored = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+                types = {name: tensor.get_dtype() for name, tensor in stored.items()}
+                found = {name: tuple(tensor.get_shape()) for name, tensor in stored.items()}
         except Exception as error:  # safetensors has an error type of its own for a damaged file
             raise CheckpointError(f"the weights of {source} cannot be read: {first_line(error)}") from None
+        for name, kind in types.items():
+            if kind not in _PLAIN_TYPES and "weight" in name:
+                raise ModelError(
+                    f"the weights of {source} are quantised ({name} is stored as {kind}), and its "
+                    "config.json does not say how: give the unquantised model"
+                )
+        mismatched += ((name, shape) for name, shape in found.items() if shapes.get(name, shape) != shape)
+        numbers += sum(map(math.prod, found.values()))
+    if mismatched:
+        name, shape = min(mismatched)
+        raise CheckpointError(misshapen(source, name, shape, shapes[name], len(mismatched)))
+    asked = sum(map(math.prod, shapes.values()))
+    if numbers and asked > 2 * numbers:  # tied tensors are stored once
+        raise CheckpointError(
+            f"the weights of {source} are damaged: {numbers:,} numbers are stored, and config.json asks for {asked:,}"
+        )
+
+
+def misshapen(source: str, name: str, found: tuple[int, ...], wanted: tuple[int, ...], count: int) -> str:
+    """What is said of a tensor of another shape than its model's. count: of all such tensors."""
+    more = f" and {count - 1} more" if count > 1 else ""
+    return f"the weights of {source} are damaged: {name} has the shape {found}, and config.json asks for {wanted}{more}"
 
 
 def _weight_files(source: str, revision: str | None) -> list[Path]:
@@ -153,18 +174,10 @@ def _weight_files(source: str, revision: str | None) -> list[Path]:
         names = {_WEIGHTS_FILE}
     else:
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError):
+            names = set(json_in(index)["weight_map"].values())
+            if not all(isinstance(name, str) and Path(name).name == name for name in names):
+                raise ValueError("a shard lies beside its index")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             raise CheckpointError(f"the weights of {source} cannot be read: {_INDEX_FILE} is damaged") from None
     files = (optional_file(source, name, revision) for name in sorted(names))
     return [file for file in files if file is not None]
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line: its first one, and those that it runs on into."""
-    text = ""
-    for line in filter(None, map(str.strip, str(error).splitlines())):
-        text = f"{text} {line}".strip()
-        if not text.endswith((":", ",")):
-            break
-    return text or type(error).__name__

@@ -64,9 +64,9 @@ def results_folder(output: Path, marker: str, what: str) -> Path:
     Raises CheckpointError when it is something else, or cannot be written.
     """
     inner = resolved(output) / marker
-    if output.exists() and not output.is_dir():
+    if os.path.exists(output) and not output.is_dir():
         raise CheckpointError(f"the output {output} is a file, not a folder")
-    if output.is_dir() and any(output.iterdir()) and not inner.is_dir():
+    if os.path.isdir(output) and any(output.iterdir()) and not inner.is_dir():
         raise CheckpointError(f"the output folder {output} holds something other than a {what}")
     try:
         inner.mkdir(parents=True, exist_ok=True)

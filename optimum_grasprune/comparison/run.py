@@ -6,6 +6,7 @@ and several processes can do one together: each cell is run by the one that has 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -119,7 +120,7 @@ class Comparison:
         self.described = {evaluation.name: evaluation.describe() for evaluation in self.evaluations}
         self.base_model = identity(source, config, revision)
         self._runs: dict[str, RatioRun] = {}
-        self._made_output = not output.exists()
+        self._made_output = not os.path.exists(output)
         check_folder(output)
 
     def run(self, announce: Announce = lambda line: None, shard: Shard | None = None) -> ComparisonResult:

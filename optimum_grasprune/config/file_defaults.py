@@ -49,6 +49,8 @@ def set_defaults(parser: argparse.ArgumentParser, file: OptionFile, given: Colle
             continue  # the options of a method go with it
         if name not in actions:
             raise file.unknown(name, actions)
+        if any("\0" in text for text in _texts(value)):
+            raise file.refused(name, "holds a zero byte, which no name of a file or option has")
         if _lets_code_run(name, value):
             raise file.refused(name, "stands on the command line alone, since it lets code run that comes with a model")
         if value is not None and name not in given:

@@ -17,6 +17,9 @@ _DOCUMENT_END = "<|endoftext|>"
 _KEYS = (("role", "content"), ("from", "value"))
 _ROLES = {"human": "user", "gpt": "assistant"}
 
+LARGEST_TEXT = 2**28
+"""Characters of the longest corpus: tokenizing holds up to two hundred bytes for each."""
+
 Message = Mapping[str, Any]
 
 
@@ -52,7 +55,9 @@ class Conversations:
     @property
     def content(self) -> str:
         """All messages as JSON, a conversation on a line: what they are identified by."""
-        return "\n".join(json.dumps(messages, ensure_ascii=False, sort_keys=True) for messages in self.conversations)
+        return "\n".join(
+            json.dumps(messages, ensure_ascii=False, sort_keys=True, default=str) for messages in self.conversations
+        )
 
     @property
     def characters(self) -> int:
@@ -108,6 +113,15 @@ class Corpus:
         return {"source": self.source, "split": self.split, "characters": characters, "sha256": self.sha256}
 
 
+def check_size(characters: int, name: str) -> None:
+    """Raise DataError for more text than can be tokenized at once. name: of the corpus."""
+    if characters > LARGEST_TEXT:
+        raise DataError(
+            f"the corpus {name} holds more than {LARGEST_TEXT:,} characters: take a part of it, as in "
+            "--dataset-split '[:1%]'"
+        )
+
+
 def text_of(content: str) -> Text:
     """Running text; `<|endoftext|>` between documents becomes a newline, since most tokenizers know no such token."""
     return Text(content.replace(_DOCUMENT_END, "\n"))
@@ -119,13 +133,18 @@ def part_of(rows: Iterable[Any], name: str) -> Part:
     name: of the corpus, in messages. A conversation is a list of messages with `role` and `content`, or with `from` and
     `value`. Raises DataError, with the type, on anything else.
     """
-    values = [value for value in rows if value is not None]
+    values, size = [], 0
+    for value in rows:
+        if value is not None:
+            values.append(value)
+            size += len(value) if isinstance(value, str) else 0
+            check_size(size, name)
     if values and _is_conversation(values[0]):
-        return Conversations(tuple(_conversation(value, name) for value in values))
+        return _encodable(Conversations(tuple(_conversation(value, name) for value in values)), name)
     for value in values:
         if not isinstance(value, str):
             raise DataError(f"{name} holds {_type_of(value)} where text or conversations are wanted")
-    return text_of("\n\n".join(values))
+    return _encodable(text_of("\n\n".join(values)), name)
 
 
 def corpus_in_memory(texts: Sequence[Any]) -> Corpus:
@@ -135,6 +154,15 @@ def corpus_in_memory(texts: Sequence[Any]) -> Corpus:
     if part.is_empty:
         raise DataError("the texts given for calibration are empty")
     return Corpus({name: part}, "in memory", None)
+
+
+def _encodable(part: Part, name: str) -> Part:
+    """The part itself; DataError where it holds what is no character, as Python's strings may."""
+    try:
+        part.content.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{name} holds half a character, {error.object[error.start]!r}, which no UTF-8 has") from None
+    return part
 
 
 def _is_conversation(value: Any) -> bool:

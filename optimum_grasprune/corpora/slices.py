@@ -7,7 +7,7 @@ import re
 from ..errors import OptionError
 
 _WITH_PART = re.compile(r"(?P<source>.+)\[(?P<part>[^\[\]]+)\]")
-_SLICE = re.compile(r"(?P<name>\w*)(\[(?P<start>\d+%?)?:(?P<stop>\d+%?)?\])?")
+_SLICE = re.compile(r"(?P<name>\w*)(\[(?P<start>\d{1,18}%?)?:(?P<stop>\d{1,18}%?)?\])?")
 
 
 def parse_split(split: str | None, length: int) -> tuple[str, range]:

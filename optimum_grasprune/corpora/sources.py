@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from importlib import resources
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from .corpus import Corpus, Part, text_of
 from .slices import sliced_text
 from .standard_library import split_of, standard_library_text
 from .tables import READERS, is_saved_dataset, read_file_table, read_folder_table, read_hub, read_saved
+from .text_files import text_in
 
 BUILTIN = "builtin"
 SAMPLED = "sampled"
@@ -27,6 +29,8 @@ def load_corpus(source: str, split: str | None = None, text_column: str = "text"
     Raises DataError or OptionError when it cannot be read or is empty.
     """
     names = names_in(source)
+    if not all(names):
+        raise OptionError("dataset", source, "holds an empty name")
     if len(set(names)) < len(names):
         raise OptionError("dataset", source, "names a corpus twice")
     parts = {name: _read(name, split, text_column) for name in names}
@@ -38,7 +42,7 @@ def load_corpus(source: str, split: str | None = None, text_column: str = "text"
 
 def names_in(source: str) -> list[str]:
     """The sources that one string names: one, or several with commas between them."""
-    if "," not in source or Path(source).exists():
+    if "," not in source or os.path.exists(source):
         return [source]
     return [name.strip() for name in source.split(",")]
 
@@ -46,7 +50,7 @@ def names_in(source: str) -> list[str]:
 def is_missing(source: str) -> bool:
     """Whether a source is the path of a file or folder, by its looks, and there is none."""
     path = Path(source)
-    return not path.exists() and (source.startswith((".", "/")) or bool(path.suffix))
+    return not os.path.exists(source) and (source.startswith((".", "/")) or bool(path.suffix))
 
 
 def _read(source: str, split: str | None, text_column: str) -> Part:
@@ -55,11 +59,11 @@ def _read(source: str, split: str | None, text_column: str) -> Part:
         return text_of(sliced_text(standard_library_text(split_of(split)), split))
     if source == SAMPLED:
         return text_of(sliced_text(_sampled_text(), split))
-    if path.is_dir():
+    if os.path.isdir(source):  # unlike Path's, these never raise: a name may be too long for any file
         return _read_folder(path, split, text_column)
-    if path.is_file():
+    if os.path.isfile(source):
         return _read_file(path, split, text_column)
-    if path.exists() or is_missing(source):
+    if os.path.exists(source) or is_missing(source):
         raise OptionError("dataset", source, "no such file")
     return read_hub(source, split, text_column)
 
@@ -67,7 +71,7 @@ def _read(source: str, split: str | None, text_column: str) -> Part:
 def _read_file(path: Path, split: str | None, text_column: str) -> Part:
     if _kind(path) in READERS:
         return read_file_table(path, _kind(path), split, text_column)
-    return text_of(sliced_text(_text_in(path), split))
+    return text_of(text_in([path], split, str(path)))
 
 
 def _read_folder(path: Path, split: str | None, text_column: str) -> Part:
@@ -76,11 +80,11 @@ def _read_folder(path: Path, split: str | None, text_column: str) -> Part:
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and not _is_hidden(file.relative_to(path))]
     if any(_kind(file) in READERS for file in files):
         return read_folder_table(path, split, text_column)
-    texts = [_text_in(file) for file in files if _kind(file) in TEXT_SUFFIXES]
+    texts = [file for file in files if _kind(file) in TEXT_SUFFIXES]
     if not texts:
         known = ", ".join((*TEXT_SUFFIXES, *READERS))
         raise DataError(f"the folder {path} holds no files that could be a corpus: {known}")
-    return text_of(sliced_text("\n\n".join(texts), split))
+    return text_of(text_in(texts, split, str(path)))
 
 
 def _kind(path: Path) -> str:
@@ -91,16 +95,6 @@ def _kind(path: Path) -> str:
 
 def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
-
-
-def _text_in(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"the corpus {path} is not UTF-8: byte {error.start} cannot be read") from None
-    except (OSError, EOFError) as error:
-        raise DataError(f"the corpus {path} cannot be read: {error}") from None
 
 
 def _sampled_text() -> str:

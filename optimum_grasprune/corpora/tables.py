@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, OptionError
+from ..reading import json_of
 from .corpus import Part, part_of
 from .slices import last_position, parse_split
+from .text_files import decoded
 
 READERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 """Endings of tables -> the reader of `datasets`."""
@@ -34,6 +34,7 @@ HUB_ALIASES: dict[str, dict[str, Any]] = {
 }
 """Usual names of Hugging Face datasets -> how they are loaded."""
 
+_LARGEST_UNPACKED = 2**33
 _DOCUMENTS = 5_000
 """Documents of a corpus of the web that are read, unless a slice says which."""
 
@@ -98,7 +99,7 @@ def _named(split: str | None) -> str:
 
 def _taken(rows: Any, split: str | None) -> Any:
     _, taken = parse_split(split, len(rows))
-    return rows.select(taken)
+    return rows.select(taken if taken else [])  # of no rows it takes no range
 
 
 def _loaded(what: str, first: int | None = None, **where: Any) -> Any:
@@ -137,30 +138,25 @@ def _column(rows: Any, column: str, source: str) -> Part:
 
 
 def _check_file(path: Path, ending: str) -> None:
-    """Raise DataError where a file is empty, or where text that should be UTF-8 is not."""
-    seen, some = 0, False
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for line in file:
-                some = some or bool(line.strip())
-                if ending == ".parquet":
-                    break
-                line.decode("utf-8")
-                seen += len(line)
-    except UnicodeDecodeError as error:
-        raise DataError(f"the corpus {path} is not UTF-8: byte {seen + error.start} cannot be read") from None
-    except (OSError, EOFError) as error:
-        raise DataError(f"the corpus {path} cannot be read: {error}") from None
+    """Raise DataError where a file is empty, or where text that should be UTF-8 is not, or cannot be unpacked."""
+    if ending == ".parquet":
+        some = path.stat().st_size > 0
+    else:
+        size, some = 0, False
+        for piece in decoded(path):
+            some = some or bool(piece.strip())
+            size += len(piece)
+            if path.suffix == ".gz" and size > _LARGEST_UNPACKED:  # `datasets` unpacks it onto the disk
+                raise DataError(f"the corpus {path} unpacks to more than {_LARGEST_UNPACKED:,} characters")
     if not some:
         raise DataError(f"the corpus {path} is empty")
 
 
 def _broken_json(path: Path) -> str | None:
     """Where a JSON file, or a file of JSON lines, is no JSON; None where nothing is wrong with that."""
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        text = file.read()
+    text = "".join(decoded(path))
     try:
-        json.loads(text)
+        json_of(text)
     except ValueError:
         return next(filter(None, map(_broken_line, range(1, 1 + text.count("\n") + 1), text.split("\n"))), None)
     return None
@@ -168,7 +164,7 @@ def _broken_json(path: Path) -> str | None:
 
 def _broken_line(number: int, line: str) -> str | None:
     try:
-        if line.strip() and not isinstance(json.loads(line), dict):
+        if line.strip() and not isinstance(json_of(line), dict):
             return f"line {number} is no JSON object"
     except ValueError as error:
         return f"line {number} is not JSON: {error}"

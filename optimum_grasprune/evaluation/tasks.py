@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from ..config import TaskOptions
-from ..errors import GraspruneError, OptionError
-from ..model_files import first_line
+from ..errors import GraspruneError, OptionError, first_line
 from ..record import Stored
 from .undisturbed import undisturbed
 
@@ -91,7 +91,7 @@ def read_tasks(options: TaskOptions, model: str | None = None) -> TaskSuite | No
     check_installed(options.tasks)
     for option in ("include_path", "task_data"):
         folder = getattr(options, option)
-        if folder is not None and not Path(folder).is_dir():
+        if folder is not None and not os.path.isdir(folder):
             raise OptionError(option, folder, "no such folder")
     with undisturbed():
         manager, specs = _loaded(options, model)
@@ -165,7 +165,7 @@ def _is_whole(name: str, manager: Any, own: Sequence[Path]) -> bool:
 
 
 def _is_file(name: str) -> bool:
-    return name.endswith(".yaml") and Path(name).is_file()
+    return name.endswith(".yaml") and os.path.isfile(name)
 
 
 def _matching(name: str, manager: Any) -> list[str]:

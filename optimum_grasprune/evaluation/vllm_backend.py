@@ -10,8 +10,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from ..config import BackendOptions
-from ..errors import GraspruneError, OptionError
-from ..model_files import ReadAs, first_line
+from ..errors import GraspruneError, OptionError, first_line
+from ..model_files import ReadAs
 
 KV_VARIABLE, KV_GIB = "VLLM_CPU_KVCACHE_SPACE", "1"
 """Where vLLM's CPU backend reads its KV cache from, in GiB, and what tasks need of it: their requests are short."""

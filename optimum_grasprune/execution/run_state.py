@@ -88,7 +88,7 @@ class RunState:
 
         Raises CheckpointError where it is damaged, or the folder holds something else.
         """
-        if not self.folder.exists():
+        if not os.path.exists(self.folder):
             return None
         if not self.folder.is_dir():
             raise CheckpointError(f"the folder {self.folder} for the state of the run is a file")
@@ -210,7 +210,7 @@ class RunState:
             self.folder.rmdir()
 
     def _clear(self) -> None:
-        if self.folder.is_dir():
+        if os.path.isdir(self.folder):
             for path in filter(_is_own, self.folder.iterdir()):
                 path.unlink(missing_ok=True)
 

@@ -15,12 +15,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..reading import json_in, json_of
 from ..record import CheckUp, Stored, check_format
 from ..writing import slug, whole_file, write_json
 
 STATE_FORMAT = 1
 INDEX_NAME = "run.json"
-_HEADER = "standing"
+_HEADER, _CHECKSUM = "standing", "sha256"
+_CHANGED = "it is not what was written"
+"""A disk may flip bits, and a number that is a little off would go unnoticed into the result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +77,10 @@ class RunIndex(Stored):
         """The index in a folder; None where there is none. CheckpointError where it is damaged."""
         file = folder / INDEX_NAME
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = json_in(file)
             check_format(values.get("format"), STATE_FORMAT)
+            if values.pop(_CHECKSUM, None) != _checksum(values):
+                raise ValueError(_CHANGED)
             return cls.from_dict(values, file)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -84,7 +89,8 @@ class RunIndex(Stored):
 
     def write(self, folder: Path) -> None:
         """Replace the index in a folder, at once; CheckpointError when it cannot be written."""
-        write_json(folder / INDEX_NAME, self.to_dict())
+        values = self.to_dict()
+        write_json(folder / INDEX_NAME, {**values, _CHECKSUM: _checksum(values)})
 
 
 def read_standing(file: Path) -> tuple[Standing, dict[str, Tensor]] | None:
@@ -93,17 +99,28 @@ def read_standing(file: Path) -> tuple[Standing, dict[str, Tensor]] | None:
         return None
     try:
         with safe_open(file, framework="pt") as opened:
-            standing = Standing.from_dict(json.loads((opened.metadata() or {})[_HEADER]), file)
-            return standing, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            header = opened.metadata() or {}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        if header.get(_CHECKSUM) != _checksum(header.get(_HEADER), tensors):
+            raise ValueError(_CHANGED)
+        return Standing.from_dict(json_of(header[_HEADER]), file), tensors
     except (OSError, SafetensorError, KeyError, ValueError, CheckpointError) as error:
         raise unreadable(file, str(error).removeprefix(f"{file}: ")) from None
 
 
 def write_standing(file: Path, standing: Standing, tensors: Mapping[str, Tensor]) -> None:
     """Replace a file of tensors, at once. Raises OSError or SafetensorError."""
-    header = {_HEADER: json.dumps(standing.to_dict())}
+    text = json.dumps(standing.to_dict())
+    plain = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    header = {_HEADER: text, _CHECKSUM: _checksum(text, plain)}
     with whole_file(file) as partial:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial, metadata=header)
+        save_file(plain, partial, metadata=header)
+
+
+def _checksum(content: object, tensors: Mapping[str, Tensor] | None = None) -> str:
+    """SHA-256 of JSON types, and of named tensors in whatever order, in hexadecimal."""
+    text = json.dumps(content, sort_keys=True) + digest(sorted((tensors or {}).items()))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def unreadable(file: Path, reason: str) -> CheckpointError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ def base_card(source: str | None) -> BaseCard:
 
     Nothing is fetched and nothing fails: a card that is missing or damaged says nothing.
     """
-    folder = Path(source) if source and Path(source).is_dir() else None
+    folder = Path(source) if source and os.path.isdir(source) else None
     name = public_name(source or "")
     hub_name = name if _HUB_NAME.fullmatch(name) else None
     values = _metadata(folder / CARD_NAME if folder else _cached(hub_name))

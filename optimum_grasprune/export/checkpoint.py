@@ -167,7 +167,7 @@ def read_numbers(checkpoint: str | os.PathLike[str], revision: str | None = None
 
 def read_plan(path: str | os.PathLike[str]) -> tuple[PruningPlan, Record]:
     """The plan in a checkpoint folder or in its `grasp_config.json`, and the whole record; PlanError without one."""
-    file = Path(path) / RECORD_NAME if Path(path).is_dir() else Path(path)
+    file = Path(path) / RECORD_NAME if os.path.isdir(path) else Path(path)
     try:
         record = Record.read(file)
     except OSError as error:

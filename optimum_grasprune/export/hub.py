@@ -9,8 +9,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from ..errors import CheckpointError, OptionError
-from ..model_files import first_line
+from ..errors import CheckpointError, OptionError, first_line
 from .staging import CHECKPOINT_FILES
 
 

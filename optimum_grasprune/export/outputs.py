@@ -73,7 +73,7 @@ def check_result_file(file: str, sources: Iterable[Source], output: str | None =
         for real in _real_paths(source.path):
             if _same(path, real):
                 raise OptionError(option, file, f"is {source.what}")
-            if path.exists() and any(_same(parent, real) for parent in path.parents):
+            if os.path.exists(path) and any(_same(parent, real) for parent in path.parents):
                 raise OptionError(option, file, f"lies inside {source}: no file of it is replaced")
     if output is not None:
         folder = Path(os.path.realpath(output))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 
 from ..config.option_file import OptionFile, as_options, read_option_file
 from ..errors import OptionError
+from ..reading import json_in
 from .staging import RECORD_NAME, is_record
 
 
@@ -17,7 +18,7 @@ def read_recipe(path: str) -> OptionFile:
     CheckpointError.
     """
     file = Path(path)
-    if file.is_dir():
+    if os.path.isdir(file):  # unlike Path's, it never raises: a name may be too long for any file
         file = file / RECORD_NAME
         if not file.is_file():
             raise OptionError("config", path, f"is a folder without {RECORD_NAME}")
@@ -35,6 +36,6 @@ def _holds_record(file: Path) -> bool:
     if file.suffix != ".json":
         return False
     try:
-        return is_record(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, RecursionError):
+        return is_record(json_in(file))
+    except (OSError, ValueError):
         return False

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import filecmp
-import json
 import os
 import shutil
 import tempfile
@@ -19,6 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..reading import json_in
 from ..writing import made_folders, resolved, try_writing
 
 RECORD_NAME, NUMBERS_NAME = "grasp_config.json", "grasp_report.json"
@@ -50,7 +50,7 @@ def is_checkpoint_file(name: str) -> bool:
 def is_pruned_checkpoint(folder: Path) -> bool:
     """Whether a folder holds a checkpoint of ours: one with a record of how it was made."""
     try:
-        record = json.loads((folder / RECORD_NAME).read_text(encoding="utf-8"))
+        record = json_in(folder / RECORD_NAME)
     except (OSError, ValueError):
         return False
     return is_record(record)
@@ -65,7 +65,7 @@ def state_folder(output: str | os.PathLike[str]) -> Path:
     """Where the state of the run lies that makes an output: where the checkpoint is staged, and on the same disk."""
     target = resolved(output)
     beside = target.parent / f".{target.name[:60]}{STATE_NAME}"
-    return target / STATE_NAME if target.is_dir() and not beside.is_dir() else beside
+    return target / STATE_NAME if os.path.isdir(target) and not os.path.isdir(beside) else beside
 
 
 Replaceable = Callable[[Path], bool]

@@ -138,9 +138,9 @@ def tensor_parallel_sizes(layers: Iterable[LayerShape]) -> list[int]:
     """The tensor-parallel sizes that split every layer, ascending; 1 is always among them."""
     layers = tuple(layers)
     common = math.gcd(*(width for layer in layers for width in (layer.query_heads, layer.ffn_channels)))
-    return [
-        size for size in range(1, common + 1) if common % size == 0 and all(splits(layer, size) for layer in layers)
-    ]
+    lower = [size for size in range(1, math.isqrt(common) + 1) if common % size == 0]
+    divisors = sorted({*lower, *(common // size for size in lower)})
+    return [size for size in divisors if all(splits(layer, size) for layer in layers)]
 
 
 def _layer(blocks: Iterable[Block], index: int, queries_per_kv: int, window: int | None) -> LayerShape:

@@ -6,7 +6,6 @@ type is an error that names the file and the field.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
@@ -18,6 +17,7 @@ from pydantic_core import CoreSchema, core_schema
 from typing_extensions import Self
 
 from ..errors import CheckpointError
+from ..reading import json_in
 
 INLINE = {"stored": "inline"}
 """Metadata of a field that is a mapping of numbers: they stand in the object itself, beside its other fields."""
@@ -85,7 +85,7 @@ class Stored:
 def read_json(path: Path) -> Any:
     """What a JSON file holds; CheckpointError where it is none. Raises OSError where it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json_in(path, finite=True)
     except ValueError as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from None
 

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from ..errors import CheckpointError
+from ..reading import json_in
 from ..writing import results_folder, write_json
 
 RESULT_NAME = "benchmark.json"
@@ -210,7 +211,7 @@ class Result:
 def read_results(path: Path) -> Result:
     """Read a `benchmark.json`; CheckpointError when it is none, or of a format that this version does not know."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json_in(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import OptionError
+from ..reading import json_of
 from .results import PointFacts
 
 _LENGTHS = re.compile(r"(\d+):(\d+)")
@@ -113,7 +113,7 @@ def check_prompts(path: Path) -> None:
 
 def _holds_prompt(line: str) -> bool:
     try:
-        content = json.loads(line)
+        content = json_of(line)
     except ValueError:
         return False
     return isinstance(content, dict) and isinstance(content.get("prompt"), str) and bool(content["prompt"])

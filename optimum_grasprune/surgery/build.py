@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ModelError, first_line
 from ..families import Family, family_of, inventory_of
 from ..progress import without_library_bars
 from ..units import PruningPlan
@@ -42,12 +42,19 @@ def pruned_config(config: PreTrainedConfig, plan: PruningPlan, *, output_bias: b
 
 
 def dense_config(config: PreTrainedConfig) -> Any:
-    """The configuration that a pruned one was cut from, as far as shapes go; None for one that is not pruned."""
+    """The configuration that a pruned one was cut from, as far as shapes go; None for one that is not pruned.
+
+    Raises ModelError where there is no such model.
+    """
     if not getattr(config, "is_heterogeneous", False):
         return None
     values = config.to_dict()
     values.pop("per_layer_config")
-    return type(config).from_dict({**values, "output_bias": False})
+    try:
+        return type(config).from_dict({**values, "output_bias": False})
+    except Exception as error:  # what each layer may be by itself, a whole model of them need not be
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise ModelError(f"no model can be built from the configuration of {config.name_or_path}: {what}") from None
 
 
 def build_pruned_model(

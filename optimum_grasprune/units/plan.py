@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -163,8 +164,10 @@ class PruningPlan:
         """The inverse of `to_dict`; PlanError when the values are no plan."""
         try:
             groups = tuple(_group_from_dict(entry) for entry in values["groups"])
-            plan = cls(groups, bool(values.get("whole_layers", False)))
-        except (KeyError, TypeError, ValueError) as error:
+            if not isinstance(whole_layers := values.get("whole_layers", False), bool):
+                raise ValueError("whole_layers should be true or false")
+            plan = cls(groups, whole_layers)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise PlanError(f"not a pruning plan: {error!r}") from None
         if not plan.groups:
             raise PlanError("not a pruning plan: it has no groups")
@@ -174,14 +177,14 @@ class PruningPlan:
 
 
 def _group_from_dict(entry: Any) -> GroupPlan:
-    kept = tuple(int(unit) for unit in entry["kept"])
+    kept = tuple(_whole(unit, "a kept unit") for unit in entry["kept"])
     scales, multipliers = _numbers(entry["scales"]), _numbers(entry.get("multipliers"))
     where = f"layer {entry['layer']}, {entry['kind']}"
     if entry["kind"] not in KINDS:
         raise ValueError(f"unknown kind in {where}")
-    number = int(entry.get("number", 0))
-    kind, count = KINDS[entry["kind"]], int(entry["count"])
-    group = GroupPlan(int(entry["layer"]), kind, count, kept, scales, number, multipliers)
+    layer, count = (_whole(entry[name], name) for name in ("layer", "count"))
+    number = _whole(entry.get("number", 0), "number")
+    group = GroupPlan(layer, KINDS[entry["kind"]], count, kept, scales, number, multipliers)
     if list(kept) != sorted(set(kept)) or (kept and not 0 <= kept[0] <= kept[-1] < group.count):
         raise ValueError(f"{where}: kept units must be distinct, ascending and below {group.count}")
     for name, values in {"scales": scales, "multipliers": multipliers}.items():
@@ -190,5 +193,18 @@ def _group_from_dict(entry: Any) -> GroupPlan:
     return group
 
 
+def _whole(value: Any, what: str) -> int:
+    """A number that counts something; whatever else could be made into one was never written by us."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{what} should be a whole number, not {value!r:.40}")
+    return value
+
+
 def _numbers(values: Any) -> tuple[float, ...] | None:
-    return None if values is None else tuple(float(value) for value in values)
+    if values is None:
+        return None
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
+        raise ValueError("scales and multipliers should be numbers")
+    if not all(map(math.isfinite, numbers := tuple(map(float, values)))):
+        raise ValueError("scales and multipliers should be finite")
+    return numbers

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 
 from optimum_grasprune import GRASPConfig
@@ -259,3 +260,48 @@ def test_evaluate_refuses_bad_input(cli: Cli, model_folder: Path, corpus_file: P
         assert outcome.code == 2 and len(outcome.error_lines) == 1, outcome.error_lines
         assert outcome.error_lines[0].startswith("optimum-cli grasprune evaluate: error: ")
         assert message in outcome.error_lines[0]
+
+
+NO_FILE = "a" * 5000
+"""A name that is too long for any file."""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("export", "-m", NO_FILE, "out"),
+        ("export", "-m", "MODEL", "--method", "magnitude", NO_FILE),
+        ("export", "-m", "MODEL", "--method", "magnitude", "--plan", NO_FILE, "out"),
+        ("export", "-m", "MODEL", "--method", "magnitude", "--evaluate", f"own=./{NO_FILE}", "out"),
+        ("export", "-m", "MODEL", "-c", NO_FILE, "out"),
+        ("export", "-m", "MODEL", "--json", f"/{NO_FILE}/a.json", "out"),
+        ("evaluate", "-m", "MODEL", "--dense", f"./{NO_FILE}"),
+        ("evaluate", "-m", "MODEL", "--dataset", f"./{NO_FILE}"),
+        ("evaluate", "-m", "MODEL", "--tasks", "arc_easy", "--include-path", NO_FILE),
+        ("inspect", "-m", f"./{NO_FILE}", "--revision", "main"),
+        ("compare", "-m", "MODEL", "--methods", "magnitude", "--keep-ratios", "0.5", NO_FILE),
+        ("benchmark", "--dense", "MODEL", "--pruned", f"a=./{NO_FILE}", "--mode", "generate", "out"),
+    ],
+    ids=lambda arguments: " ".join(word[:20] for word in arguments),
+)
+def test_names_that_are_too_long_for_a_file(
+    cli: Cli, model_folder: Path, arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    outcome = cli(*(str(model_folder) if word == "MODEL" else word for word in arguments))
+    assert outcome.code == 2 and len(outcome.error_lines) == 1, outcome.error_lines
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_value_of_several_lines_is_said_in_one(cli: Cli, model_folder: Path, tmp_path: Path) -> None:
+    outcome = cli("export", "-m", model_folder, "--keep-ratio", "a\nb\x1b[2J", tmp_path / "out")
+    assert outcome.error_lines[0].startswith(
+        "optimum-cli grasprune export: error: --keep-ratio a\\nb\\x1b[2J: input should be a valid number"
+    )
+    outcome = cli("export", "-m", "./a\nb\udc80", tmp_path / "out")
+    assert outcome.error_lines == [
+        "optimum-cli grasprune export: error: the model folder ./a\\nb\\udc80 does not exist"
+    ]
+    outcome = cli("export", "-m", model_folder, "--dtype", "x" * 999, tmp_path / "out")
+    assert f"--dtype {'x' * 200}…: input should be" in outcome.error_lines[0]

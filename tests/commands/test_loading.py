@@ -169,6 +169,15 @@ def test_old_names_of_the_architecture(cli: Cli, model_folder: Path, tmp_path: P
     assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == ["GRASPLlamaForCausalLM"]
 
 
+def test_a_tokenizer_that_tokenizes_nothing(model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "model_max_length": [128]}))
+    with pytest.raises(ModelError, match="the tokenizer of .* cannot be read: '>' not supported"):
+        load_tokenizer(str(folder))
+
+
 # Windows of evaluation ----------------------------------------------------------------------------------------------
 
 

@@ -95,6 +95,7 @@ def test_the_command_line_goes_before_the_file(cli: Cli, model_folder: Path, tmp
         ("nested: maybe", "nested: maybe should be true or false"),
         ("device: [cpu, cuda]", "device: takes one value, not a list"),
         ("seed: 1\n\nseed: 2", "line 3: seed is set twice"),
+        ('dataset: "a\\0b"', "dataset: holds a zero byte"),
         ("keep_ratio: 0.5\nkeep-ratio: 0.5", "line 2: keep-ratio is set twice"),
         ("seed:\n  a: 1", "line 2: seed should be text, a number, or a list of them"),
         ("keep_ratio: [[0.5]]", "line 1: keep_ratio should be text, a number, or a list of them"),

@@ -162,6 +162,28 @@ FOLDERS: dict[str, tuple[Callable[[Path], Path], str]] = {
         f"are damaged: {UP} has the shape (47, 32), and config.json asks for (48, 32)",
     ),
     "wide-embedding": (described(vocab_size=300), "has the shape (258, 32), and config.json asks for (300, 32)"),
+    "enormous-embedding": (described(vocab_size=2**40), "config.json asks for (1099511627776, 32)"),
+    "layers-without-end": (described(num_hidden_layers=2**31), "asks for more than 10,000 layers"),
+    "layers-without-weights": (described(num_hidden_layers=30), "numbers are stored, and config.json asks for"),
+    "architecture-of-no-name": (described(architectures=[None]), "architectures should be a list of names, not [None]"),
+    "type-of-no-name": (described(model_type=["llama"]), "the configuration of"),
+    "module-for-a-dtype": (described(dtype="nn"), "dtype should be the name of a data type, not 'nn'"),
+    "list-of-dtypes": (described(torch_dtype=[0]), "torch_dtype should be the name of a data type, not [0]"),
+    "quantised-in-a-word": (
+        described(quantization_config="gptq"),
+        "quantization_config should be an object, not 'gptq'",
+    ),
+    "configuration-of-no-fields": (with_file("config.json", b'"llama"'), "the configuration of"),
+    "configuration-without-end": (with_file("config.json", b'{"a":' * 99_999), "the configuration of"),
+    "adapter-without-end": (with_file("adapter_config.json", b"[" * 99_999), "a PEFT adapter"),
+    "index-of-lists": (
+        with_file("model.safetensors.index.json", {"weight_map": {"a": [], "b": 1}}),
+        "model.safetensors.index.json is damaged",
+    ),
+    "index-of-other-folders": (
+        with_file("model.safetensors.index.json", {"weight_map": {UP: "../other/model.safetensors"}}),
+        "model.safetensors.index.json is damaged",
+    ),
     "nan": (with_tensor(UP, poisoned(float("nan"))), f"has weights that are not finite, in {UP}"),
     "infinite": (with_tensor("lm_head.weight", poisoned(float("-inf"))), "are not finite, in lm_head.weight"),
 }

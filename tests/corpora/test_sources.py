@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
+import huggingface_hub.constants
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from optimum_grasprune.corpora import corpus_in_memory, load_corpus, tables, tokenize
+from optimum_grasprune.corpora import corpus, corpus_in_memory, load_corpus, tables, text_files, tokenize
 from optimum_grasprune.corpora.standard_library import is_held_out
 from optimum_grasprune.errors import DataError, OptionError
 
@@ -151,3 +152,81 @@ def test_a_stream_that_breaks_off_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(datasets, "load_dataset", lambda **_: datasets.IterableDataset.from_generator(broken))
     with pytest.raises(DataError, match="the dataset fineweb-edu cannot be loaded: the network is gone"):
         load_corpus("fineweb-edu")
+
+
+def test_damaged_gzip(tmp_path: Path) -> None:
+    whole = gzip.compress(bytes(range(256)) * 40, mtime=0)
+    for name in ("a.txt.gz", "a.jsonl.gz"):
+        for damaged in (whole[:-9], whole[:12] + b"\xff" * 9 + whole[21:], whole[:10]):
+            (tmp_path / name).write_bytes(damaged)
+            with pytest.raises(DataError, match=f"{name} cannot be read: "):
+                load_corpus(str(tmp_path / name))
+
+
+def test_files_are_read_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "aä–🙂\r\n" * 7
+    for name in ("a.txt", "b.md"):
+        (tmp_path / name).write_bytes(text.encode())
+    whole = f"{text}\n\n{text}"
+    for size in (1, 3, 50):
+        monkeypatch.setattr(text_files, "_BLOCK", size)
+        assert load_corpus(str(tmp_path)).text == whole
+        assert load_corpus(str(tmp_path), "[30:60]").text == whole[30:60]
+        assert load_corpus(str(tmp_path), "[50%:]").text == whole[len(whole) // 2 :]
+        (tmp_path / "c").write_bytes(text.encode() + b"a\xf0\x9f")
+        with pytest.raises(DataError, match=f"c is not UTF-8: byte {len(text.encode()) + 1} cannot be read"):
+            load_corpus(str(tmp_path / "c"))
+
+
+def test_no_more_is_read_than_can_be_tokenized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "LARGEST_TEXT", 10_000)
+    monkeypatch.setattr(text_files, "_BLOCK", 1000)
+    monkeypatch.setattr(tables, "_LARGEST_UNPACKED", 10_000)
+    bomb = gzip.compress(b"a" * 10**6)
+    (tmp_path / "a.txt").write_bytes(b"a" * 20_000)
+    (tmp_path / "a.txt.gz").write_bytes(bomb)
+    (tmp_path / "a.csv").write_bytes(b"text\n" + b"a" * 20_000)
+    (tmp_path / "a.csv.gz").write_bytes(bomb)
+    for name, line in {
+        **dict.fromkeys(("a.txt", "a.txt.gz", "a.csv"), "a.* holds more than 10,000 characters: take a part"),
+        "a.csv.gz": "a.csv.gz unpacks to more than 10,000 characters",
+    }.items():
+        with pytest.raises(DataError, match=line):
+            load_corpus(str(tmp_path / name))
+    assert load_corpus(str(tmp_path / "a.txt.gz"), "[1%:2%]").text == "a" * 10_000
+
+
+def test_two_gigabytes_of_one_character_are_never_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "LARGEST_TEXT", 10**6)
+    asked: list[int] = []
+
+    def pieces() -> Iterator[str]:
+        for number in range(2000):
+            asked.append(number)
+            yield "a" * 10**6
+
+    with pytest.raises(DataError, match="holds more than 1,000,000 characters"):
+        corpus_in_memory(pieces())  # type: ignore[arg-type]
+    assert asked == [0, 1]
+
+
+def test_half_characters(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds half a character, '\\ud800', which no UTF-8 has"):
+        corpus_in_memory(["text \ud800"])
+    turns = [{"role": "user", "content": "\udc80"}]
+    with pytest.raises(DataError, match="holds half a character"):
+        corpus_in_memory([turns])
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "./" + "a" * 5000, "a" * 5000 + ".txt"])
+def test_names_that_no_file_has(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises((DataError, OptionError), match="no such file|cannot be loaded"):
+        load_corpus(name)
+
+
+@pytest.mark.parametrize("name", ["", "builtin,", "sampled,,builtin"])
+def test_empty_names(name: str) -> None:
+    with pytest.raises(OptionError, match="holds an empty name"):
+        load_corpus(name)

@@ -193,3 +193,18 @@ def test_nothing_is_drawn_while_a_table_is_read(tmp_path: Path, capsys: pytest.C
     load_corpus(jsonl(tmp_path / "drawn.jsonl", [{"text": f"row {tmp_path}"}]))
     assert capsys.readouterr().err == ""
     assert datasets.are_progress_bars_disabled() == disabled
+
+
+def test_a_slice_behind_the_last_row_is_empty(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", [{"text": "one"}, {"text": "two"}])
+    for split in ("[2:]", "[7:]", "[50%:50%]"):
+        with pytest.raises(DataError, match="is empty in split"):
+            load_corpus(file, split)
+    with pytest.raises(OptionError, match="should look like"):
+        load_corpus(file, f"[{'9' * 5000}:]")
+
+
+def test_json_that_is_nested_without_end(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("[" * 99_999)
+    with pytest.raises(DataError, match="a.jsonl cannot be loaded: line 1 is not JSON: it is nested too deeply"):
+        load_corpus(str(tmp_path / "a.jsonl"))

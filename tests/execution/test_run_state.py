@@ -298,3 +298,20 @@ def test_killed_anywhere_and_again_and_again_it_comes_to_the_same(works: list[Wo
                 continue
             assert (results, total + done) == (expected, whole)
             break
+
+
+def test_a_bit_that_flipped_is_seen(tmp_path: Path) -> None:
+    state = begun(tmp_path / "state")
+    assert state.number("loss", "a", lambda: 0.25) == 0.25
+    piece = state.piece("gates", "a")
+    piece.finish(*content(piece, 3))
+    for name, before, after in (("run.json", b"0.25", b"0.75"), ("0001-gates.safetensors", b"\x03", b"\x07")):
+        file = tmp_path / "state" / name
+        whole = file.read_bytes()
+        position = whole.rindex(before)  # the tensor is the end of its file
+        file.write_bytes(whole[:position] + after + whole[position + len(before) :])
+        with pytest.raises(CheckpointError, match=f"{name} is not the state of a run: it is not what was written; "):
+            again = begun(tmp_path / "state")
+            again.number("loss", "a", unknown)
+            again.piece("gates", "a").kept()
+        file.write_bytes(whole)

@@ -103,3 +103,20 @@ def test_checkpoints_of_version_0_1_are_made_again(name: str, tmp_path: Path) ->
     assert norms == pytest.approx(expected["norms"], rel=1e-4, abs=1e-6)
     if name == "gates":  # nothing is added up, so that no processor and no number of threads makes a difference
         assert hashlib.sha256(file.read_bytes()).hexdigest() == expected["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ("[" * 99_999, "is not JSON: it is nested too deeply"),
+        (json.dumps(stored(judged_at=float("nan"))), "is not JSON: NaN is no finite number"),
+        (json.dumps(stored(judged_at=7)).replace('"judged_at": 7', '"judged_at": 1e999'), "1e999 is no finite number"),
+    ],
+    ids=["nested", "NaN", "overflow"],
+)
+def test_json_that_could_not_be_written_again(content: str, line: str, tmp_path: Path) -> None:
+    (tmp_path / "grasp_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=line):
+        read_record(tmp_path)
+    with pytest.raises(PlanError, match=f"holds no pruning plan: .*{line}"):
+        read_plan(tmp_path)

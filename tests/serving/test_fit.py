@@ -187,3 +187,7 @@ def test_more_gpus_never_hold_less(layers: list[LayerShape], memory: int) -> Non
     held = [kv_bytes_per_token(shape, 2, size) for size in tensor_parallel_sizes(layers)]
     assert all(before >= after for before, after in itertools.pairwise(held))
     assert all(cache_blocks(memory, token) * 16 * token <= memory for token in held)
+
+
+def test_sizes_of_enormous_layers_are_found_at_once() -> None:
+    assert tensor_parallel_sizes([LayerShape(2**40, 2**40, 2**40)]) == [2**power for power in range(41)]

@@ -50,6 +50,7 @@ def test_positive(text: str, reason: str) -> None:
         ("p.jsonl", '{"prompt": "x"}\n{"text": "y"}\n', "line 2 should look like"),
         ("p.jsonl", '{"prompt": 3}\n', "line 1 should look like"),
         ("p.jsonl", "prompt\n", "line 1 should look like"),
+        ("p.jsonl", "[" * 99_999, "line 1 should look like"),
     ],
 )
 def test_bad_prompts(tmp_path: Path, name: str, content: str, reason: str) -> None:

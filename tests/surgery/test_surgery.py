@@ -7,10 +7,19 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from optimum_grasprune import PruningPlan, UnitMask
+from optimum_grasprune.errors import ModelError
 from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.families import Slot, family_of
-from optimum_grasprune.surgery import build_pruned_model, feature_indices, keep_units, scale_columns
+from optimum_grasprune.surgery import (
+    build_pruned_model,
+    dense_config,
+    feature_indices,
+    keep_units,
+    pruned_config,
+    scale_columns,
+)
 from tests.conftest import logits_of, make_model
+from tests.tiny_models import some_plan, tiny_model
 
 ROWS, COLUMNS = Slot("", 0), Slot("", 1)
 
@@ -193,3 +202,11 @@ def test_pruning_a_pruned_model_again(model: LlamaForCausalLM) -> None:
     twice = build_pruned_model(once, random_plan(once, scaled=False), family)  # type: ignore[arg-type]
     assert family.inventory(twice).total_cost < family.inventory(once).total_cost
     assert logits_of(twice, torch.arange(10)[None]).isfinite().all()
+
+
+def test_a_dense_configuration_that_no_model_has() -> None:
+    model = tiny_model("Gemma 3")
+    config = pruned_config(model.config, some_plan(model))
+    config.head_dim = 15  # of a layer by itself it passes, as a whole it does not
+    with pytest.raises(ModelError, match="no model can be built from the configuration of .*even rotary dimension"):
+        dense_config(config)

@@ -81,6 +81,13 @@ def test_plan_for_another_model_is_refused(small_inventory: UnitInventory) -> No
         ({"scales": [1.0, 1.0]}, "1 kept units but 2 scales"),
         ({"multipliers": [1.0, 1.0]}, "1 kept units but 2 multipliers"),
         ({"layer": "first"}, "not a pruning plan"),
+        ({"layer": True}, "layer should be a whole number, not True"),
+        ({"count": 2.5}, "count should be a whole number, not 2.5"),
+        ({"kept": "01"}, "a kept unit should be a whole number, not '0'"),
+        ({"kept": [float("inf")]}, "a kept unit should be a whole number, not inf"),
+        ({"scales": "1"}, "scales and multipliers should be numbers"),
+        ({"multipliers": [float("nan")]}, "scales and multipliers should be finite"),
+        ({"scales": [10**400]}, "not a pruning plan: OverflowError"),
     ],
 )
 def test_malformed_plan_is_refused(small_inventory: UnitInventory, change: dict[str, object], message: str) -> None:
@@ -98,3 +105,9 @@ def test_widths_that_gpus_are_slow_at(kind: UnitKind, count: int, kept: int, slo
     others = GroupPlan(0, FFN, 16, tuple(range(16)))
     plan = PruningPlan((others, GroupPlan(1, kind, count, tuple(range(kept)))))
     assert plan.makes_slow_widths is slow
+
+
+def test_whether_whole_layers_go_is_no_word(small_inventory: UnitInventory) -> None:
+    content = plan_of(small_inventory).to_dict()
+    with pytest.raises(PlanError, match="whole_layers should be true or false"):
+        PruningPlan.from_dict({**content, "whole_layers": "false"})
