@@ -10,6 +10,7 @@ plan.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,11 +54,11 @@ def save_checkpoint(
     is kept somewhere else then, and the message says where.
     """
     check_shard_size(max_shard_size)
-    with _record_kept(record, Path(tempfile.gettempdir())):
+    with _record_kept(record, numbers, Path(tempfile.gettempdir())):
         check_apart(output, sources)
         check_output(output, overwrite=overwrite)
     with (
-        _record_kept(record, resolved(output).parent, Path(tempfile.gettempdir())),
+        _record_kept(record, numbers, resolved(output).parent, Path(tempfile.gettempdir())),
         staged_folder(output, overwrite=overwrite) as folder,
     ):
         try:
@@ -70,9 +71,7 @@ def save_checkpoint(
             raise
         except Exception as error:  # safetensors reports a full disk as an error type of its own
             raise CheckpointError(f"the output folder {output} cannot be written: {error}") from None
-        write_json(folder / RECORD_NAME, record.to_dict())
-        if numbers is not None:
-            write_json(folder / NUMBERS_NAME, numbers.to_dict())
+        _write_record(folder, record, numbers)
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
 
@@ -88,30 +87,36 @@ def check_shard_size(size: int | str) -> None:
         raise OptionError("max_shard_size", size, "should be a size like 2GB or 500MB")
 
 
+def _write_record(folder: Path, record: Record, numbers: ReportNumbers | None) -> None:
+    if numbers is not None:
+        write_json(folder / NUMBERS_NAME, numbers.to_dict())
+    write_json(folder / RECORD_NAME, record.to_dict())
+
+
 @contextmanager
-def _record_kept(record: Record, *folders: Path) -> Iterator[None]:
+def _record_kept(record: Record, numbers: ReportNumbers | None, *folders: Path) -> Iterator[None]:
     """Keep the record in the first of the folders that can be written if no checkpoint comes to be."""
     try:
         yield
     except UnmovedError:
         raise  # the whole checkpoint is kept
     except CheckpointError as error:
-        if record.plan is None or (file := _kept(record, folders)) is None:
+        if record.plan is None or (file := _kept(record, numbers, folders)) is None:
             raise
         raise CheckpointError(f"{error}; --plan {file} makes the checkpoint again") from None
 
 
-def _kept(record: Record, folders: Sequence[Path]) -> Path | None:
+def _kept(record: Record, numbers: ReportNumbers | None, folders: Sequence[Path]) -> Path | None:
     for folder in folders:
         try:
             own = Path(tempfile.mkdtemp(prefix="grasprune-unsaved-", dir=folder))
         except OSError:
             continue
         try:
-            write_json(own / RECORD_NAME, record.to_dict())
+            _write_record(own, record, numbers)
             return own / RECORD_NAME
         except CheckpointError:
-            own.rmdir()
+            shutil.rmtree(own)
     return None
 
 
