@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, OptionError
+from ..errors import DataError, OptionError, first_line
 from ..reading import json_of
 from .corpus import Part, part_of
 from .slices import last_position, parse_split
@@ -107,7 +107,7 @@ def _loaded(what: str, first: int | None = None, **where: Any) -> Any:
     import datasets
 
     try:
-        with _without_bars():
+        with _quietly():
             rows = datasets.load_dataset(**where)
             return rows if first is None else datasets.Dataset.from_list(list(rows.take(first)))
     except Exception as error:  # datasets raises dozens of types for a missing, offline or malformed source
@@ -118,15 +118,17 @@ def _loaded(what: str, first: int | None = None, **where: Any) -> Any:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """While the block runs, `datasets` draws no bars of its own over ours."""
+def _quietly() -> Iterator[None]:
+    """While the block runs, `datasets` draws no bars of its own over ours, and leaves errors to who catches them."""
     import datasets
 
-    drawn = not datasets.are_progress_bars_disabled()
+    drawn, level = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if drawn:
             datasets.enable_progress_bars()
 
@@ -134,7 +136,16 @@ def _without_bars() -> Iterator[None]:
 def _column(rows: Any, column: str, source: str) -> Part:
     if column not in rows.column_names:
         raise OptionError("text_column", column, f"{source} has the columns {', '.join(rows.column_names)}")
-    return part_of(rows[column], f"the column {column} of {source}")
+    name = f"the column {column} of {source}"
+    return part_of(_values(rows[column], name), name)
+
+
+def _values(column: Any, name: str) -> Iterator[Any]:
+    """The values of a column; DataError where one cannot be made of what lies in the table."""
+    try:
+        yield from column
+    except Exception as error:  # `datasets` decodes them one by one, and some of what it takes it cannot give
+        raise DataError(f"{name} cannot be loaded: {type(error).__name__}: {first_line(error)}") from None
 
 
 def _check_file(path: Path, ending: str) -> None:

@@ -208,3 +208,17 @@ def test_json_that_is_nested_without_end(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("[" * 99_999)
     with pytest.raises(DataError, match="a.jsonl cannot be loaded: line 1 is not JSON: it is nested too deeply"):
         load_corpus(str(tmp_path / "a.jsonl"))
+
+
+def test_datasets_says_nothing_beside_the_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": ')
+    before = datasets.logging.get_verbosity()
+    with pytest.raises(DataError, match="a.jsonl cannot be loaded: line 1 is not JSON"):
+        load_corpus(str(tmp_path / "a.jsonl"))
+    assert not caplog.records and datasets.logging.get_verbosity() == before
+
+
+def test_rows_that_cannot_be_decoded(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": {"\\u0000": [{"\\u0000": 1}]}}\n')
+    with pytest.raises(DataError, match="the column text of .* (cannot be loaded: KeyError: |holds dict)"):
+        load_corpus(str(tmp_path / "a.jsonl"))

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import strategies as st
 
 from optimum_grasprune.corpora import corpus_in_memory, tokenize
@@ -63,6 +64,7 @@ def test_texts(
         fuzz.run("evaluate", "-m", "llama", "--dataset", f"./corpus{ending}", "--num-samples", 2, "--seq-len", 16)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # files that pandas leaves open
 @fuzzed(400, data=st.data(), ending=st.sampled_from(_ENDINGS[4:]))
 def test_tables(fuzz: Fuzz, dense: dict[str, Path], data: st.DataObject, ending: str) -> None:
     with fuzz.case(dense["llama"]) as work:
