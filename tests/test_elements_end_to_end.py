@@ -124,8 +124,8 @@ def test_same_recipe_same_bytes(corpus_file: Path, tokenizer: PreTrainedTokenize
 
 def test_folder_is_a_stock_checkpoint(saved: Path) -> None:
     assert {file.name for file in saved.iterdir()} == {
-        *("README.md", "config.json", "generation_config.json", "grasp_config.json", "model.safetensors"),
-        *("tokenizer.json", "tokenizer_config.json"),
+        *("README.md", "config.json", "generation_config.json", "grasp_config.json", "grasp_report.json"),
+        *("model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     }
     config = json.loads((saved / "config.json").read_text())
     assert config["model_type"] == "llama" and config["architectures"] == ["LlamaForCausalLM"]
