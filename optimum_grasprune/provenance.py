@@ -12,7 +12,7 @@ from .calibration_data import Calibration
 from .config import GRASPConfig, RecoveryOptions
 from .methods import get_method
 from .problem import Problem
-from .record import BudgetRecord, CalibrationRecord, Record, SharedRun, installed_versions
+from .record import BudgetRecord, CalibrationRecord, Record, SharedRun, installed_versions, option_of
 from .record.describe import describe_model, elements_budget, units_budget
 from .recovery.chain import Chain
 from .registry import STAGES
@@ -73,7 +73,7 @@ def filled_in(recipe: Mapping[str, JsonValue], calibration: CalibrationRecord | 
     So a replay draws the same sequences and refits by the same kind of least squares, also in a version in which the
     method has other values of its own.
     """
-    method = get_method(str(recipe["method"]))
+    method = get_method(str(option_of(recipe, "method")))
     filled = {**recipe, **method.own_values(recipe.items())}
     if calibration is not None:
         filled["num_samples"], filled["seq_len"] = calibration.sequences

@@ -16,6 +16,7 @@ from .record import (
     SharedRun,
     SharesKept,
     TrainedBefore,
+    option_of,
 )
 from .stored import INLINE, OPTIONAL, Stored, check_format, read_json
 
@@ -40,5 +41,6 @@ __all__ = [
     "TrainedBefore",
     "check_format",
     "installed_versions",
+    "option_of",
     "read_json",
 ]
