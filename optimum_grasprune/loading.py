@@ -121,6 +121,8 @@ def resolve_device(device: str) -> torch.device:
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError) as error:
         raise OptionError("device", device, first_line(error)) from None
+    if target.type == "meta":
+        raise OptionError("device", device, "holds shapes and no numbers, so that nothing is computed there")
     return target
 
 

@@ -20,6 +20,7 @@ from .record import (
     ReportNumbers,
     SharedRun,
     installed_versions,
+    option_of,
     score_distribution,
 )
 from .record.describe import describe_model, elements_budget, units_budget
@@ -82,7 +83,7 @@ def filled_in(recipe: Mapping[str, JsonValue], calibration: CalibrationRecord | 
     So a replay draws the same sequences and refits by the same kind of least squares, also in a version in which the
     method has other values of its own.
     """
-    method = get_method(str(recipe["method"]))
+    method = get_method(str(option_of(recipe, "method")))
     filled = {**recipe, **method.own_values(recipe.items())}
     if calibration is not None:
         filled["num_samples"], filled["seq_len"] = calibration.sequences

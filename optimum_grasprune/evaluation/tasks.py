@@ -148,7 +148,7 @@ def _namesakes(names: Sequence[str], home: Path) -> list[Path]:
     """Folders called like a task, or like what its name begins with: arc_easy, and arc."""
     words = [name.split("_") for name in names if re.fullmatch(r"\w+", name)]
     called = {home / "_".join(parts[:count]) for parts in words for count in range(1, len(parts) + 1)}
-    return sorted(filter(Path.is_dir, called))
+    return sorted(filter(os.path.isdir, called))
 
 
 def _is_whole(name: str, manager: Any, own: Sequence[Path]) -> bool:

@@ -15,9 +15,9 @@ GITHUB_NAME = "optimum-grasprune"
 
 def what_it_is(record: Record) -> str:
     """The paragraph that a card begins with."""
-    method = str(record.recipe["method"])
+    method = str(record.option("method"))
     if record.plan is None:
-        return _what_elements(method, record.recipe["pattern"])
+        return _what_elements(method, record.option("pattern"))
     if record.plan.whole_layers:
         return _what_layers(method, record.plan, record.compensation)
     return _what_units(method, sentence(record.compensation, multiplied=record.plan.multiplied))
@@ -66,7 +66,7 @@ def _calibration_line(record: Record) -> str:
     source = ", ".join(public_sources(calibration.source))
     return (
         f"Calibrated on {count} sequences of {length} tokens of `{source}` "
-        f"(sha256 `{calibration.sha256[:16]}…`), seed {record.recipe['seed']}."
+        f"(sha256 `{calibration.sha256[:16]}…`), seed {record.option('seed')}."
     )
 
 

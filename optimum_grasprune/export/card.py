@@ -75,7 +75,7 @@ def _metadata(record: Record, base: BaseCard, measured: Sequence[MeasuredText]) 
         base_model=base.hub_name,
         base_model_relation=_RELATION if base.hub_name else None,
         datasets=datasets or None,
-        tags=[GITHUB_NAME, "pruned", str(record.recipe["method"])],
+        tags=[GITHUB_NAME, "pruned", str(record.option("method"))],
         model_name=f"{name.rpartition('/')[2]}, pruned" if results else None,
         eval_results=results or None,
     )

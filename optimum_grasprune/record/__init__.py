@@ -17,6 +17,7 @@ from .record import (
     SharedRun,
     SharesKept,
     TrainedBefore,
+    option_of,
 )
 from .report_numbers import ReportNumbers
 from .scores import ScoreDistribution, ScoresOfKind, score_distribution
@@ -48,6 +49,7 @@ __all__ = [
     "TrainingCurves",
     "check_format",
     "installed_versions",
+    "option_of",
     "read_json",
     "score_distribution",
 ]

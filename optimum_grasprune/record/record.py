@@ -24,6 +24,11 @@ were mixed as one text before anything was held out.
 _OPTIONS_OF_FORMAT_1: dict[str, JsonValue] = {"bos": False, "least_squares": "robust"}
 
 
+def option_of(recipe: Mapping[str, JsonValue], name: str) -> JsonValue:
+    """An option of a recipe, by the name of its field in `GRASPConfig`; the default where it does not say."""
+    return recipe.get(name, GRASPConfig.model_fields[name].default)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelIdentity(Stored):
     """What identifies a base model: its name elsewhere than on this machine, and its shapes."""
@@ -236,6 +241,10 @@ class Record(_WithSettings):
     def config(self) -> GRASPConfig:
         """The recipe as a configuration; OptionError where it holds an option that does not exist here."""
         return GRASPConfig.from_dict(dict(self.recipe))
+
+    def option(self, name: str) -> JsonValue:
+        """An option of the recipe; the default where it does not say, as of a dummy."""
+        return option_of(self.recipe, name)
 
     @property
     def mixed_as_one_text(self) -> bool:

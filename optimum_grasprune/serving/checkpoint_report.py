@@ -46,16 +46,16 @@ def _lead(found: Inspection, record: Record | None) -> str:
     cache = f"{found.kv_bytes_per_token:,} bytes of KV cache per token."
     if record is None:
         return f"A checkpoint that was not pruned here. {cache}"
-    return f"Pruned from {record.base_model.name or 'a model in memory'} by {record.recipe['method']}. {cache}"
+    return f"Pruned from {record.base_model.name or 'a model in memory'} by {record.option('method')}. {cache}"
 
 
 def _facts(record: Record | None) -> list[tuple[str, str]]:
     if record is None:
         return []
     facts = [
-        ("keep ratio", str(record.recipe["keep_ratio"])),
+        ("keep ratio", str(record.option("keep_ratio"))),
         ("makes up for the cut", ", ".join(record.compensation).replace("_", " ") or "nothing"),
-        ("seed", str(record.recipe["seed"])),
+        ("seed", str(record.option("seed"))),
     ]
     if record.calibration is not None:
         count, length = record.calibration.sequences

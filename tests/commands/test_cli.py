@@ -10,7 +10,7 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from optimum_grasprune import GRASPConfig
+from optimum_grasprune import GRASPConfig, load_pruned_model
 from tests.commands.conftest import Outcome
 
 Cli = Callable[..., Outcome]
@@ -278,6 +278,7 @@ NO_FILE = "a" * 5000
         ("evaluate", "-m", "MODEL", "--dense", f"./{NO_FILE}"),
         ("evaluate", "-m", "MODEL", "--dataset", f"./{NO_FILE}"),
         ("evaluate", "-m", "MODEL", "--tasks", "arc_easy", "--include-path", NO_FILE),
+        ("evaluate", "-m", "MODEL", "--device", "meta"),
         ("inspect", "-m", f"./{NO_FILE}", "--revision", "main"),
         ("compare", "-m", "MODEL", "--methods", "magnitude", "--keep-ratios", "0.5", NO_FILE),
         ("benchmark", "--dense", "MODEL", "--pruned", f"a=./{NO_FILE}", "--mode", "generate", "out"),
@@ -305,3 +306,17 @@ def test_a_value_of_several_lines_is_said_in_one(cli: Cli, model_folder: Path, t
     ]
     outcome = cli("export", "-m", model_folder, "--dtype", "x" * 999, tmp_path / "out")
     assert f"--dtype {'x' * 200}…: input should be" in outcome.error_lines[0]
+
+
+def test_a_record_that_names_no_method(cli: Cli, model_folder: Path, tmp_path: Path) -> None:
+    """As a dummy's does not: what it leaves out is the default."""
+    assert cli("export", "-m", model_folder, "--method", "magnitude", tmp_path / "made").code == 0
+    file = tmp_path / "made" / "grasp_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "recipe": {}}))
+    outcome = cli("export", "-m", model_folder, "--plan", file, tmp_path / "again")
+    assert outcome.code == 0, outcome.error_lines
+    assert (
+        load_pruned_model(tmp_path / "again").num_parameters() == load_pruned_model(tmp_path / "made").num_parameters()
+    )
+    page = tmp_path / "page.html"
+    assert cli("inspect", "-m", tmp_path / "made", "--html", page).code == 0 and page.stat().st_size

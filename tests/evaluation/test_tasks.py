@@ -10,7 +10,7 @@ import pytest
 
 from optimum_grasprune.config import TaskOptions
 from optimum_grasprune.errors import OptionError
-from optimum_grasprune.evaluation.tasks import TaskSuite, chance_level, read_tasks
+from optimum_grasprune.evaluation.tasks import TaskSuite, _namesakes, chance_level, read_tasks
 from tests.conftest import make_model, make_tokenizer
 from tests.tiny_tasks import FILES, HUB, PAPER, TASK_FILES, write_task_data
 
@@ -233,3 +233,8 @@ def test_git_is_not_asked_about_the_folder(
     with undisturbed():
         assert evaluator.get_git_commit_hash() is None
     assert capfd.readouterr().err == "" and evaluator.get_git_commit_hash is own
+
+
+def test_a_name_that_is_too_long_for_any_folder() -> None:
+    home = Path(lm_eval.tasks.__file__).parent
+    assert _namesakes(["a" * 5000, "piqa"], home) == [home / "piqa"]

@@ -61,7 +61,7 @@ _FLAGS: dict[str, tuple[str, ...]] = {
     "inspect": (*DeploymentOptions.model_fields, "dense", "plot", "html", "revision", "json", "model"),
     "benchmark": (*(name for name in vars(Asked)["__dataclass_fields__"] if name != "trust_remote_code"), "json"),
 }
-pytestmark = pytest.mark.usefixtures("nothing_is_pruned")
+pytestmark = pytest.mark.usefixtures("nothing_is_pruned", "own_tasks_alone")
 
 
 @fuzzed(1000, content=_files, command=st.sampled_from(sorted(_COMMANDS)), bare=st.booleans())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -24,22 +23,11 @@ metric_list: [{metric: acc}]
 """
 
 
-@pytest.fixture
-def own_tasks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The harness reads thousands of task files of its own for a name that is in none of ours: a minute each time."""
-    tasks = pytest.importorskip("lm_eval.tasks")
-    manager = tasks.TaskManager
-
-    def made(**options: Any) -> Any:
-        return manager(**{**options, "include_defaults": False})
-
-    monkeypatch.setattr(tasks, "TaskManager", made)
-
-
 @pytest.mark.usefixtures("own_tasks_alone")
 @fuzzed(100, data=st.data(), of_task=st.booleans())
 def test_tasks(fuzz: Fuzz, dense: dict[str, Path], data: st.DataObject, of_task: bool) -> None:
     """A task file may name code of its own, which is run: what is damaged here never becomes such a name."""
+    pytest.importorskip("lm_eval")
     with fuzz.case(dense["llama"]) as work:
         write_task_data(work / "task-data")
         (work / "tasks").mkdir()
