@@ -48,9 +48,10 @@ class MaskWatch:
             self._of = {kind.name: self.inventory.is_kind_U[kind].to(kept_U.device) for kind in self.inventory.kinds}
         for name, of_U in self._of.items():
             self.readings[KEPT + name] = share_kept(kept_U, of_U)
-            unknown = torch.full((), torch.nan, device=kept_U.device)
             self.readings[CHANGED + name] = (
-                unknown if before_U is None else share_changed(before_U.to(kept_U.device), kept_U, of_U)
+                torch.full((), torch.nan, device=kept_U.device)
+                if before_U is None
+                else share_changed(before_U.to(kept_U.device), kept_U, of_U)
             )
 
     def noted(self) -> dict[str, Tensor]:
