@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from pydantic import JsonValue
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -55,6 +56,15 @@ class Resumable(Runner):
     def clock(self) -> float:
         """See `Runner.clock`."""
         return self.state.clock()
+
+    @property
+    def device(self) -> torch.device:
+        """See `Runner.device`."""
+        return self.inner.device
+
+    def parameter(self, name: str) -> Tensor:
+        """See `Runner.parameter`."""
+        return self.inner.parameter(name)
 
     def losses(self, windows_NS: Tensor, batch_size: int = 1) -> Iterator[Tensor]:
         """See `Runner.losses`; one by one they are not kept."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import Self
@@ -105,6 +106,18 @@ class Runner(ABC):
     def inventory(self) -> UnitInventory:
         """Its units."""
         return inventory_of(self.blocks)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.model.device
+
+    @abstractmethod
+    def parameter(self, name: str) -> Tensor:
+        """A parameter as it stands, by its name in the model, on the device that the model computes on, detached.
+
+        It may be a copy, and is only to be read: a runner need not have all parameters of a model in memory.
+        """
 
     def beside(self, model: PreTrainedModel) -> Self:
         """Another model, run in the same way; the trainings of both are in one list."""

@@ -40,6 +40,10 @@ class WholeModel(Runner):
         super().__init__(model)
         self._parameters, self._tokens = sum(each.numel() for each in model.parameters()), 0
 
+    def parameter(self, name: str) -> Tensor:
+        """See `Runner.parameter`."""
+        return self.model.get_parameter(name).detach()
+
     @torch.no_grad()
     def losses(self, windows_NS: Tensor, batch_size: int = 1) -> Iterator[Tensor]:
         """See `Runner.losses`."""
@@ -69,7 +73,7 @@ class WholeModel(Runner):
 
     def gated(self) -> AbstractContextManager[Gates]:
         """See `Runner.gated`."""
-        return gated(self.model, self.blocks, self.inventory, self.model.device)
+        return gated(self.model, self.blocks, self.inventory, self.device)
 
     def gather(
         self,
@@ -87,7 +91,7 @@ class WholeModel(Runner):
         features = {path: linear.in_features for path, linear in watched.items()}
         collectors = {statistic: statistic.collector(self.blocks, features) for statistic in statistics}
         label = "sensitivity" if any(each.from_gradients for each in collectors) else "statistics"
-        course = GatheringCourse(list(collectors.values()), piece, self.model.device)
+        course = GatheringCourse(list(collectors.values()), piece, self.device)
         sequences = course.sequences(tokens_NS, label)
         of_inputs = [collector for each, collector in collectors.items() if not each.from_gradients]
         of_gradients = [collector for each, collector in collectors.items() if each.from_gradients]
@@ -113,9 +117,7 @@ class WholeModel(Runner):
             if of_inputs:
                 stack.enter_context(inputs_of(watched, see))
             if backward:
-                source = stack.enter_context(
-                    gradients_at(outputs, see_gradient, see_output_gradient, self.model.device)
-                )
+                source = stack.enter_context(gradients_at(outputs, see_gradient, see_output_gradient, self.device))
                 self._backward(sequences, source)
             else:
                 for tokens_S in sequences:
@@ -142,7 +144,7 @@ class WholeModel(Runner):
         course = course or Course({})
         teacher = (dense or self).teacher(tokens_NS, live=training.live_teacher) if training.kl_weight else None
         # Parameters, so that a module can take them as its own.
-        numbers = [nn.Parameter(start.to(self.model.device, torch.float32).clone()) for start in trained.start()]
+        numbers = [nn.Parameter(start.to(self.device, torch.float32).clone()) for start in trained.start()]
         steps = training_steps(len(tokens_NS), training.epochs, training.batch_size)
         optimizer = _adamw(numbers, trained.paces(), training.learning_rate)
         schedule = Schedule(steps, training.schedule, training.warmup)
@@ -206,10 +208,8 @@ class WholeModel(Runner):
 
         @torch.no_grad()
         def head(hidden_BSD: Tensor) -> Tensor:
-            with hidden_given(self.model, hidden_BSD.to(self.model.device)):
-                return self.model(
-                    torch.zeros(1, 1, dtype=torch.int64, device=self.model.device), use_cache=False
-                ).logits
+            with hidden_given(self.model, hidden_BSD.to(self.device)):
+                return self.model(torch.zeros(1, 1, dtype=torch.int64, device=self.device), use_cache=False).logits
 
         return Teacher(hidden_NSD, head)
 
@@ -218,7 +218,7 @@ class WholeModel(Runner):
         """See `Runner.stream`."""
         with frozen(self.model):
             layers = self.family.decoder_layers(self.model)
-            yield LayerStream.start(layers, self._hidden, tokens_NS, self.model.device)
+            yield LayerStream.start(layers, self._hidden, tokens_NS, self.device)
 
     def _logits(self, tokens_BS: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens where the model is, and its logits, shape (B, S, V)."""
@@ -237,9 +237,9 @@ class WholeModel(Runner):
 
     def _placed(self, tokens_BS: Tensor) -> Tensor:
         self._tokens += tokens_BS.numel()
-        tell_when_slow(self.model.dtype, self.model.device, self._tokens * self._parameters)
+        tell_when_slow(self.model.dtype, self.device, self._tokens * self._parameters)
         # A copy from the host that nobody waits for: its memory is read before the call returns.
-        return tokens_BS.to(self.model.device, non_blocking=self.model.device.type == "cuda")
+        return tokens_BS.to(self.device, non_blocking=self.device.type == "cuda")
 
 
 _RATE = "rate at the start"

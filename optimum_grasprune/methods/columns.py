@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..families import linear_at
 from ..problem import Problem
 from ..statistics import MOMENTS, Moments
 
@@ -20,7 +19,7 @@ def column_scores(problem: Problem, metric: Metric) -> Tensor:
     moments = problem.statistics[MOMENTS]
     return torch.cat(
         [
-            metric(linear_at(problem.model, block.output).weight.detach(), moments[block.output], block.units.count)
+            metric(problem.runner.parameter(f"{block.output}.weight"), moments[block.output], block.units.count)
             for block in problem.runner.blocks
         ]
     )

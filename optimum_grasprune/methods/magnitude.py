@@ -24,8 +24,17 @@ class Magnitude(Method):
 
     def score(self, problem: Problem) -> Tensor:
         """‖w‖₂ of every unit, shape (units,)."""
-        parameters = dict(problem.model.named_parameters(remove_duplicate=False))
-        return torch.cat([unit_norms(parameters, block.slots, block.units.count) for block in problem.runner.blocks])
+        runner = problem.runner
+        return torch.cat(
+            [
+                unit_norms(
+                    {slot.parameter: runner.parameter(slot.parameter) for slot in block.slots},
+                    block.slots,
+                    block.units.count,
+                )
+                for block in runner.blocks
+            ]
+        )
 
 
 def unit_norms(parameters: Mapping[str, Tensor], slots: Sequence[Slot], count: int) -> Tensor:
@@ -35,7 +44,7 @@ def unit_norms(parameters: Mapping[str, Tensor], slots: Sequence[Slot], count: i
     """
     squares_U = torch.zeros(count, device="cpu")
     for slot in (slots[-1], *slots[:-1]):
-        weight = parameters[slot.parameter].detach()
+        weight = parameters[slot.parameter]
         if weight.ndim > 1:
             along_F = weight.float().square().sum([axis for axis in range(weight.ndim) if axis != slot.axis]).cpu()
             squares_U = squares_U + along_F[unit_features(len(along_F), count, slot.sections)].sum(1)

@@ -62,9 +62,9 @@ class Statistical(Method):
         return ElementMask(
             {
                 path: kept_elements(
-                    element_scores(linear.weight.detach(), moments[path].variance_I), problem.config
+                    element_scores(problem.runner.parameter(f"{path}.weight"), moments[path].variance_I), problem.config
                 ).cpu()
-                for path, linear in maps.items()
+                for path in maps
             }
         )
 

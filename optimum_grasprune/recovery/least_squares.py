@@ -29,7 +29,7 @@ from ..progress import track
 from ..statistics import TOKEN_WEIGHTS, Statistic, finite
 from ..units import PruningPlan
 from .base import Edit, WeightStage
-from .reference import Reference, Settings, Trial, kept_columns
+from .reference import Linear, Reference, Settings, Trial, kept_columns
 from .registry import register
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def restored_from(
     results: list[Weights] = [{} for _ in trials]
     for index, of_layer_now in enumerate(grams):
         for block in of_layer(dense, index):
-            before = linear_at(dense.model, block.output)
+            before = Linear(dense.parameter(f"{block.output}.weight"))
             gram_II = of_layer_now[block.output].to(before.weight.device)
             for (plan, damping), weights in zip(trials, results, strict=True):
                 columns_K = kept_columns(plan, block, before)
@@ -213,7 +213,7 @@ def _advance_with_grams(
 ) -> Grams:
     """Take the stream through a layer; X Xᵀ of each output projection's input over the tokens that count, (I, I)."""
     grams = {
-        path: linear.weight.new_zeros(linear.in_features, linear.in_features, dtype=torch.float32)
+        path: torch.zeros(linear.in_features, linear.in_features, dtype=torch.float32, device=stream.device)
         for path, linear in outputs.items()
     }
     seen = dict.fromkeys(outputs, 0)
@@ -257,7 +257,8 @@ def restore_in_sequence(
             for block in of_layer(dense, index):  # attention first: the FFN's inputs depend on it
                 if not plan.group(block.address).kept:
                     continue
-                before, after = (linear_at(runner.model, block.output) for runner in (dense, pruned))
+                before = linear_at(dense.model, block.output)
+                after = linear_at(pruned.model, block.output)
                 gram_KK = after.weight.new_zeros(after.in_features, after.in_features, dtype=torch.float32)
                 cross_IK = after.weight.new_zeros(before.in_features, after.in_features, dtype=torch.float32)
                 for position in range(len(tokens_NS)):
@@ -271,9 +272,10 @@ def restore_in_sequence(
                         weighed_TK = z_TK * weight_T[:, None]
                     gram_KK.addmm_(weighed_TK.T, z_TK)
                     cross_IK.addmm_(x_TI.T, weighed_TK)
-                columns_K = kept_columns(plan, block, before)
+                old = Linear(dense.parameter(f"{block.output}.weight"))
+                columns_K = kept_columns(plan, block, old)
                 after.weight.copy_(
-                    restored_weight(before.weight, columns_K, gram_KK, cross_IK, damping, block.output, fit.diagonal)
+                    restored_weight(old.weight, columns_K, gram_KK, cross_IK, damping, block.output, fit.diagonal)
                 )
             reference.advance(index)
             current.advance(index)

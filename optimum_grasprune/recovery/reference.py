@@ -1,6 +1,6 @@
 """What stages look at: the dense model, calibration sequences, statistics, and the maps that a cut goes through.
 
-Shape suffixes: N sequences, S sequence, K columns that stay.
+Shape suffixes: N sequences, S sequence, O output features, I input features, K columns that stay.
 """
 
 from __future__ import annotations
@@ -132,17 +132,33 @@ class Reference:
         """The sequences that statistics look at, the first ones."""
         return self.tokens_NS[: self.statistic_samples]
 
+    def linear(self, path: str) -> Linear:
+        """A linear map of the dense model, to be read."""
+        return Linear(self.runner.parameter(f"{path}.weight"))
+
     def cut_maps(self, pruned: PreTrainedModel, cut: Cut) -> Iterator[CutMap]:
         """The maps of a pruned model that lost inputs or weights, beside what they were."""
         if isinstance(cut, ElementMask):
             for path in cut.kept:
-                before = linear_at(self.model, path)
+                before = self.linear(path)
                 everything_I = torch.arange(before.in_features, device=before.weight.device)
                 yield CutMap(path, before, linear_at(pruned, path), everything_I)
             return
         for block in self.runner.blocks:
-            before = linear_at(self.model, block.output)
+            before = self.linear(block.output)
             yield CutMap(block.output, before, linear_at(pruned, block.output), kept_columns(cut, block, before))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """What a linear map multiplies by. weight: shape (O, I), on the device that the model computes on."""
+
+    weight: Tensor
+
+    @property
+    def in_features(self) -> int:
+        """I."""
+        return self.weight.shape[1]
 
 
 @dataclass(frozen=True)
@@ -153,12 +169,12 @@ class CutMap:
     """
 
     path: str
-    before: nn.Linear
+    before: Linear
     after: nn.Linear
     kept_K: Tensor
 
 
-def kept_columns(plan: PruningPlan, block: Block, before: nn.Linear) -> Tensor:
+def kept_columns(plan: PruningPlan, block: Block, before: Linear) -> Tensor:
     """Indices of the columns of a block's dense output projection that stay, shape (K,), on the weight's device."""
     group = plan.group(block.address)
     return feature_indices(group.kept, before.in_features, group.count).to(before.weight.device)
