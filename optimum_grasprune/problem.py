@@ -57,6 +57,7 @@ class Problem:
     declared: the statistics that the method, and what makes up for its cut, look at.
     recovery_text: what weights are trained on, where they are.
     sharing: the run through several ratios that it is of; None for one of its own.
+    inplace: whether the pruned model may be made in the place of the dense one, which nobody needs afterwards.
     known: statistics that are gathered, for all problems that share it.
     """
 
@@ -68,6 +69,7 @@ class Problem:
     declared: tuple[Statistic[Any], ...] = ()
     recovery_text: RecoveryText | None = None
     sharing: Sharing | None = None
+    inplace: bool = False
     known: KnownStatistics = field(default_factory=KnownStatistics)
 
     @property

@@ -69,9 +69,11 @@ class GRASPPruner:
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         texts: Sequence[Any] | TokenizedCorpus | None = None,
+        *,
+        inplace: bool = False,
     ) -> PreTrainedModel:
         """The model alone of what `prune` returns; `save` writes it."""
-        return self.prune(model, tokenizer, texts).model
+        return self.prune(model, tokenizer, texts, inplace=inplace).model
 
     @on_plain_torch
     def prune(
@@ -83,6 +85,7 @@ class GRASPPruner:
         earlier: Selection | None = None,
         known: KnownStatistics | None = None,
         state: RunState | None = None,
+        inplace: bool = False,
     ) -> PrunedModel:
         """A smaller dense model; the given one stays as it was, and shares its embeddings, head and norms with it.
 
@@ -97,12 +100,17 @@ class GRASPPruner:
         state: where the work is kept while it goes on, so that the same call goes on from there; not with `earlier` or
             `known`. What comes out has the same bytes as without. It is for the caller to remove when the model is
             saved.
+        inplace: whether the smaller model may take the given one's place, so that there is never more than one in
+            memory: the given one is of no use afterwards, its layers' weights being on the meta device. Where training
+            needs both (`recover`), or the dense model has to be at hand in case that training does not help, it stays
+            until the end.
         Raises ModelError, UnsupportedFamilyError, BudgetError, OptionError or DataError before any training starts.
         """
         if state is not None and (earlier is not None or known is not None):
             raise GraspruneError("a run that starts from what an earlier one found keeps no state")
         work = self._work(model, tokenizer, texts, [self.config], known, state)
         (problem,) = work.problems
+        problem = replace(problem, inplace=inplace)
         return self._finished(work, problem, self.method.selection(problem, earlier))
 
     @on_plain_torch
@@ -145,12 +153,13 @@ class GRASPPruner:
         origin: Record | None = None,
         *,
         state: RunState | None = None,
+        inplace: bool = False,
     ) -> PrunedModel:
         """The pruned model that a saved plan describes; same base model, same bytes.
 
         origin: the record that the plan was read from. What it says of recipe, calibration and budget is carried over;
         weights that were refitted to calibration data are refitted to the same data, which must still be there.
-        state: as in `prune`.
+        state, inplace: as in `prune`.
         With another `compensation` than "auto" in the configuration, that one is applied instead of all that made up
         for the cut, and with another `recover` than "none" that training instead of the recorded one, if any. Raises
         ModelError for a model that cannot be pruned, and PlanError when the plan is for one of other shapes, or its
@@ -170,7 +179,7 @@ class GRASPPruner:
         if origin is not None and isinstance(watched := origin.recipe.get("recover_watch"), str):
             sources += corpora("the text that is watched", watched)
         sources += corpora("the text that is watched", self.config.recover_watch)
-        selected, calibration = replayed(model, tokenizer, plan, origin, self.config, state)
+        selected, calibration = replayed(model, tokenizer, plan, origin, self.config, state, inplace=inplace)
         sources += [] if calibration is None else _texts_of(calibration)
         set_generation(selected.model, generation)
         budget = units_budget(family, model, selected.model, None)

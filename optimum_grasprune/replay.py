@@ -46,11 +46,14 @@ def replayed(
     origin: Record | None,
     config: GRASPConfig,
     state: RunState | None = None,
+    *,
+    inplace: bool = False,
 ) -> tuple[Selected, Calibration | None]:
     """The model of a saved plan, with what made up for the cut, or what the configuration asks for in its place.
 
     Where weights were refitted, everything else is as the record has it. Returned with it are the sequences that were
     looked at, None where none were. state: where the work is kept, if it is.
+    inplace: as in `Draft.build`, where nothing needs the dense model any more.
     Raises PlanError, or OptionError for what would make up for whole layers.
     """
     if plan.whole_layers and config.compensation != "auto" and stages_in(config.compensation):
@@ -83,7 +86,8 @@ def replayed(
     with deterministic_algorithms(recipe.deterministic):
         if origin is not None and config.compensation == "auto":
             reference = _on_leg(reference, chain, origin)
-        pruned, kept = chain.untrained.replayed(reference, Trial(plan, settings))
+        alone = inplace and not chain.trainings
+        pruned, kept = chain.untrained.replayed(reference, Trial(plan, settings), inplace=alone)
         selected = Selected(kept, pruned, chain.untrained.names, settings)
         for training in chain.trainings:
             selected = _trained(selected, training, reference)

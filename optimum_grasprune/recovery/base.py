@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
@@ -129,6 +130,13 @@ class TrainedStage(Stage):
     continues: ClassVar[bool] = False
     """Whether it can start from what it learnt at another plan, so that several ratios share one training: then it
     goes by `reference.leg`, where there is one, and what it learns has `numbers`."""
+
+    def taught_on(self, reference: Reference) -> Tensor | None:
+        """All sequences of which it asks `reference.teacher`, shape (N, S), none where it has no teacher.
+
+        None where it needs the dense model for more than that; then both models are in memory while it trains.
+        """
+        return None
 
     @abstractmethod
     def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> Learnt:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..families import Family
 from ..statistics import Statistic
-from ..surgery import build_pruned_model
+from ..surgery import Draft, Finished, drafted
 from ..surgery.single_weights import build_sparse_model
 from ..units import ElementMask, PruningPlan
 from .base import Stage, TrainedStage, WeightStage
@@ -105,20 +105,26 @@ class Chain:
         replaced = any(stage.replaces_multipliers for stage in self.weight_stages)
         return cut.without_multipliers() if replaced and isinstance(cut, PruningPlan) else cut
 
-    def refitted(self, reference: Reference, trials: Sequence[Trial]) -> Iterator[PreTrainedModel]:
-        """The pruned model of every trial, with its weights refitted; each is made when it is asked for."""
+    def refitted(self, reference: Reference, trials: Sequence[Trial]) -> Iterator[Draft]:
+        """The draft of every trial, with its weights refitted; each is made when it is asked for."""
         stages = self.weight_stages
         edits = [stage.refits(reference, trials) for stage in stages]
         for trial, *own in zip(trials, *edits, strict=True):
-            pruned = self._built(reference, trial.cut)
+            draft = self._drafted(reference, trial.cut)
             for edit in own:
-                edit(pruned)
-            yield pruned
+                edit(draft.model)
+            yield draft
 
     def refitting(self, names: Iterable[str]) -> Chain:
         """Those of the stages that refit weights and are named."""
         named = set(names)
         return Chain(tuple(stage for stage in self.weight_stages if stage.name in named))
+
+    def alone(self, reference: Reference) -> Reference | None:
+        """The reference when the dense model was asked all that training needs of it; None where it needs the model."""
+        taught = [stage.taught_on(reference) for stage in self.trained_stages]
+        known = [tokens_NS for tokens_NS in taught if tokens_NS is not None]
+        return reference.having_taught(known) if len(known) == len(taught) else None
 
     def recorded_settings(self, record: Mapping[str, float | None] | None) -> Settings:
         """What a record says was in force; what is not in it is as where nothing can choose."""
@@ -129,21 +135,32 @@ class Chain:
             settings |= {**stage.variants()[0], **recorded}
         return settings
 
-    def replayed(self, reference: Reference, recorded: Trial) -> tuple[PreTrainedModel, PruningPlan]:
-        """The pruned model of a saved plan, and what of the plan is in force in it."""
+    def replayed(
+        self, reference: Reference, recorded: Trial, *, inplace: bool = False
+    ) -> tuple[PreTrainedModel, PruningPlan]:
+        """The pruned model of a saved plan, and what of the plan is in force in it.
+
+        inplace: as in `Draft.build`, where training does not need the dense model.
+        """
         recorded = replace(recorded, cut=self._before_stages(recorded.plan))
         kept = recorded.plan.without_scales()
-        pruned = self._built(reference, kept)
-        for stage in self.stages:
+        draft = self._drafted(reference, kept)
+        for refitting in self.weight_stages:
+            kept = refitting.replay(replace(reference, leg=None), draft.model, kept, recorded)
+        alone = self.alone(reference) if inplace else None
+        pruned = draft.build(inplace=alone is not None)
+        reference = alone or reference
+        for stage in self.trained_stages:
             at = reference if stage is self.continuing else replace(reference, leg=None)
             kept = stage.replay(at, pruned, kept, recorded)
         return pruned, kept
 
-    def _built(self, reference: Reference, cut: Cut) -> PreTrainedModel:
+    def _drafted(self, reference: Reference, cut: Cut) -> Draft:
         if isinstance(cut, ElementMask):
-            return build_sparse_model(reference.model, cut)
+            return Finished(build_sparse_model(reference.model, cut))
         output_bias = any(stage.output_bias for stage in self.stages)
-        return build_pruned_model(reference.model, cut, reference.family, output_bias=output_bias)
+        runner = reference.runner
+        return drafted(runner.model, cut, reference.family, runner.parameter, output_bias=output_bias)
 
 
 def _merged(settings: Iterable[Settings]) -> Settings:

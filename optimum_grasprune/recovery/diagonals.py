@@ -56,17 +56,27 @@ class Diagonals(TrainedStage):
         """The stage of a configuration."""
         return cls(config)
 
-    def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> LearntDiagonals:
-        """Train the diagonals on the first calibration sequences."""
-        config, runner = self.config, reference.runner.beside(pruned)
+    def taught_on(self, reference: Reference) -> Tensor:
+        """What it is trained on."""
+        tokens_NS, training = self._course(reference)
+        return tokens_NS if training.kl_weight else tokens_NS[:0]
+
+    def _course(self, reference: Reference) -> tuple[Tensor, Training]:
+        """The first calibration sequences, and how it goes through them."""
+        config = self.config
         tokens_NS, epochs = reference.trained_on(config.diagonal_samples, config.diagonal_epochs)
-        training = Training.of(
+        return tokens_NS, Training.of(
             config,
             "diagonals",
             epochs=epochs,
             learning_rate=config.diagonal_learning_rate,
             kl_weight=KL_WEIGHT,
         )
+
+    def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> LearntDiagonals:
+        """Train the diagonals on the first calibration sequences."""
+        runner = reference.runner.beside(pruned)
+        tokens_NS, training = self._course(reference)
         maps = linears(pruned, runner.blocks)
         trained = DiagonalMultipliers(maps)
         if reference.leg is not None and reference.leg.start:

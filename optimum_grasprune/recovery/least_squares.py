@@ -4,7 +4,8 @@ The target of every output projection is what it puts out in the dense model. It
 layers already refitted give it, as in the paper (`restore_in_sequence`), or what stays of the dense model's
 (`restored_on_dense_inputs`): then one forward pass serves any number of plans.
 
-One layer's matrices are in memory at a time, but where several keep ratios share them.
+One layer's matrices are in memory at a time, but where several keep ratios share them; what they come to is on the disk
+until a model takes it.
 
 Shape suffixes: N sequences, S sequence, T tokens, O output features, I input features before the cut, K those that
 stay.
@@ -27,6 +28,7 @@ from ..execution import LayerStream, Runner
 from ..families import Block, linear_at
 from ..progress import track
 from ..statistics import TOKEN_WEIGHTS, Statistic, finite
+from ..surgery import OnDisk
 from ..units import PruningPlan
 from .base import Edit, WeightStage
 from .reference import Linear, Reference, Settings, Trial, kept_columns
@@ -140,7 +142,7 @@ class LeastSquares(WeightStage):
         return reference.statistics[TOKEN_WEIGHTS] if self.fit.weighted else None
 
 
-Weights = dict[str, Tensor]
+Weights = Mapping[str, Tensor]
 """Refitted output projections by path, each of shape (O, K), in the model's dtype, on the CPU."""
 
 Grams = dict[str, Tensor]
@@ -173,7 +175,7 @@ def restored_from(
     dense: Runner, trials: Sequence[tuple[PruningPlan, float]], grams: Iterable[Grams], fit: Fit
 ) -> list[Weights]:
     """The same from what `grams_of` returns, layer by layer."""
-    results: list[Weights] = [{} for _ in trials]
+    results = [OnDisk() for _ in trials]
     for index, of_layer_now in enumerate(grams):
         for block in of_layer(dense, index):
             before = Linear(dense.parameter(f"{block.output}.weight"))
@@ -186,8 +188,8 @@ def restored_from(
                 weight_OK = restored_weight(
                     before.weight, columns_K, cross_IK[columns_K], cross_IK, damping, block.output, fit.diagonal
                 )
-                weights[block.output] = weight_OK.to(before.weight.dtype).cpu()
-    return results
+                weights[block.output] = weight_OK.to(before.weight.dtype)
+    return list[Weights](results)
 
 
 @torch.no_grad()

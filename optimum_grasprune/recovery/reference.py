@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
-from ..execution import Gathered, Runner, Teaches
+from ..execution import Gathered, Runner, Taught, Teaches
 from ..families import Block, Family, linear_at
 from ..problem import Problem, RecoveryText
 from ..sharing import Leg, Sharing
@@ -53,6 +53,7 @@ class Reference:
     statistic_samples: how many of them, at most, statistics look at.
     statistics: of the dense model, those that the stages declare.
     text: what weights are trained on, where they are.
+    taught: what the dense model said of sequences, where that was kept and it may be gone.
     sharing: the run through several ratios, where there is one.  leg: this ratio's part of a training that they share.
     """
 
@@ -63,6 +64,7 @@ class Reference:
     text: RecoveryText | None = None
     sharing: Sharing | None = None
     leg: Leg | None = None
+    taught: Teaches | None = None
 
     @classmethod
     def of(cls, problem: Problem) -> Reference:
@@ -113,7 +115,13 @@ class Reference:
     @property
     def teacher(self) -> Teaches:
         """Where what the dense model predicts is to be had."""
+        if self.taught is not None:
+            return self.taught
         return self.runner if self.sharing is None else self.sharing.teacher
+
+    def having_taught(self, sequences: Iterable[Tensor]) -> Self:
+        """The same when the dense model has been asked all that it will be: of these sequences, shape (N, S) each."""
+        return replace(self, taught=Taught(self.teacher, [tokens_NS for tokens_NS in sequences if len(tokens_NS)]))
 
     def on_leg(self, keep_ratio: float) -> Self:
         """The same for a stage that goes on from what it learnt at the next larger ratio."""

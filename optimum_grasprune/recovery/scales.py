@@ -54,6 +54,11 @@ class Scales(TrainedStage):
         """Whether the plan has scales."""
         return plan.groups[0].scales is not None
 
+    def taught_on(self, reference: Reference) -> Tensor:
+        """What it is trained on, where the configuration has a teacher."""
+        tokens_NS, _ = reference.trained_on(self.config.scale_samples, self.config.scale_epochs)
+        return tokens_NS if self.config.kl_weight else tokens_NS[:0]
+
     def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> LearntScales:
         """Train one scale per unit on the first calibration sequences."""
         config, runner, dense = self.config, reference.runner.beside(pruned), reference.runner

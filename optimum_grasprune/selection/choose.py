@@ -15,6 +15,7 @@ from ..recovery.base import TrainedStage
 from ..recovery.chain import Chain
 from ..recovery.reference import Cut, Reference, Settings, Trial
 from ..sharing import Decision
+from ..surgery import Draft
 from ..units import ElementMask, PruningPlan, UnitMask
 
 FINALISTS = 2
@@ -43,11 +44,29 @@ class Selected:
         return None if isinstance(self.cut, ElementMask) else self.cut
 
 
+@dataclass(frozen=True)
+class _Choice:
+    """A candidate that is not built yet; the rest is as in `Selected`."""
+
+    cut: Cut
+    draft: Draft
+    stages: tuple[str, ...] = ()
+    settings: Settings = field(default_factory=dict)
+    judgements: tuple[Judgement, ...] = ()
+    candidate: str = ""
+
+    def built(self, *, inplace: bool) -> Selected:
+        """The same, built; inplace: as in `Draft.build`."""
+        model = self.draft.build(inplace=inplace)
+        return Selected(self.cut, model, self.stages, self.settings, self.judgements, self.candidate)
+
+
 def choose(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem) -> Selected:
     """The best candidate with the best of the chain; with nothing held out, the last one with all of it.
 
-    Each candidate is measured as it is, the best few with refitted weights too, and the winner alone is trained on. In
-    a run through several ratios that has decided already, that candidate alone is measured, with those settings; where
+    Each candidate is measured as it is, the best few with refitted weights too, and the winner alone is built, and
+    trained on: in the place of the dense model, where the problem says so and nothing needs that any more. In a run
+    through several ratios that has decided already, that candidate alone is measured, with those settings; where
     training has helped at a larger ratio, only after it.
     """
     cuts = {name: _cut(mask) for name, mask in candidates.items()}
@@ -56,14 +75,16 @@ def choose(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, probl
     decision = None if sharing is None else sharing.decision
     if not len(problem.held_out_NS):
         *_, cut = cuts.values()
-        best = selected = next(_refitted({"": chain.trials(cut)[:1]}, chain, reference))
+        best = start = next(_refitted({"": chain.trials(cut)[:1]}, chain, reference))
     elif decision is not None and decision.candidate in cuts:
-        best = selected = _as_decided(cuts[decision.candidate], decision, chain, reference, problem)
+        best = start = _as_decided(cuts[decision.candidate], decision, chain, reference, problem)
     else:
-        best, selected = _judged(cuts, chain, reference, problem)
-    for stage in chain.trained_stages:
-        best = selected = _trained(selected, stage, reference, problem, best, goes_on=stage is chain.continuing)
-    return best
+        best, start = _judged(cuts, chain, reference, problem)
+    if not chain.trained_stages:
+        return best.built(inplace=problem.inplace)
+    instead = None if best.draft is start.draft else best
+    alone = chain.alone(reference) if problem.inplace and instead is None else None
+    return _all_trained(start.built(inplace=alone is not None), instead, chain, alone or reference, problem)
 
 
 def decide(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem) -> Decision | None:
@@ -71,46 +92,46 @@ def decide(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, probl
     if not len(problem.held_out_NS):
         return None
     cuts = {name: _cut(mask) for name, mask in candidates.items()}
-    _, selected = _judged(cuts, chain, Reference.of(problem), problem)
+    _, start = _judged(cuts, chain, Reference.of(problem), problem)
     return Decision(
         keep_ratio=problem.config.keep_ratio,
-        candidate=selected.candidate,
-        plan=Trial(selected.cut).plan,
-        stages=selected.stages,
-        settings=selected.settings,
-        judgements=selected.judgements,
+        candidate=start.candidate,
+        plan=Trial(start.cut).plan,
+        stages=start.stages,
+        settings=start.settings,
+        judgements=start.judgements,
     )
 
 
-def _judged(cuts: Mapping[str, Cut], chain: Chain, reference: Reference, problem: Problem) -> tuple[Selected, Selected]:
+def _judged(cuts: Mapping[str, Cut], chain: Chain, reference: Reference, problem: Problem) -> tuple[_Choice, _Choice]:
     """The best before anything is trained, and what training starts from, both with all that was measured."""
     judge = _Judge(problem)
     for name, cut in track(cuts.items(), "candidates", "mask"):
         (bare,) = Chain().refitted(reference, [Trial(cut)])
-        judge.consider(Selected(cut, bare, candidate=name))
+        judge.consider(_Choice(cut, bare, candidate=name))
     if chain.weight_stages:
         finalists = {name: chain.trials(cuts[name]) for name in judge.ranking()[:FINALISTS]}
         total = sum(map(len, finalists.values()))
-        for selected in track(_refitted(finalists, chain, reference), "refitted", "model", total):
-            judge.consider(selected)
+        for refitted in track(_refitted(finalists, chain, reference), "refitted", "model", total):
+            judge.consider(refitted)
     best = judge.selected()
     return best, judge.to_train_on() if any(stage.starts_refitted for stage in chain.trained_stages) else best
 
 
-def _as_decided(cut: Cut, decision: Decision, chain: Chain, reference: Reference, problem: Problem) -> Selected:
+def _as_decided(cut: Cut, decision: Decision, chain: Chain, reference: Reference, problem: Problem) -> _Choice:
     """The candidate with what was decided at another ratio; where that was this one, with all that was measured."""
     if decision.stages:
         trials = [trial for trial in chain.trials(cut) if trial.settings == decision.settings]
-        (selected,) = _refitted({decision.candidate: trials}, chain, reference)
+        (choice,) = _refitted({decision.candidate: trials}, chain, reference)
     else:
         (bare,) = Chain().refitted(reference, [Trial(cut)])
-        selected = Selected(cut, bare, candidate=decision.candidate)
-    if selected.cut == decision.plan and problem.config.keep_ratio == decision.keep_ratio:
-        return replace(selected, judgements=decision.judgements)
+        choice = _Choice(cut, bare, candidate=decision.candidate)
+    if choice.cut == decision.plan and problem.config.keep_ratio == decision.keep_ratio:
+        return replace(choice, judgements=decision.judgements)
     if problem.sharing is not None and problem.sharing.training_helps:
-        return selected
+        return choice
     judge = _Judge(problem)
-    judge.consider(selected)
+    judge.consider(choice)
     return judge.selected()
 
 
@@ -118,60 +139,75 @@ def _cut(mask: UnitMask | ElementMask) -> Cut:
     return PruningPlan.from_mask(mask) if isinstance(mask, UnitMask) else mask
 
 
-def _refitted(trials: Mapping[str, Sequence[Trial]], chain: Chain, reference: Reference) -> Iterator[Selected]:
-    """The model of every trial; trials: by the name of the candidate that they are of."""
+def _refitted(trials: Mapping[str, Sequence[Trial]], chain: Chain, reference: Reference) -> Iterator[_Choice]:
+    """The draft of every trial; trials: by the name of the candidate that they are of."""
     stages = tuple(stage.name for stage in chain.weight_stages)
     named = [(name, trial) for name, of_candidate in trials.items() for trial in of_candidate]
-    models = chain.refitted(reference, [trial for _, trial in named])
-    for (name, trial), model in zip(named, models, strict=True):
-        yield Selected(trial.cut, model, stages, trial.settings, candidate=name)
+    drafts = chain.refitted(reference, [trial for _, trial in named])
+    for (name, trial), draft in zip(named, drafts, strict=True):
+        yield _Choice(trial.cut, draft, stages, trial.settings, candidate=name)
 
 
 class _Judge:
-    """Measures models one after another and holds on to the best only."""
+    """Measures candidates one after another and holds on to the best only, which rest meanwhile."""
 
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.judgements: list[Judgement] = []
-        self.best: Selected | None = None
-        self.best_refitted: Selected | None = None
+        self.best: _Choice | None = None
+        self.best_refitted: _Choice | None = None
 
-    def consider(self, selected: Selected) -> None:
-        """Measure a model."""
-        loss = self.problem.runner.beside(selected.model).mean_loss(self.problem.held_out_NS)
+    def consider(self, choice: _Choice) -> None:
+        """Measure a candidate."""
+        loss = self.problem.runner.beside(choice.draft.model).mean_loss(self.problem.held_out_NS)
         if not self.judgements or loss < min(judgement.loss for judgement in self.judgements):
-            self.best = selected
+            self.best = choice
         of_refitted = [judgement.loss for judgement in self.judgements if judgement.compensation != "none"]
-        if selected.stages and loss < min(of_refitted, default=math.inf):
-            self.best_refitted = selected
-        self.judgements.append(_judgement(selected.candidate, selected.stages, selected.settings, loss))
+        if choice.stages and loss < min(of_refitted, default=math.inf):
+            self.best_refitted = choice
+        self.judgements.append(_judgement(choice.candidate, choice.stages, choice.settings, loss))
+        if any(choice is each for each in (self.best, self.best_refitted)):
+            choice.draft.rest()
+        else:
+            choice.draft.drop()
 
     def ranking(self) -> list[str]:
         """Names of the candidates, best first."""
         return [judgement.candidate for judgement in sorted(self.judgements, key=lambda judgement: judgement.loss)]
 
-    def selected(self) -> Selected:
-        """The best model measured, with everything that was measured."""
+    def selected(self) -> _Choice:
+        """The best candidate measured, with everything that was measured."""
         if self.best is None:
             raise ValueError("nothing was measured")
         return replace(self.best, judgements=tuple(self.judgements))
 
-    def to_train_on(self) -> Selected:
-        """The best model with refitted weights, if there is one: they may come to their own only with training."""
+    def to_train_on(self) -> _Choice:
+        """The best one with refitted weights, if there is one: they may come to their own only with training."""
         best = self.selected()
         return best if self.best_refitted is None else replace(self.best_refitted, judgements=best.judgements)
 
 
-def _trained(
-    selected: Selected,
-    stage: TrainedStage,
-    reference: Reference,
-    problem: Problem,
-    best: Selected,
-    *,
-    goes_on: bool = False,
+def _all_trained(
+    selected: Selected, instead: _Choice | None, chain: Chain, reference: Reference, problem: Problem
 ) -> Selected:
-    """The selected model with what the stage learns folded in, or the best if its held-out loss is lower.
+    """The selected model with what each stage learns in turn folded in, where that is better.
+
+    instead: what is had, and trained on by the others, where the first of them does not help; None for the same model.
+    """
+    *_, last = chain.trained_stages
+    for stage in chain.trained_stages:
+        selected, helps = _trained(selected, stage, reference, problem, goes_on=stage is chain.continuing)
+        if instead is not None and not helps:
+            built = instead.built(inplace=problem.inplace and stage is last)
+            selected = replace(built, judgements=selected.judgements, recovery=selected.recovery)
+        instead = None
+    return selected
+
+
+def _trained(
+    selected: Selected, stage: TrainedStage, reference: Reference, problem: Problem, *, goes_on: bool = False
+) -> tuple[Selected, bool]:
+    """The selected model with what the stage learns folded in, if its held-out loss is lower, and whether it is.
 
     A stage that has a verdict of its own, on more text than this, is taken by its word.
     goes_on: from what it learnt at the next larger ratio, where several hand on what they learn.
@@ -192,9 +228,10 @@ def _trained(
         better = loss < lowest if better is None else better
         if goes_on and sharing is not None:
             sharing.training_helps = sharing.training_helps or better
+    selected = replace(selected, judgements=judgements, recovery=recovery)
     if better is False:
-        return replace(best, judgements=judgements, recovery=recovery)
-    return replace(selected, cut=learnt.fold(), stages=stages, judgements=judgements, recovery=recovery)
+        return selected, False
+    return replace(selected, cut=learnt.fold(), stages=stages), True
 
 
 def _judgement(candidate: str, stages: Sequence[str], settings: Settings, loss: float) -> Judgement:

@@ -1,17 +1,21 @@
 """Turning a plan into smaller tensors: slicing, folding, and building the pruned model from them."""
 
-from .build import build_pruned_model, dense_config, pruned_config
-from .folding import fold_multipliers, fold_scales, scale_columns
-from .slicing import feature_indices, keep_units, slice_state
+from .build import dense_config, pruned_config
+from .draft import Draft, Finished, build_pruned_model, drafted
+from .folding import fold_scales, scale_columns
+from .slicing import feature_indices, keep_units
+from .spill import OnDisk
 
 __all__ = [
+    "Draft",
+    "Finished",
+    "OnDisk",
     "build_pruned_model",
     "dense_config",
+    "drafted",
     "feature_indices",
-    "fold_multipliers",
     "fold_scales",
     "keep_units",
     "pruned_config",
     "scale_columns",
-    "slice_state",
 ]

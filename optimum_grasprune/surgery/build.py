@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import CheckpointError, ModelError, first_line
-from ..families import Family, family_of, inventory_of
+from ..families import Block, Family, family_of
 from ..progress import without_library_bars
 from ..units import PruningPlan
 from .depth import layers_that_stay, shallower_config, shallower_state
-from .folding import fold_multipliers, fold_scales
-from .slicing import slice_state
+from .slicing import parameters_of, slice_block
 
 
 def pruned_config(config: PreTrainedConfig, plan: PruningPlan, *, output_bias: bool = False) -> Any:
@@ -57,47 +58,69 @@ def dense_config(config: PreTrainedConfig) -> Any:
         raise ModelError(f"no model can be built from the configuration of {config.name_or_path}: {what}") from None
 
 
-def build_pruned_model(
-    model: PreTrainedModel, plan: PruningPlan, family: Family, *, output_bias: bool = False
+def built_model(
+    dense: PreTrainedModel,
+    plan: PruningPlan,
+    family: Family,
+    read: Callable[[str], Tensor],
+    outputs: Mapping[str, Tensor],
+    everywhere: bool,
+    let_go: Callable[[Block], None] | None = None,
 ) -> PreTrainedModel:
-    """A new model with the plan's units, its multipliers and scales folded in; the given model stays as it is.
+    """A new model of the plan's units, with maps out of the blocks that are given.
 
-    Where the plan drops whole layers it is one of the same class with fewer layers, and no biases are added.
-
-    Weights that no unit runs through (embeddings, head, norms) are shared with the given model; those of output
-    projections never are, so that they may be edited in place.
-    output_bias: give every output projection that has no bias one of zeros, to be filled by the caller.
-    Raises PlanError when the plan was made for other shapes.
+    Weights that no unit runs through (embeddings, head, norms) are shared with the dense model.
+    read: gives the dense model's parameters by name.  outputs: weights and biases of the maps out of its blocks, cut;
+    they become the new model's own.  everywhere: whether all these maps have a bias.  let_go: called with each block
+    when what stays of it is cut out.
     """
-    blocks = family.blocks(model)
-    plan.check(inventory_of(blocks))
-    if plan.whole_layers:
-        return _build_shallower_model(model, plan, family)
-    config = pruned_config(model.config, plan, output_bias=output_bias)
-    state = slice_state(model.state_dict(), plan, blocks)
-    _own_output_biases(state, family.output_biases(model), model, everywhere=config.output_bias)
-    pruned = _materialise(family.pruned.causal_lm, config, state, model)
-    fold_multipliers(pruned, plan, family)
-    fold_scales(pruned, plan, family)
-    return pruned
+    config = pruned_config(dense.config, plan, output_bias=everywhere)
+    state = dict(dense.state_dict())
+
+    def whole(name: str) -> Tensor:
+        return read(name) if state[name].is_meta else state[name]
+
+    for block in family.blocks(dense):
+        weight = f"{block.output}.weight"
+        own = slice_block(replace(block, slots=block.slots[:-1]), plan, whole)
+        if plan.group(block.address).kept:
+            own[weight] = outputs[weight].to(next(iter(own.values())).device)
+        for name in parameters_of(block, gone=not own):
+            del state[name]
+        state.update(own)
+        if let_go is not None:
+            let_go(block)
+    state.update({name: read(name) for name, tensor in state.items() if tensor.is_meta})
+    _own_output_biases(state, outputs, family.output_biases(dense), dense, everywhere=everywhere)
+    return _materialise(family.pruned.causal_lm, config, state, dense)
 
 
-def _build_shallower_model(model: PreTrainedModel, plan: PruningPlan, family: Family) -> PreTrainedModel:
+def shallower_model(
+    model: PreTrainedModel, plan: PruningPlan, family: Family, *, shared: bool = False
+) -> PreTrainedModel:
+    """A model of the same class with the layers that the plan leaves any unit; it has copies of them, unless shared."""
     kept = layers_that_stay(plan, family.num_layers(model.config))
     config = shallower_config(model.config, kept, family)
-    return _materialise(type(model), config, shallower_state(model.state_dict(), kept, family), model)
+    state = shallower_state(model.state_dict(), kept, family, shared=shared)
+    return _materialise(type(model), config, state, model)
 
 
 def _own_output_biases(
-    state: dict[str, Tensor], biases: Mapping[str, Tensor | None], model: PreTrainedModel, *, everywhere: bool
+    state: dict[str, Tensor],
+    outputs: Mapping[str, Tensor],
+    biases: Mapping[str, Tensor | None],
+    dense: PreTrainedModel,
+    *,
+    everywhere: bool,
 ) -> None:
-    # Slicing has already copied the weights, even of blocks that keep all their units.
+    device = next(iter(state.values())).device
     for name, bias_O in biases.items():
-        if bias_O is not None:
+        if name in outputs:
+            state[name] = outputs[name].to(device)
+        elif bias_O is not None:  # of a block that was gone before
             state[name] = bias_O.detach().clone()
         elif everywhere:
-            anything = next(iter(state.values()))
-            state[name] = anything.new_zeros(model.config.hidden_size, dtype=model.dtype)
+            state[name] = torch.zeros(dense.config.hidden_size, dtype=dense.dtype, device=device)
 
 
 @without_library_bars()

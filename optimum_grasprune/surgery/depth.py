@@ -35,8 +35,10 @@ def shallower_config(config: PreTrainedConfig, kept: Sequence[int], family: Fami
     return shallower
 
 
-def shallower_state(state: Mapping[str, Tensor], kept: Sequence[int], family: Family) -> dict[str, Tensor]:
-    """The tensors of the kept layers, copies, under their new numbers; all others are shared."""
+def shallower_state(
+    state: Mapping[str, Tensor], kept: Sequence[int], family: Family, *, shared: bool = False
+) -> dict[str, Tensor]:
+    """The tensors of the kept layers, copies unless shared, under their new numbers; all others are shared."""
     places = {layer: place for place, layer in enumerate(kept)}
     cut, prefix = {}, f"{family.layers}."
     for name, tensor in state.items():
@@ -45,5 +47,5 @@ def shallower_state(state: Mapping[str, Tensor], kept: Sequence[int], family: Fa
             continue
         number, _, rest = name.removeprefix(prefix).partition(".")
         if int(number) in places:
-            cut[f"{prefix}{places[int(number)]}.{rest}"] = tensor.clone()
+            cut[f"{prefix}{places[int(number)]}.{rest}"] = tensor if shared else tensor.clone()
     return cut

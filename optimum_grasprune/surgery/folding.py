@@ -9,14 +9,12 @@ Shape suffixes: O output features, I input features, K units.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..families import Family
-from ..units import Address, PruningPlan
+from ..units import PruningPlan
 
 
 def scale_columns(weight_OI: Tensor, scales_K: Tensor) -> Tensor:
@@ -28,19 +26,10 @@ def scale_columns(weight_OI: Tensor, scales_K: Tensor) -> Tensor:
     return (weight_OI.float() * per_column_I).to(weight_OI.dtype)
 
 
-def fold_multipliers(pruned: PreTrainedModel, plan: PruningPlan, family: Family) -> None:
-    """Multiply what was chosen with the units into the output projections of a sliced model, in place."""
-    _fold(pruned, {group.address: group.multipliers for group in plan.groups}, family)
-
-
+@torch.no_grad()
 def fold_scales(pruned: PreTrainedModel, plan: PruningPlan, family: Family) -> None:
     """Multiply the plan's scales into the output projections of an already sliced model, in place."""
-    _fold(pruned, {group.address: group.scales for group in plan.groups}, family)
-
-
-@torch.no_grad()
-def _fold(pruned: PreTrainedModel, values: Mapping[Address, tuple[float, ...] | None], family: Family) -> None:
     for address, linear in family.output_projections(pruned).items():
-        if (values_K := values[address]) is not None:
-            factors_K = torch.tensor(values_K, dtype=torch.float32, device="cpu")
+        if (scales_K := plan.group(address).scales) is not None:
+            factors_K = torch.tensor(scales_K, dtype=torch.float32, device="cpu")
             linear.weight.copy_(scale_columns(linear.weight, factors_K))

@@ -5,7 +5,7 @@ Shape suffixes: O output features (rows), I input features (columns), K kept fea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,15 +30,19 @@ def keep_units(tensor: Tensor, slot: Slot, units: Sequence[int], count: int) -> 
     return tensor.index_select(slot.axis, kept_K.to(tensor.device))
 
 
-def slice_state(state: Mapping[str, Tensor], plan: PruningPlan, blocks: Iterable[Block]) -> dict[str, Tensor]:
-    """A model's tensors with the plan's cuts made; tensors that no unit runs through are shared, not copied."""
-    sliced = dict(state)
-    for block in blocks:
-        group = plan.group(block.address)
-        if not group.kept:  # all of it goes but its output's bias, which is what it puts out without its units
-            for name in (*(slot.parameter for slot in block.slots), *block.shared):
-                del sliced[name]
-            continue
-        for slot in block.slots:
-            sliced[slot.parameter] = keep_units(sliced[slot.parameter], slot, group.kept, group.count)
+def slice_block(block: Block, plan: PruningPlan, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
+    """The parameters of a block with the plan's cut made, copies; none where all of its units go.
+
+    read: gives a parameter by its name.
+    """
+    group = plan.group(block.address)
+    sliced: dict[str, Tensor] = {}
+    for slot in block.slots if group.kept else ():
+        whole = sliced[slot.parameter] if slot.parameter in sliced else read(slot.parameter)
+        sliced[slot.parameter] = keep_units(whole, slot, group.kept, group.count)
     return sliced
+
+
+def parameters_of(block: Block, *, gone: bool) -> list[str]:
+    """Names of the parameters that a cut changes: all of a block that is gone, but its output's bias, stays away."""
+    return [*dict.fromkeys(slot.parameter for slot in block.slots), *(block.shared if gone else ())]

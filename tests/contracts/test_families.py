@@ -218,7 +218,7 @@ def test_every_stage_makes_up_for_a_cut(plain: PreTrainedModel, name: str) -> No
     problem = replace(problem_of(plain, config), declared=(MOMENTS,))
     plan = PruningPlan.from_mask(choices(problem)["random"])
     chain = chain_of((name,), problem)
-    model = next(chain.refitted(reference_of(problem), chain.trials(plan)))
+    model = next(chain.refitted(reference_of(problem), chain.trials(plan))).build()
     for stage in chain.trained_stages:
         stage.train(reference_of(problem), model, plan).fold()
     bare, logits = logits_of(built(plain, plan), TOKENS), logits_of(model, TOKENS)

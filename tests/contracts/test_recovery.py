@@ -104,12 +104,12 @@ def test_leaves_the_dense_model_alone_and_comes_to_the_same_again(
     before, states = state_of(problem.model), []
     for _ in range(2):
         chain = chain_of((name,), problem)
-        model = next(chain.refitted(reference_of(problem), chain.trials(plan)))
+        model = next(chain.refitted(reference_of(problem), chain.trials(plan))).build()
         for stage in chain.trained_stages:
             stage.train(reference_of(problem), model, plan).fold()
         states.append(state_of(model))
     assert same(*states) and same(state_of(problem.model), before)
-    (bare,) = Chain().refitted(reference_of(problem), [Trial(plan)])
+    bare = next(Chain().refitted(reference_of(problem), [Trial(plan)])).build()
     assert not same(state_of(bare), states[0])
 
 
@@ -121,9 +121,9 @@ def test_every_variant_has_the_settings_that_the_stage_names(name: str, problem:
 def test_many_at_once_come_to_what_each_comes_to_alone(name: str, problem: Problem, plan: PruningPlan) -> None:
     chain = chain_of((name,), problem)
     trials = [*chain.trials(plan), *chain.trials(PruningPlan.from_mask(mask_of(problem, 1)))]
-    together = [state_of(model) for model in chain.refitted(reference_of(problem), trials)]
+    together = [state_of(draft.build()) for draft in chain.refitted(reference_of(problem), trials)]
     for trial, state in zip(trials, together, strict=True):
-        (alone,) = chain.refitted(reference_of(problem), [trial])
+        alone = next(chain.refitted(reference_of(problem), [trial])).build()
         assert same(state_of(alone), state)
 
 
@@ -132,7 +132,7 @@ def test_trying_what_was_learnt_changes_nothing_and_is_what_folding_gives(
 ) -> None:
     chain = chain_of((name,), problem)
     for stage in chain.trained_stages:
-        (pruned,) = Chain().refitted(reference_of(problem), [Trial(plan)])
+        pruned = next(Chain().refitted(reference_of(problem), [Trial(plan)])).build()
         before = state_of(pruned)
         learnt = stage.train(reference_of(problem), pruned, plan)
         with learnt.in_force(), torch.no_grad():
@@ -154,7 +154,7 @@ def test_what_continues_starts_from_what_it_learnt_at_another_plan(
         if chain.continuing is None:
             return
         plan = PruningPlan.from_mask(mask_of(problem, seed))
-        (pruned,) = Chain().refitted(reference, [Trial(plan)])
+        pruned = next(Chain().refitted(reference, [Trial(plan)])).build()
         numbers = chain.continuing.train(reference.on_leg(ratio), pruned, plan).numbers(problem.runner)
         sharing.hand_on(ratio, TrainedBefore(plan=plan), numbers)
     before = sharing.leg(0.5).start
@@ -177,7 +177,7 @@ def test_a_replay_gives_the_same_bytes(
 def test_added_parameters_are_those_that_the_model_has_more(name: str, problem: Problem, plan: PruningPlan) -> None:
     chain = chain_of((name,), problem)
     with_stage, without = (
-        next(chain.refitted(reference_of(problem), chain.trials(plan))) for chain in (chain, Chain())
+        next(chain.refitted(reference_of(problem), chain.trials(plan))).build() for chain in (chain, Chain())
     )
     added = chain.added_parameters(problem.model, problem.family)
     assert added == count_parameters(with_stage) - count_parameters(without)

@@ -38,8 +38,8 @@ def refitted(model: LlamaForCausalLM, step: str, **options: Any) -> LlamaForCaus
     )
     chain = Chain.of([step], config)
     (trial,) = chain.trials(values["plan"])
-    (pruned,) = chain.refitted(Reference.on(WholeModel(model), TOKENS, len(TOKENS), chain.statistics), [trial])
-    return pruned  # type: ignore[return-value]
+    (draft,) = chain.refitted(Reference.on(WholeModel(model), TOKENS, len(TOKENS), chain.statistics), [trial])
+    return draft.build()  # type: ignore[return-value]
 
 
 def distance(model: LlamaForCausalLM, pruned: LlamaForCausalLM) -> float:

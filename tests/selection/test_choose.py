@@ -88,8 +88,8 @@ WAYS = pytest.mark.parametrize(
 
 def refitted_loss(plan: PruningPlan, chain: Chain, problem: Problem, settings: Settings) -> float:
     """The loss of a plan's model, made without a choice."""
-    (model,) = chain.refitted(Reference.of(problem), [Trial(plan, settings)])
-    return mean_loss(model, problem.tokens_NS)
+    (draft,) = chain.refitted(Reference.of(problem), [Trial(plan, settings)])
+    return mean_loss(draft.build(), problem.tokens_NS)
 
 
 @WAYS

@@ -118,8 +118,8 @@ class ExportCommand(Subcommand):
         saved = read_plan(self.args.plan) if self.args.plan else None
         model, tokenizer = self._loaded(pruner.config)
         if saved is None:
-            return pruner.prune(model, tokenizer, state=state)
-        return pruner.replay(model, tokenizer, *saved, state=state)
+            return pruner.prune(model, tokenizer, state=state, inplace=True)
+        return pruner.replay(model, tokenizer, *saved, state=state, inplace=True)
 
     def _loaded(self, config: GRASPConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         from optimum_grasprune.export.base_card import CARD_NAME

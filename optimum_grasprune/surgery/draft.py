@@ -1,0 +1,244 @@
+"""Cut models that are run before they are built.
+
+A draft is the dense model's own modules, with other maps out of the blocks whose units are cut: all that is new in
+memory are these maps, and one draft at a time has them there. What is chosen in the end is built.
+
+Shape suffixes: O output features, K input features that stay.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..families import Block, Family, inventory_of, linear_at
+from ..units import PruningPlan
+from .build import built_model, shallower_model
+from .folding import scale_columns
+from .slicing import feature_indices, keep_units
+from .spill import OnDisk
+
+Read = Callable[[str], Tensor]
+"""Gives a parameter of the dense model by its name, to be read only."""
+
+
+class Draft(ABC):
+    """A cut model that can be run, and edited where its cut left maps of its own."""
+
+    @property
+    @abstractmethod
+    def model(self) -> PreTrainedModel:
+        """What is run. Maps out of blocks are modules of the draft, at the paths that they have in the dense model."""
+
+    def rest(self) -> None:  # noqa: B027
+        """Take no memory until the model is asked for again."""
+
+    def drop(self) -> None:  # noqa: B027
+        """Be of no use any more, and take no memory."""
+
+    @abstractmethod
+    def build(self, *, inplace: bool = False) -> PreTrainedModel:
+        """The smaller model, as the draft stands; the draft is used up.
+
+        inplace: let go of each weight of the dense model when what stays of it is cut out. That model has the shapes
+        of its weights afterwards, on the meta device, and no more of those that units run through.
+        """
+
+
+class Finished(Draft):
+    """A model that is built already: one of the same size with zeros in it, which nothing is gained by drafting."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """See `Draft.model`."""
+        return self._model
+
+    def build(self, *, inplace: bool = False) -> PreTrainedModel:
+        """See `Draft.build`."""
+        return self._model
+
+
+class Shallower(Draft):
+    """Fewer layers. They are the dense model's own until the model is built."""
+
+    def __init__(self, dense: PreTrainedModel, plan: PruningPlan, family: Family) -> None:
+        self._given = dense, plan, family
+        self._model = shallower_model(*self._given, shared=True)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """See `Draft.model`."""
+        return self._model
+
+    def build(self, *, inplace: bool = False) -> PreTrainedModel:
+        """See `Draft.build`."""
+        if not inplace:
+            return shallower_model(*self._given)
+        dense, _, family = self._given
+        _let_go(dense, [name for name, _ in dense.named_parameters() if name.startswith(f"{family.layers}.")])
+        return self._model
+
+
+class Narrower(Draft):
+    """Fewer units. The maps out of blocks are cut, with multipliers and scales of the plan in them.
+
+    read: gives the dense model's parameters.  output_bias: give every such map that has no bias one of zeros.
+    Raises PlanError when the plan was made for other shapes.
+    """
+
+    def __init__(
+        self, dense: PreTrainedModel, plan: PruningPlan, family: Family, read: Read, *, output_bias: bool = False
+    ) -> None:
+        self._dense, self._plan, self._family, self._read = dense, plan, family, read
+        self._blocks = family.blocks(dense)
+        plan.check(inventory_of(self._blocks))
+        self._everywhere = output_bias or getattr(dense.config, "output_bias", False)
+        self._outputs: MutableMapping[str, Tensor] | None = None  # those that rest
+        self._device = torch.device("meta")
+        self._shell: PreTrainedModel | None = _shell(dense, {block.output: self._map(block) for block in self._blocks})
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """See `Draft.model`."""
+        if self._shell is None:
+            if self._outputs is None:
+                raise ValueError("the draft is used up")
+            maps = {}
+            for block in self._blocks:
+                bias = f"{block.output}.bias"
+                maps[block.output] = self._fed(
+                    block,
+                    self._outputs[f"{block.output}.weight"].to(self._device),
+                    self._outputs[bias].to(self._device) if bias in self._outputs else None,
+                )
+            self._shell, self._outputs = _shell(self._dense, maps), None
+        return self._shell
+
+    def rest(self) -> None:
+        """See `Draft.rest`."""
+        if self._shell is not None:
+            outputs = OnDisk()
+            outputs.update(self._own())
+            self._shell, self._outputs = None, outputs
+
+    def drop(self) -> None:
+        """See `Draft.drop`."""
+        self._shell = self._outputs = None
+
+    def build(self, *, inplace: bool = False) -> PreTrainedModel:
+        """See `Draft.build`. Weights that no unit runs through (embeddings, head, norms) are shared with the dense."""
+        outputs = self._own() if self._outputs is None else self._outputs
+        self.drop()
+        let_go = (lambda block: _let_go(self._dense, [slot.parameter for slot in block.slots])) if inplace else None
+        return built_model(self._dense, self._plan, self._family, self._read, outputs, self._everywhere, let_go)
+
+    def _own(self) -> dict[str, Tensor]:
+        """The tensors of its own maps by name, as they stand."""
+        model = self.model
+        parts = (linear_at(model, block.output).named_parameters(prefix=block.output) for block in self._blocks)
+        return {name: parameter.data for part in parts for name, parameter in part}
+
+    @torch.no_grad()
+    def _map(self, block: Block) -> OutputProjection:
+        """The map out of a block, cut, with all that the plan has for its units folded."""
+        group = self._plan.group(block.address)
+        weight_OK = keep_units(self._read(f"{block.output}.weight"), block.slots[-1], group.kept, group.count)
+        for values in (group.multipliers, group.scales):
+            if values is not None and group.kept:
+                weight_OK = scale_columns(weight_OK, torch.tensor(values, dtype=torch.float32, device="cpu"))
+        bias_O = None
+        if linear_at(self._dense, block.output).bias is not None:
+            bias_O = self._read(f"{block.output}.bias").clone()
+        elif self._everywhere:
+            bias_O = weight_OK.new_zeros(len(weight_OK))
+        return self._fed(block, weight_OK, bias_O)
+
+    def _fed(self, block: Block, weight_OK: Tensor, bias_O: Tensor | None) -> OutputProjection:
+        self._device = weight_OK.device
+        group = self._plan.group(block.address)
+        kept_K = feature_indices(group.kept, group.count * block.width, group.count).to(weight_OK.device)
+        return OutputProjection(weight_OK, bias_O, None if len(group.kept) == group.count else kept_K)
+
+
+def drafted(
+    dense: PreTrainedModel, plan: PruningPlan, family: Family, read: Read, *, output_bias: bool = False
+) -> Draft:
+    """The draft of a plan. read: gives the dense model's parameters.
+
+    output_bias: give every output projection that has no bias one of zeros, to be filled by the caller; where the plan
+    drops whole layers nothing is added.  Raises PlanError when the plan was made for other shapes.
+    """
+    if plan.whole_layers:
+        plan.check(inventory_of(family.blocks(dense)))
+        return Shallower(dense, plan, family)
+    return Narrower(dense, plan, family, read, output_bias=output_bias)
+
+
+def build_pruned_model(
+    model: PreTrainedModel, plan: PruningPlan, family: Family, *, output_bias: bool = False
+) -> PreTrainedModel:
+    """A new model with the plan's units, its multipliers and scales folded in; the given model stays as it is.
+
+    Where the plan drops whole layers it is one of the same class with fewer layers. Weights that no unit runs through
+    (embeddings, head, norms) are shared with the given model; those of output projections never are, so that they may
+    be edited in place.  Options and errors are those of `drafted`.
+    """
+    return drafted(
+        model, plan, family, lambda name: model.get_parameter(name).detach(), output_bias=output_bias
+    ).build()
+
+
+class OutputProjection(nn.Linear):
+    """The map out of a cut block, where the block still computes all its units.
+
+    weight_OK: its columns.  bias_O: shape (O,); None for none.  kept_K: which of the block's features they are of, as
+    indices; None for all. Whoever watches what enters sees those alone, as in the model that is built.
+    """
+
+    def __init__(self, weight_OK: Tensor, bias_O: Tensor | None, kept_K: Tensor | None) -> None:
+        nn.Module.__init__(self)  # what nn.Linear's own would do is make a weight and fill it
+        self.out_features, self.in_features = weight_OK.shape
+        self.weight = nn.Parameter(weight_OK, requires_grad=False)
+        self.register_parameter("bias", None if bias_O is None else nn.Parameter(bias_O, requires_grad=False))
+        if kept_K is not None:
+            self.register_forward_pre_hook(lambda _, inputs: (inputs[0].index_select(-1, kept_K), *inputs[1:]))
+
+
+def _shell(dense: PreTrainedModel, maps: Mapping[str, nn.Module]) -> PreTrainedModel:
+    """The dense model with other modules at these paths; all others are the very same."""
+    shell = _shallow_copy(dense)
+    copies: dict[str, nn.Module] = {"": shell}
+    for path, module in maps.items():
+        *parents, leaf = path.split(".")
+        for depth, name in enumerate(parents, start=1):
+            above, here = ".".join(parents[: depth - 1]), ".".join(parents[:depth])
+            if here not in copies:
+                copies[here] = _shallow_copy(copies[above].get_submodule(name))
+                copies[above]._modules[name] = copies[here]
+        copies[".".join(parents)]._modules[leaf] = module
+    return shell
+
+
+def _shallow_copy(module: Any) -> Any:
+    """A module of the same parts, that may be given others, hooks and flags without a change to this one."""
+    own = copy.copy(module)
+    vars(own).update({name: copy.copy(value) for name, value in vars(module).items() if isinstance(value, dict)})
+    return own
+
+
+def _let_go(dense: PreTrainedModel, names: list[str]) -> None:
+    """Keep the shapes of some parameters, and no memory."""
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        module = dense.get_submodule(path)
+        old = module.get_parameter(leaf)
+        module._parameters[leaf] = nn.Parameter(torch.empty_like(old, device="meta"), requires_grad=old.requires_grad)
