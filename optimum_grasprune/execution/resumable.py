@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from pydantic import JsonValue
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
 from ..statistics import Statistic
+from ..surgery import Draft
+from ..units import PruningPlan
 from .course import Course
 from .distillation import LiveTeacher, Teacher, Teaches
 from .instrument import Gates
@@ -52,6 +54,18 @@ class Resumable(Runner):
     def beside(self, model: PreTrainedModel) -> Self:
         """See `Runner.beside`."""
         return type(self)(self.inner.beside(model), self.state)
+
+    def draft(self, plan: PruningPlan, *, output_bias: bool = False) -> Draft:
+        """See `Runner.draft`."""
+        return self.inner.draft(plan, output_bias=output_bias)
+
+    def built(self, draft: Draft, *, inplace: bool = False) -> PreTrainedModel:
+        """See `Runner.built`."""
+        return self.inner.built(draft, inplace=inplace)
+
+    def editing(self, linear: nn.Linear) -> AbstractContextManager[object]:
+        """See `Runner.editing`."""
+        return self.inner.editing(linear)
 
     def clock(self) -> float:
         """See `Runner.clock`."""

@@ -8,20 +8,21 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
 from ..config import GRASPConfig
 from ..families import Block, Family, family_of, inventory_of
 from ..statistics import Statistic
-from ..units import UnitInventory
+from ..surgery import Draft, drafted
+from ..units import PruningPlan, UnitInventory
 from .course import Course
 from .distillation import LiveTeacher, Teacher, Teaches
 from .instrument import Gates
@@ -124,6 +125,18 @@ class Runner(ABC):
         runner = type(self)(model)
         runner.trainings = self.trainings
         return runner
+
+    def draft(self, plan: PruningPlan, *, output_bias: bool = False) -> Draft:
+        """A cut of the model that can be run, beside it, before it is built; options and errors as in `drafted`."""
+        return drafted(self.model, plan, self.family, self.parameter, output_bias=output_bias)
+
+    def built(self, draft: Draft, *, inplace: bool = False) -> PreTrainedModel:
+        """The smaller model of a draft, which `beside` can run; see `Draft.build`."""
+        return draft.build(inplace=inplace)
+
+    def editing(self, linear: nn.Linear) -> AbstractContextManager[object]:
+        """Inside the block the tensors of one of the model's linear maps are in memory, and may be changed for good."""
+        return nullcontext(linear)
 
     def clock(self) -> float:
         """Seconds, for limits of time; where the work is taken up again, those of before count and no others."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from ..families import Family
 from ..statistics import Statistic
-from ..surgery import Draft, Finished, drafted
+from ..surgery import Draft, Finished
 from ..surgery.single_weights import build_sparse_model
 from ..units import ElementMask, PruningPlan
 from .base import Stage, TrainedStage, WeightStage
@@ -148,7 +148,7 @@ class Chain:
         for refitting in self.weight_stages:
             kept = refitting.replay(replace(reference, leg=None), draft.model, kept, recorded)
         alone = self.alone(reference) if inplace else None
-        pruned = draft.build(inplace=alone is not None)
+        pruned = reference.runner.built(draft, inplace=alone is not None)
         reference = alone or reference
         for stage in self.trained_stages:
             at = reference if stage is self.continuing else replace(reference, leg=None)
@@ -158,9 +158,7 @@ class Chain:
     def _drafted(self, reference: Reference, cut: Cut) -> Draft:
         if isinstance(cut, ElementMask):
             return Finished(build_sparse_model(reference.model, cut))
-        output_bias = any(stage.output_bias for stage in self.stages)
-        runner = reference.runner
-        return drafted(runner.model, cut, reference.family, runner.parameter, output_bias=output_bias)
+        return reference.runner.draft(cut, output_bias=any(stage.output_bias for stage in self.stages))
 
 
 def _merged(settings: Iterable[Settings]) -> Settings:

@@ -161,9 +161,10 @@ class LearntDiagonals(Learnt):
     def fold(self) -> PruningPlan:
         """Multiply them into weights and biases, in place."""
         for linear, columns_I, rows_O in self.trained.split(self.raw_D):
-            linear.weight.copy_(folded(linear.weight, columns_I, rows_O))
-            if linear.bias is not None:
-                linear.bias.copy_(linear.bias.float() * rows_O.to(linear.bias.device))
+            with self.runner.editing(linear):
+                linear.weight.copy_(folded(linear.weight, columns_I, rows_O))
+                if linear.bias is not None:
+                    linear.bias.copy_(linear.bias.float() * rows_O.to(linear.bias.device))
         return self.plan
 
 

@@ -28,7 +28,7 @@ from ..execution import LayerStream, Runner
 from ..families import Block, linear_at
 from ..progress import track
 from ..statistics import TOKEN_WEIGHTS, Statistic, finite
-from ..surgery import OnDisk
+from ..surgery import OnDisk, in_memory
 from ..units import PruningPlan
 from .base import Edit, WeightStage
 from .reference import Linear, Reference, Settings, Trial, kept_columns
@@ -237,7 +237,9 @@ def _advance_with_grams(
 def take_weights(pruned: PreTrainedModel, weights: Weights) -> None:
     """Put refitted output projections into a sliced model, in place."""
     for path, weight_OK in weights.items():
-        linear_at(pruned, path).weight.copy_(weight_OK)
+        linear = linear_at(pruned, path)
+        with in_memory(linear):
+            linear.weight.copy_(weight_OK)
 
 
 @torch.no_grad()
@@ -261,8 +263,9 @@ def restore_in_sequence(
                     continue
                 before = linear_at(dense.model, block.output)
                 after = linear_at(pruned.model, block.output)
-                gram_KK = after.weight.new_zeros(after.in_features, after.in_features, dtype=torch.float32)
-                cross_IK = after.weight.new_zeros(before.in_features, after.in_features, dtype=torch.float32)
+                sizes = after.in_features, before.in_features
+                gram_KK = torch.zeros(sizes[0], sizes[0], dtype=torch.float32, device=current.device)
+                cross_IK = torch.zeros(sizes[1], sizes[0], dtype=torch.float32, device=current.device)
                 for position in range(len(tokens_NS)):
                     x_TI = finite(reference.input_of(before, index, position), block.output)
                     z_TK = finite(current.input_of(after, index, position), block.output)
@@ -276,9 +279,10 @@ def restore_in_sequence(
                     cross_IK.addmm_(x_TI.T, weighed_TK)
                 old = Linear(dense.parameter(f"{block.output}.weight"))
                 columns_K = kept_columns(plan, block, old)
-                after.weight.copy_(
-                    restored_weight(old.weight, columns_K, gram_KK, cross_IK, damping, block.output, fit.diagonal)
-                )
+                with in_memory(after):
+                    after.weight.copy_(
+                        restored_weight(old.weight, columns_K, gram_KK, cross_IK, damping, block.output, fit.diagonal)
+                    )
             reference.advance(index)
             current.advance(index)
 

@@ -19,7 +19,7 @@ from ..families import Block, Family, linear_at
 from ..problem import Problem, RecoveryText
 from ..sharing import Leg, Sharing
 from ..statistics import Statistic
-from ..surgery import feature_indices
+from ..surgery import feature_indices, in_memory
 from ..units import ElementMask, PruningPlan
 
 Cut = PruningPlan | ElementMask
@@ -154,7 +154,9 @@ class Reference:
             return
         for block in self.runner.blocks:
             before = self.linear(block.output)
-            yield CutMap(block.output, before, linear_at(pruned, block.output), kept_columns(cut, block, before))
+            after = linear_at(pruned, block.output)
+            with in_memory(after):
+                yield CutMap(block.output, before, after, kept_columns(cut, block, before))
 
 
 @dataclass(frozen=True)

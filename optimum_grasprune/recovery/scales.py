@@ -71,7 +71,7 @@ class Scales(TrainedStage):
 
     def replay(self, reference: Reference, pruned: PreTrainedModel, kept: PruningPlan, recorded: Trial) -> PruningPlan:
         """Fold the scales of the plan."""
-        fold_scales(pruned, recorded.plan, reference.family)
+        fold_scales(pruned, recorded.plan, reference.family, reference.runner.beside(pruned).editing)
         return recorded.plan
 
 
@@ -99,7 +99,7 @@ class LearntScales(Learnt):
     def fold(self) -> PruningPlan:
         """Multiply the scales into the weights; the plan with them."""
         plan = self.plan.with_scales(self.scales_U)
-        fold_scales(self.runner.model, plan, self.runner.family)
+        fold_scales(self.runner.model, plan, self.runner.family, self.runner.editing)
         return plan
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel
 
+from ..execution import Runner
 from ..problem import Problem
 from ..progress import track
 from ..record import Judgement, RecoveryRecord, TrainedBefore
@@ -55,9 +56,9 @@ class _Choice:
     judgements: tuple[Judgement, ...] = ()
     candidate: str = ""
 
-    def built(self, *, inplace: bool) -> Selected:
-        """The same, built; inplace: as in `Draft.build`."""
-        model = self.draft.build(inplace=inplace)
+    def built(self, runner: Runner, *, inplace: bool) -> Selected:
+        """The same, built; runner: of the dense model.  inplace: as in `Draft.build`."""
+        model = runner.built(self.draft, inplace=inplace)
         return Selected(self.cut, model, self.stages, self.settings, self.judgements, self.candidate)
 
 
@@ -81,10 +82,12 @@ def choose(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, probl
     else:
         best, start = _judged(cuts, chain, reference, problem)
     if not chain.trained_stages:
-        return best.built(inplace=problem.inplace)
+        return best.built(problem.runner, inplace=problem.inplace)
     instead = None if best.draft is start.draft else best
     alone = chain.alone(reference) if problem.inplace and instead is None else None
-    return _all_trained(start.built(inplace=alone is not None), instead, chain, alone or reference, problem)
+    return _all_trained(
+        start.built(problem.runner, inplace=alone is not None), instead, chain, alone or reference, problem
+    )
 
 
 def decide(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem) -> Decision | None:
@@ -198,7 +201,7 @@ def _all_trained(
     for stage in chain.trained_stages:
         selected, helps = _trained(selected, stage, reference, problem, goes_on=stage is chain.continuing)
         if instead is not None and not helps:
-            built = instead.built(inplace=problem.inplace and stage is last)
+            built = instead.built(problem.runner, inplace=problem.inplace and stage is last)
             selected = replace(built, judgements=selected.judgements, recovery=selected.recovery)
         instead = None
     return selected

@@ -1,7 +1,7 @@
 """Turning a plan into smaller tensors: slicing, folding, and building the pruned model from them."""
 
 from .build import dense_config, pruned_config
-from .draft import Draft, Finished, build_pruned_model, drafted
+from .draft import Draft, Finished, build_pruned_model, drafted, in_memory
 from .folding import fold_scales, scale_columns
 from .slicing import feature_indices, keep_units
 from .spill import OnDisk
@@ -15,6 +15,7 @@ __all__ = [
     "drafted",
     "feature_indices",
     "fold_scales",
+    "in_memory",
     "keep_units",
     "pruned_config",
     "scale_columns",

@@ -1,7 +1,8 @@
 """Cut models that are run before they are built.
 
 A draft is the dense model's own modules, with other maps out of the blocks whose units are cut: all that is new in
-memory are these maps, and one draft at a time has them there. What is chosen in the end is built.
+memory are these maps, and one draft at a time has them there; of a model whose layers are not in memory either, one of
+these maps. What is chosen in the end is built.
 
 Shape suffixes: O output features, K input features that stay.
 """
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -92,19 +94,32 @@ class Narrower(Draft):
     """Fewer units. The maps out of blocks are cut, with multipliers and scales of the plan in them.
 
     read: gives the dense model's parameters.  output_bias: give every such map that has no bias one of zeros.
+    lean: have maps in memory only while they are used, also of the draft that is run.
     Raises PlanError when the plan was made for other shapes.
     """
 
     def __init__(
-        self, dense: PreTrainedModel, plan: PruningPlan, family: Family, read: Read, *, output_bias: bool = False
+        self,
+        dense: PreTrainedModel,
+        plan: PruningPlan,
+        family: Family,
+        read: Read,
+        *,
+        output_bias: bool = False,
+        lean: bool = False,
     ) -> None:
         self._dense, self._plan, self._family, self._read = dense, plan, family, read
         self._blocks = family.blocks(dense)
         plan.check(inventory_of(self._blocks))
         self._everywhere = output_bias or getattr(dense.config, "output_bias", False)
-        self._outputs: MutableMapping[str, Tensor] | None = None  # those that rest
-        self._device = torch.device("meta")
-        self._shell: PreTrainedModel | None = _shell(dense, {block.output: self._map(block) for block in self._blocks})
+        self._outputs: MutableMapping[str, Tensor] | None = OnDisk() if lean else None
+        self._lean, self._device = lean, torch.device("meta")
+        maps = {}
+        for block in self._blocks:
+            maps[block.output] = self._map(block)
+            if self._outputs is not None:
+                maps[block.output].lie_in(self._outputs, block.output)
+        self._shell: PreTrainedModel | None = _shell(dense, maps)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -125,7 +140,7 @@ class Narrower(Draft):
 
     def rest(self) -> None:
         """See `Draft.rest`."""
-        if self._shell is not None:
+        if self._shell is not None and not self._lean:
             outputs = OnDisk()
             outputs.update(self._own())
             self._shell, self._outputs = None, outputs
@@ -138,8 +153,11 @@ class Narrower(Draft):
         """See `Draft.build`. Weights that no unit runs through (embeddings, head, norms) are shared with the dense."""
         outputs = self._own() if self._outputs is None else self._outputs
         self.drop()
-        let_go = (lambda block: _let_go(self._dense, [slot.parameter for slot in block.slots])) if inplace else None
+        let_go = self._let_go_of if inplace else None
         return built_model(self._dense, self._plan, self._family, self._read, outputs, self._everywhere, let_go)
+
+    def _let_go_of(self, block: Block) -> None:
+        _let_go(self._dense, [slot.parameter for slot in block.slots])
 
     def _own(self) -> dict[str, Tensor]:
         """The tensors of its own maps by name, as they stand."""
@@ -170,17 +188,24 @@ class Narrower(Draft):
 
 
 def drafted(
-    dense: PreTrainedModel, plan: PruningPlan, family: Family, read: Read, *, output_bias: bool = False
+    dense: PreTrainedModel,
+    plan: PruningPlan,
+    family: Family,
+    read: Read,
+    *,
+    output_bias: bool = False,
+    lean: bool = False,
 ) -> Draft:
     """The draft of a plan. read: gives the dense model's parameters.
 
     output_bias: give every output projection that has no bias one of zeros, to be filled by the caller; where the plan
-    drops whole layers nothing is added.  Raises PlanError when the plan was made for other shapes.
+    drops whole layers nothing is added.  lean: as in `Narrower`.
+    Raises PlanError when the plan was made for other shapes.
     """
     if plan.whole_layers:
         plan.check(inventory_of(family.blocks(dense)))
         return Shallower(dense, plan, family)
-    return Narrower(dense, plan, family, read, output_bias=output_bias)
+    return Narrower(dense, plan, family, read, output_bias=output_bias, lean=lean)
 
 
 def build_pruned_model(
@@ -211,6 +236,44 @@ class OutputProjection(nn.Linear):
         self.register_parameter("bias", None if bias_O is None else nn.Parameter(bias_O, requires_grad=False))
         if kept_K is not None:
             self.register_forward_pre_hook(lambda _, inputs: (inputs[0].index_select(-1, kept_K), *inputs[1:]))
+        self._files: MutableMapping[str, Tensor] | None = None
+        self._path, self._device = "", weight_OK.device
+
+    def lie_in(self, files: MutableMapping[str, Tensor], path: str) -> None:
+        """Have its tensors there, under the names that they have below this path, and in memory while it is run."""
+        self._files, self._path = files, path
+        self._write()
+        self.register_forward_pre_hook(lambda module, _: module._read())
+        self.register_forward_hook(lambda module, *_: module._let_go())
+
+    @contextmanager
+    def in_memory(self) -> Iterator[None]:
+        """Inside the block its tensors are in memory, and what is changed of them stays changed."""
+        self._read()
+        yield
+        self._write()
+
+    def _read(self) -> None:
+        for leaf, parameter in self._parameters.items():
+            if parameter is not None and parameter.is_meta and self._files is not None:
+                stored = self._files[f"{self._path}.{leaf}"].to(self._device)
+                self._parameters[leaf] = nn.Parameter(stored, requires_grad=False)
+
+    def _write(self) -> None:
+        if self._files is not None:
+            for leaf, parameter in self.named_parameters():
+                self._files[f"{self._path}.{leaf}"] = parameter.data
+            self._let_go()
+
+    def _let_go(self) -> None:
+        for leaf, parameter in self._parameters.items():
+            if parameter is not None:
+                self._parameters[leaf] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+
+
+def in_memory(linear: nn.Module) -> AbstractContextManager[None]:
+    """Inside the block the tensors of a map of a cut model are in memory, and may be changed."""
+    return linear.in_memory() if isinstance(linear, OutputProjection) else nullcontext()
 
 
 def _shell(dense: PreTrainedModel, maps: Mapping[str, nn.Module]) -> PreTrainedModel:

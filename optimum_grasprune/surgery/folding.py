@@ -9,12 +9,17 @@ Shape suffixes: O output features, I input features, K units.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..families import Family
 from ..units import PruningPlan
+
+Editing = Callable[[nn.Linear], AbstractContextManager[object]]
 
 
 def scale_columns(weight_OI: Tensor, scales_K: Tensor) -> Tensor:
@@ -27,9 +32,13 @@ def scale_columns(weight_OI: Tensor, scales_K: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fold_scales(pruned: PreTrainedModel, plan: PruningPlan, family: Family) -> None:
-    """Multiply the plan's scales into the output projections of an already sliced model, in place."""
+def fold_scales(pruned: PreTrainedModel, plan: PruningPlan, family: Family, editing: Editing = nullcontext) -> None:
+    """Multiply the plan's scales into the output projections of an already sliced model, in place.
+
+    editing: see `Runner.editing`.
+    """
     for address, linear in family.output_projections(pruned).items():
         if (scales_K := plan.group(address).scales) is not None:
             factors_K = torch.tensor(scales_K, dtype=torch.float32, device="cpu")
-            linear.weight.copy_(scale_columns(linear.weight, factors_K))
+            with editing(linear):
+                linear.weight.copy_(scale_columns(linear.weight, factors_K))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel
 from optimum_grasprune import PruningPlan
 from optimum_grasprune.errors import GraspruneError
 from optimum_grasprune.families import family_of, linear_at
-from optimum_grasprune.surgery import Draft, OnDisk, build_pruned_model, drafted
+from optimum_grasprune.surgery import Draft, OnDisk, build_pruned_model, drafted, in_memory
 from optimum_grasprune.units import FFN, KV, Address, UnitMask
 from tests.conftest import logits_of, make_model
 from tests.tiny_models import CASES, some_plan, tiny_model
@@ -23,9 +22,11 @@ from tests.tiny_models import CASES, some_plan, tiny_model
 TOKENS = torch.arange(2, 62).view(2, 30)
 
 
-def draft_of(model: PreTrainedModel, plan: PruningPlan, *, output_bias: bool = False) -> Draft:
-    read: Callable[[str], Tensor] = lambda name: model.get_parameter(name).detach()  # noqa: E731
-    return drafted(model, plan, family_of(model.config), read, output_bias=output_bias)
+def draft_of(model: PreTrainedModel, plan: PruningPlan, **options: bool) -> Draft:
+    def read(name: str) -> Tensor:
+        return model.get_parameter(name).detach()
+
+    return drafted(model, plan, family_of(model.config), read, **options)
 
 
 def state_of(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -44,13 +45,18 @@ def dense(request: pytest.FixtureRequest) -> PreTrainedModel:
 def edited(draft: Draft, model: PreTrainedModel) -> None:
     """Another weight in every map that leads out of a block."""
     for block in family_of(model.config).blocks(model):
-        linear_at(draft.model, block.output).weight.data.mul_(0.5)
+        linear = linear_at(draft.model, block.output)
+        with in_memory(linear):
+            linear.weight.data.mul_(0.5)
 
 
-def test_a_draft_computes_what_the_built_model_does_and_leaves_the_dense_one(dense: PreTrainedModel) -> None:
+@pytest.mark.parametrize("lean", [False, True])
+def test_a_draft_computes_what_the_built_model_does_and_leaves_the_dense_one(
+    dense: PreTrainedModel, lean: bool
+) -> None:
     plan, before = some_plan(dense), state_of(dense)
     whole = logits_of(dense, TOKENS)
-    draft = draft_of(dense, plan, output_bias=True)
+    draft = draft_of(dense, plan, output_bias=True, lean=lean)
     bare = logits_of(draft.model, TOKENS)
     torch.testing.assert_close(logits_of(build_pruned_model(dense, plan, family_of(dense.config)), TOKENS), bare)
     edited(draft, dense)
@@ -132,6 +138,19 @@ def test_what_rests_is_on_the_disk_and_gone_with_its_draft(tmp_path: Path, monke
     assert weight() is None and len(list(tmp_path.rglob("*.safetensors"))) == 6
     draft.drop()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_lean_draft_has_one_of_its_maps_in_memory_at_a_time() -> None:
+    model = make_model(mlp_bias=True)
+    draft = draft_of(model, some_plan(model), lean=True)
+    maps = [linear_at(draft.model, block.output) for block in family_of(model.config).blocks(model)]
+    awake: list[int] = []
+    for linear in maps:
+        linear.register_forward_pre_hook(lambda *_: awake.append(sum(not each.weight.is_meta for each in maps)))
+    logits_of(draft.model, TOKENS)
+    assert awake == [1] * len(maps) and all(each.weight.is_meta for each in maps)
+    with in_memory(maps[1]):
+        assert not maps[1].weight.is_meta and not maps[1].bias.is_meta and maps[0].weight.is_meta
 
 
 def test_tensors_on_the_disk_are_what_was_written() -> None:
