@@ -39,7 +39,8 @@ class GatheringCourse:
         done = self._take_up()
         with bar(len(tokens_NS), label, "sequence") as stage:
             stage.update(done)
-            for tokens_BS in tokens_NS[done:].split(at_once):
+            unread_NS = tokens_NS[done:]
+            for tokens_BS in unread_NS.split(at_once) if len(unread_NS) else ():  # parts of nothing are one, and empty
                 yield tokens_BS
                 done += len(tokens_BS)
                 stage.update(len(tokens_BS))
