@@ -12,11 +12,11 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from .admission import check_tensor
-from .errors import CheckpointError, ModelError
+from .errors import ModelError
 from .families import Family, family_of
 from .generation import repaired_settings
 from .layer_store import LayerStore, attach_store
-from .loading import empty_model, load_config, require_unquantised, resolve_device, shapes_of
+from .loading import empty_model, load_config, refuse_damage, require_unquantised, resolve_device, shapes_of
 from .model_files import check_stored
 from .stored_tensors import StoredTensor, stored_tensors
 
@@ -84,15 +84,21 @@ def _check_names(
 ) -> None:
     """Raise ModelError for tensors under other names than the model's, CheckpointError where some are missing."""
     known, ignored = {name for names in tied for name in names}, model._keys_to_ignore_on_load_unexpected or ()
-    strange = (name for name in stored if name not in known and not any(re.search(each, name) for each in ignored))
+    # What a model works out by itself was once saved with it, as the frequencies of rotary embeddings.
+    worked_out = {name.rpartition(".")[2] for name, _ in model.named_buffers()}
+    strange = (
+        name
+        for name in stored
+        if name not in known
+        and name.rpartition(".")[2] not in worked_out
+        and not any(re.search(pattern, name) for pattern in ignored)
+    )
     if (name := next(strange, None)) is not None:
         raise ModelError(
             f"{source} has a tensor {name}, which is none of {type(model).__name__}'s, so that its layers cannot be "
             "read one by one: save the model once with save_pretrained, or run it whole"
         )
-    if missing := sorted(names[0] for names in tied if not any(name in stored for name in names)):
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise CheckpointError(f"the weights of {source} are damaged: missing keys: {missing[0]}{more}")
+    refuse_damage(source, {"missing_keys": [names[0] for names in tied if not any(name in stored for name in names)]})
 
 
 def _fill_buffers(model: PreTrainedModel, device: torch.device) -> None:
