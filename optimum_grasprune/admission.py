@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import ModelError
 from .families import family_of
+from .layer_store import store_of
 from .model_files import quantization_of
 from .stock import check_stock
 
@@ -27,7 +28,8 @@ _WRAPPERS: Mapping[str, str] = {
 def check_model(model: Any) -> None:
     """Raise ModelError or UnsupportedFamilyError, in one line that says what to do, for what cannot be pruned.
 
-    Reads every weight once; nothing is computed with the model.
+    Reads every weight once; nothing is computed with the model. Weights of layers that stay in the files of a streamed
+    model are looked at when they are read.
     """
     _check_type(model)
     _check_adapters(model)
@@ -41,13 +43,19 @@ def check_model(model: Any) -> None:
 def check_finite(model: nn.Module, name: str) -> None:
     """Raise ModelError for the first tensor with a NaN or an infinity. name: what messages call the model."""
     for path, tensor in model.named_parameters():
-        if tensor.is_meta or not _is_plain(tensor) or not tensor.numel():
-            continue
-        low, high = torch.aminmax(tensor.detach())
-        if not (low.isfinite() and high.isfinite()):
-            overflow = tensor.dtype == torch.float16 and not low.isnan()
-            hint = ": a value that float16 cannot hold; bfloat16 and float32 can" if overflow else ""
-            raise ModelError(f"{name} has weights that are not finite, in {path}{hint}")
+        if not tensor.is_meta and _is_plain(tensor):
+            check_tensor(name, path, tensor)
+
+
+def check_tensor(name: str, path: str, tensor: Tensor) -> None:
+    """Raise ModelError for a tensor with a NaN or an infinity. name: of its model, in messages.  path: its own."""
+    if not tensor.numel():
+        return
+    low, high = torch.aminmax(tensor.detach())
+    if not (low.isfinite() and high.isfinite()):
+        overflow = tensor.dtype == torch.float16 and not low.isnan()
+        hint = ": a value that float16 cannot hold; bfloat16 and float32 can" if overflow else ""
+        raise ModelError(f"{name} has weights that are not finite, in {path}{hint}")
 
 
 def _check_type(model: Any) -> None:
@@ -109,9 +117,12 @@ def _is_distributed(tensor: Tensor) -> bool:
 
 def _check_place(model: PreTrainedModel) -> None:
     devices = _names(str(device) for device in getattr(model, "hf_device_map", {}).values())
-    if "disk" in devices or any(tensor.is_meta for tensor in model.parameters()):
+    store = store_of(model)
+    in_files = frozenset[str]() if store is None else store.names
+    tensors = [tensor for name, tensor in model.named_parameters() if name not in in_files]
+    if "disk" in devices or any(tensor.is_meta for tensor in tensors):
         raise ModelError("the model's weights are not in memory (offloaded, or on the meta device): load it whole")
-    places = _names(str(tensor.device) for tensor in model.parameters())
+    places = _names(str(tensor.device) for tensor in tensors)
     if len(places) > 1 or len(devices) > 1:
         raise ModelError(
             f"the model is spread over {', '.join(places if len(places) > 1 else devices)}: load it on one device"

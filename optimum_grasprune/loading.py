@@ -93,7 +93,7 @@ def load_model(
     except Exception as error:  # transformers, safetensors and the file system each have their own types for a bad file
         raise CheckpointError(f"the weights of {source} cannot be read: {first_line(error)}") from None
     model, info = loaded
-    _refuse_damage(source, info)
+    refuse_damage(source, info)
     if device_map is None and not unpacked:
         model = model.to(resolve_device(device))
     check_finite(model, source)
@@ -233,7 +233,8 @@ def _check_attention(config: PreTrainedConfig, implementation: str) -> None:
         raise OptionError("attn_implementation", implementation, first_line(error)) from None
 
 
-def _refuse_damage(source: str, info: Mapping[str, Any]) -> None:
+def refuse_damage(source: str, info: Mapping[str, Any]) -> None:
+    """Raise CheckpointError where tensors are missing, unexpected or misshapen. info: as transformers gives it."""
     if mismatched := sorted(info.get("mismatched_keys") or ()):
         name, found, wanted = mismatched[0]
         raise CheckpointError(misshapen(source, name, tuple(found), tuple(wanted), len(mismatched)))

@@ -136,7 +136,7 @@ def check_stored(source: str, shapes: Mapping[str, tuple[int, ...]], revision: s
     """
     mismatched: list[tuple[str, tuple[int, ...]]] = []
     numbers = 0
-    for file in _weight_files(source, revision):
+    for file in weight_files(source, revision):
         try:
             with safe_open(file, framework="pt") as tensors:
                 stored = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
@@ -168,7 +168,11 @@ def misshapen(source: str, name: str, found: tuple[int, ...], wanted: tuple[int,
     return f"the weights of {source} are damaged: {name} has the shape {found}, and config.json asks for {wanted}{more}"
 
 
-def _weight_files(source: str, revision: str | None) -> list[Path]:
+def weight_files(source: str, revision: str | None = None) -> list[Path]:
+    """The safetensors files that hold the weights of a model; none where it has no such files.
+
+    Raises CheckpointError for a damaged index.
+    """
     index = optional_file(source, _INDEX_FILE, revision)
     if index is None:
         names = {_WEIGHTS_FILE}

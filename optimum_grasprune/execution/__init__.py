@@ -10,6 +10,7 @@ from .run_state import RunState
 from .runner import Runner, Training
 from .state_file import digest
 from .stream import LayerStream
+from .streamed import StreamedModel
 from .taught import Taught
 from .trace import Trace, Traced
 from .trainable import OfUnits, Pace, Trainable, UnitMultipliers
@@ -29,6 +30,7 @@ __all__ = [
     "Resumable",
     "RunState",
     "Runner",
+    "StreamedModel",
     "Taught",
     "Teacher",
     "Teaches",

@@ -1,6 +1,6 @@
 """The pass over sequences that statistics are gathered in, and the state that it goes on from.
 
-Shape suffixes: N sequences, S sequence.
+Shape suffixes: N sequences, B batch, S sequence.
 """
 
 from __future__ import annotations
@@ -29,18 +29,23 @@ class GatheringCourse:
         self.collectors, self.device = collectors, device
         self.piece = piece if all(each.kept() is not None for each in collectors) else None
 
-    def sequences(self, tokens_NS: Tensor, label: str) -> Iterator[Tensor]:
-        """The sequences that are still to be taken in, behind a bar of all; the state is kept after each."""
+    def sequences(self, tokens_NS: Tensor, label: str, at_once: int = 1) -> Iterator[Tensor]:
+        """The sequences that are still to be taken in, shape (B, S) with B up to `at_once`, behind a bar of all.
+
+        The state is kept after each such batch.
+        """
         if not len(tokens_NS):
             return
         done = self._take_up()
         with bar(len(tokens_NS), label, "sequence") as stage:
             stage.update(done)
-            for step, tokens_S in enumerate(tokens_NS[done:], start=done + 1):
-                yield tokens_S
-                stage.update()
-                if self.piece is not None and step < len(tokens_NS):
-                    self.piece.step_done(partial(self._content, self.piece, step))
+            unread_NS = tokens_NS[done:]
+            for tokens_BS in unread_NS.split(at_once) if len(unread_NS) else ():  # parts of nothing are one, and empty
+                yield tokens_BS
+                done += len(tokens_BS)
+                stage.update(len(tokens_BS))
+                if self.piece is not None and done < len(tokens_NS):
+                    self.piece.step_done(partial(self._content, self.piece, done))
         if self.piece is not None:
             self.piece.finish(*self._content(self.piece, len(tokens_NS)))
 

@@ -77,15 +77,19 @@ def _multiply_input(gates: Gates, position: int) -> Any:
 def hidden_given(model: PreTrainedModel, hidden_BSD: Tensor) -> Iterator[None]:
     """While the block runs, the decoder stack returns these hidden states, so that calling the model runs its head.
 
-    What a causal language model makes of them (a scale, a cap on logits) is in its own forward.
+    What a causal language model makes of them (a scale, a cap on logits) is in its own forward. Blocks may be nested,
+    as where a model that is trained is its own teacher.
     """
     stack = model.get_decoder()
+    outer = vars(stack).get("forward")
     output: Any = BaseModelOutputWithPast(last_hidden_state=hidden_BSD)  # type: ignore[arg-type]
     stack.forward = lambda *_, **__: output
     try:
         yield
     finally:
         del stack.forward
+        if outer is not None:
+            stack.forward = outer
 
 
 @contextmanager

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from optimum_grasprune.execution import (
     Resumable,
     Runner,
     RunState,
+    StreamedModel,
     Training,
     UnitMultipliers,
     WholeModel,
@@ -31,6 +34,7 @@ from optimum_grasprune.methods import get_method
 from optimum_grasprune.progress import Bar
 from optimum_grasprune.selection import choose
 from optimum_grasprune.statistics import MOMENTS, PER_SEQUENCE, PER_TOKEN, Moments
+from optimum_grasprune.streamed_loading import streamed_model
 from optimum_grasprune.surgery import build_pruned_model
 from tests.conftest import logits_of, make_model
 from tests.contracts.test_methods import choices, problem_of
@@ -42,9 +46,16 @@ RUNNERS: dict[str, Callable[[PreTrainedModel], Runner]] = {
 TOKENS = torch.randint(258, (3, 20), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture(params=RUNNERS)
-def run(request: pytest.FixtureRequest) -> Callable[[PreTrainedModel], Runner]:
-    return RUNNERS[request.param]
+def streamed(folder: Path, model: PreTrainedModel) -> StreamedModel:
+    """The model, written below the folder and run from there."""
+    own = folder / f"model-{len(list(folder.iterdir()))}"
+    model.save_pretrained(own)
+    return StreamedModel(streamed_model(str(own)))
+
+
+@pytest.fixture(params=[*RUNNERS, "streamed"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[PreTrainedModel], Runner]:
+    return partial(streamed, tmp_path) if request.param == "streamed" else RUNNERS[request.param]
 
 
 def traces(model: PreTrainedModel) -> list[Any]:
@@ -104,7 +115,7 @@ def test_moments_are_those_of_what_enters(model: LlamaForCausalLM, run: Callable
 
 def test_all_statistics_come_from_one_pass(model: LlamaForCausalLM, run: Callable[..., Runner]) -> None:
     runner, passes = run(model), []
-    handle = model.lm_head.register_forward_pre_hook(lambda *_: passes.append(1))
+    handle = runner.model.get_output_embeddings().register_forward_pre_hook(lambda *_: passes.append(1))
     together = runner.gather([MOMENTS, PER_TOKEN, PER_SEQUENCE], TOKENS)
     handle.remove()
     assert len(passes) == len(TOKENS)
@@ -139,8 +150,9 @@ def test_what_was_not_declared_is_not_gathered(model: LlamaForCausalLM, run: Cal
 
 
 def test_learning_goes_downhill_and_leaves_no_trace(model: LlamaForCausalLM, run: Callable[..., Runner]) -> None:
-    runner, before = run(model), traces(model)
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    runner = run(model)
+    before = traces(runner.model)
+    weights = {name: runner.parameter(name).clone() for name, _ in model.named_parameters()}
     training = Training(4, 1, 0, 0.05, "constant", gradient_checkpointing=False, label="scales")
     trained = UnitMultipliers(torch.ones(runner.inventory.num_units), lambda values_U, _: values_U)
     learnt = [runner.learn(trained, TOKENS, training)[0] for _ in range(2)]
@@ -150,8 +162,8 @@ def test_learning_goes_downhill_and_leaves_no_trace(model: LlamaForCausalLM, run
         gates.values_U = learnt[0]
         assert runner.mean_loss(TOKENS) < start - 0.05
     runner.gather([PER_TOKEN, MOMENTS], TOKENS)
-    assert traces(model) == before
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert traces(runner.model) == before
+    assert all(torch.equal(runner.parameter(name), weight) for name, weight in weights.items())
 
 
 def test_tensors_are_trained_at_their_own_pace_downhill_or_uphill(
@@ -183,13 +195,14 @@ def test_tensors_are_trained_at_their_own_pace_downhill_or_uphill(
 
 
 def test_layer_by_layer_is_what_the_model_computes(model: LlamaForCausalLM, run: Callable[..., Runner]) -> None:
-    before = traces(model)
-    with run(model).stream(TOKENS) as stream:
+    runner = run(model)
+    before = traces(runner.model)
+    with runner.stream(TOKENS) as stream:
         for index in range(len(stream.layers)):
             stream.advance(index)
         logits = model.lm_head(model.model.norm(torch.cat(stream.hidden)))
     torch.testing.assert_close(logits, logits_of(model, TOKENS), rtol=1e-4, atol=1e-5)
-    assert traces(model) == before
+    assert traces(runner.model) == before
 
 
 def test_layers_with_masks_of_their_own(run: Callable[..., Runner]) -> None:

@@ -1,0 +1,109 @@
+"""The weights of decoder layers that stay in their files until a layer is run, and are in memory for one layer only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .stored_tensors import StoredTensor
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a parameter belongs. empty: what stands there while it is not in memory, with its shape and dtype."""
+
+    name: str
+    module: nn.Module
+    leaf: str
+    empty: nn.Parameter
+
+    def put(self, parameter: nn.Parameter) -> None:
+        self.module._parameters[self.leaf] = parameter
+
+
+class LayerStore:
+    """Brings the weights of a model's decoder layers into memory, one layer at a time.
+
+    A layer is known by its number, and its weights are put into the modules that hold them: a model that shares these
+    modules, and has others of its own beside them, computes with them too.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layers: str,
+        stored: Mapping[str, StoredTensor],
+        device: torch.device,
+        check: Callable[[str, Tensor], None],
+    ) -> None:
+        """model: has its layers, below the path `layers`, on the meta device.  stored: at least all tensors of these.
+
+        device: where the model computes.  check: looks at each tensor when it is read for the first time.
+        """
+        self.device = device
+        self._check, self._stored, self._checked = check, stored, set[str]()
+        self._places = [
+            list(_places(layer, f"{layers}.{number}")) for number, layer in model.get_submodule(layers).named_children()
+        ]
+        self._of_name = {place.name: place for places in self._places for place in places}
+        self._held: int | None = None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Parameters that stay in their files, as the model calls them."""
+        return frozenset(self._of_name)
+
+    def fetch(self, layer: int) -> None:
+        """See that the weights of this layer are in memory; those of any other are let go, where nothing needs them."""
+        if self._held == layer:
+            return
+        self.release()
+        self._held = layer
+        for place in self._places[layer]:
+            place.put(nn.Parameter(self.read(place.name), requires_grad=False))
+
+    def release(self) -> None:
+        """Have no layer in memory."""
+        if self._held is not None:
+            for place in self._places[self._held]:
+                place.put(place.empty)
+        self._held = None
+
+    def read(self, name: str) -> Tensor:
+        """A parameter in the model's dtype, where the model computes; what is in memory stays as it is.
+
+        Raises ModelError when it has a NaN or an infinity, CheckpointError when it cannot be read any more.
+        """
+        tensor = self._stored[name].read().to(self.device, self._of_name[name].empty.dtype)
+        if name not in self._checked:
+            self._check(name, tensor)
+            self._checked.add(name)
+        return tensor
+
+    def holds(self, parameter: nn.Parameter) -> bool:
+        """Whether it is one that stands for a tensor in the files."""
+        return any(place.empty is parameter for place in self._of_name.values())
+
+
+def _places(layer: nn.Module, path: str) -> Iterator[_Place]:
+    for name, module in layer.named_modules(prefix=path):
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None:
+                yield _Place(f"{name}.{leaf}", module, leaf, parameter)
+
+
+_ATTRIBUTE = "layer_store"
+
+
+def attach_store(model: PreTrainedModel, store: LayerStore) -> None:
+    """Have whoever gets the model know where its layers are, also by a copy that shares its modules."""
+    vars(model)[_ATTRIBUTE] = store
+
+
+def store_of(model: nn.Module) -> LayerStore | None:
+    """What the weights of a model's layers come from; None for a model that has them in memory."""
+    return vars(model).get(_ATTRIBUTE)

@@ -1,0 +1,68 @@
+"""Single tensors of a checkpoint, read from where they lie in its safetensors files.
+
+A file is opened, read at the tensor's place and closed. safetensors' own reader maps the whole file instead, and pages
+that were looked at stay part of the process for as long as any tensor of the file lives: measured on a model of 1.1 B
+parameters (bf16, 22 layers of 88 MB), one read after another left 92 MB more resident at the most with plain reads,
+all 2.2 GB with one mapping that stays open, and 134 MB with a mapping and a copy for each tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError
+from .model_files import weight_files
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Names of data types in the files, as far as weights have them."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file. start: offset of its first byte."""
+
+    file: Path
+    start: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self) -> Tensor:
+        """The tensor as it is stored, on the CPU; CheckpointError where the file has gone or become shorter."""
+        numbers = torch.empty(math.prod(self.shape), dtype=self.dtype, device="cpu")
+        unread = numbers.view(torch.uint8).numpy().data
+        try:
+            with self.file.open("rb", buffering=0) as stream:
+                stream.seek(self.start)
+                while unread:
+                    count = stream.readinto(unread)  # a system call reads 2 GiB at the most
+                    if not count:
+                        raise OSError("it ends too early")
+                    unread = unread[count:]
+        except OSError as error:
+            what = error.strerror or error
+            raise CheckpointError(f"the weights in {self.file} cannot be read any more: {what}") from None
+        return numbers.view(self.shape)
+
+
+def stored_tensors(source: str, revision: str | None = None) -> dict[str, StoredTensor]:
+    """All floating-point tensors in the safetensors files of a model folder or Hub repository, by name.
+
+    None at all where there are no such files. They were looked through before, by `check_stored`.
+    """
+    found: dict[str, StoredTensor] = {}
+    for file in weight_files(source, revision):
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(size))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            if (dtype := _DTYPES.get(entry["dtype"])) is not None:
+                start = 8 + size + entry["data_offsets"][0]
+                found[name] = StoredTensor(file, start, tuple(entry["shape"]), dtype)
+    return found
