@@ -39,10 +39,11 @@ def logits(tokens: int, vocabulary: int, element: int, *, backward: bool = False
 def saved_in_layer(layer: LayerSizes, hidden: int, tokens: int, element: int, trained: Trained) -> int:
     """What a layer's backward pass needs of its forward pass.
 
-    Of maps with fixed weights nothing; queries, keys, values and the output of attention; of the FFN what enters and
-    leaves the activation, the product, and what is multiplied by gates; of norms their input in fp32.
+    Of maps with fixed weights nothing; queries, keys, values and the output of attention; of norms their input in fp32;
+    of the FFN what enters and leaves the activation, both factors of the product, which is multiplied by gates. Without
+    a second factor it is a ReLU, which needs what leaves it alone.
     """
-    numbers = 2 * layer.query + 2 * layer.kv + layer.channels * (4 if layer.ffn_parts > 1 else 2)
+    numbers = 2 * layer.query + 2 * layer.kv + layer.channels * (4 if layer.ffn_parts > 1 else 1)
     if trained is Trained.MAPS:  # also what enters and leaves each map before it is multiplied
         numbers += layer.query + 2 * layer.kv + layer.ffn_parts * layer.channels + 4 * hidden
     if trained is Trained.WEIGHTS:  # what enters each map, and what enters the norms' weights
