@@ -1,5 +1,6 @@
 """A checkpoint of a real size with random weights, to time what no weights are at hand for.
 
+    python examples/make_dummy.py --shape tinyllama-1.1b dense-1.1b
     python examples/make_dummy.py --shape llama-2-7b dense-7b
     python examples/make_dummy.py --shape llama-2-7b --keep-ratio 0.5 --ffn-multiple-of 64 pruned-7b
     python examples/make_dummy.py --shape llama-2-7b --keep-ratio 0.5 --plan ./pruned-smollm2 pruned-7b

@@ -69,6 +69,10 @@ class CheckpointError(InputError):
     """A checkpoint is damaged, or the output folder cannot be written."""
 
 
+class ResourceError(InputError):
+    """A run needs more memory or disk than there is; the line says how much of which, and what would need less."""
+
+
 class PlanError(InputError):
     """A pruning plan does not fit the model that it is replayed on."""
 

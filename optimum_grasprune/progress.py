@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from time import monotonic
 from typing import Any, Protocol, TypeVar
@@ -27,6 +27,7 @@ LOG_INTERVAL = 30.0
 _REDRAW_INTERVAL = 0.1
 _STATUS_INTERVAL = 1.0
 _open: list[Bar] = []
+_watchers: list[Callable[[Bar], None]] = []
 
 
 class Bar:
@@ -43,6 +44,8 @@ class Bar:
     def update(self, count: int = 1) -> None:
         """Another `count` units are done."""
         self.done += count
+        for see in _watchers:
+            see(self)
         self._show()
 
     def status(self, text: str) -> None:
@@ -88,6 +91,21 @@ def track(iterable: Iterable[Item], label: str, unit: str, total: int | None = N
         for item in iterable:
             yield item
             stage.update()
+
+
+@contextmanager
+def watched(see: Callable[[Bar], None]) -> Iterator[None]:
+    """While the block runs, `see` is called with each stage whenever it goes on."""
+    _watchers.append(see)
+    try:
+        yield
+    finally:
+        _watchers.remove(see)
+
+
+def note(text: str) -> None:
+    """Say something that a user did not ask for and would like to know, on a line of its own."""
+    tqdm.write(text, file=sys.stderr)
 
 
 @contextmanager

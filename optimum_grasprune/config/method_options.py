@@ -23,6 +23,8 @@ _OF_THE_COMMANDS = frozenset(
         "plan",
         "nested",
         "overwrite",
+        "dry_run",
+        "ignore_estimate",
         "resume",
         "max_shard_size",
         "revision",

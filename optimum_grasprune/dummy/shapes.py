@@ -51,6 +51,8 @@ class KnownShape:
 SHAPES: dict[str, KnownShape] = {
     "tiny": KnownShape(256, 704, 6, 8, 4, 2048, 2048, head_dim=32, deviation=0.06),
     "smollm2-135m": KnownShape(576, 1536, 30, 9, 3, 49152, 8192, tied=True),
+    "tinyllama-1.1b": KnownShape(2048, 5632, 22, 32, 4, 32000, 2048),
+    "open-llama-3b": KnownShape(3200, 8640, 26, 32, 32, 32000, 2048),
     "llama-2-7b": KnownShape(4096, 11008, 32, 32, 32, 32000, 4096),
     "llama-2-13b": KnownShape(5120, 13824, 40, 40, 40, 32000, 4096),
     "llama-2-70b": KnownShape(8192, 28672, 80, 64, 8, 32000, 4096),

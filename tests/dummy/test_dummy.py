@@ -32,6 +32,8 @@ from optimum_grasprune.units import FFN, KV, Address, GroupPlan
 
 PARAMETERS = {
     "smollm2-135m": 134_515_008,
+    "tinyllama-1.1b": 1_100_048_384,
+    "open-llama-3b": 3_426_473_600,
     "llama-2-7b": 6_738_415_616,
     "llama-2-13b": 13_015_864_320,
     "llama-2-70b": 68_976_648_192,

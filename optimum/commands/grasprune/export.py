@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from optimum_grasprune.comparison.beside import BesideDense
     from optimum_grasprune.config import GRASPConfig
+    from optimum_grasprune.estimate import Estimate, Forecast, RunnerName
     from optimum_grasprune.execution import RunState
     from optimum_grasprune.export.outputs import Source
     from optimum_grasprune.pruned import PrunedModel
@@ -28,6 +29,7 @@ class ExportCommand(Subcommand):
     """Prune a model and save the smaller one."""
 
     COMMAND = CommandInfo(name="export", help="Prune a model and save the smaller dense checkpoint.")
+    _forecast: Forecast
 
     @staticmethod
     def parse_args(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +43,9 @@ class ExportCommand(Subcommand):
         """Prune, save, summarise, and what was asked for after it; each ratio by itself where there are several."""
         from optimum_grasprune.config import by_recipe
         from optimum_grasprune.config.flags import given
+        from optimum_grasprune.estimate import Forecast
         from optimum_grasprune.export.checkpoint import check_shard_size
+        from optimum_grasprune.progress import note, watched
         from optimum_grasprune.pruner import GRASPPruner
 
         output = self.output_among("keep_ratio", "evaluate", is_value=_is_value)
@@ -55,8 +59,12 @@ class ExportCommand(Subcommand):
         state = self._state(output)
         self._check_all_free(folders.values(), state)
         drawing = self._drawing(output, folders if several else {})
+        if self.args.dry_run:
+            self._show_needs(config, tuple(folders))
+            return
         beside = self._beside(config)
-        with state.stoppable():
+        self._forecast = Forecast(note)
+        with state.stoppable(), watched(self._forecast.see):
             if several:
                 written = self._export_many(pruner, folders, state)
             else:
@@ -116,21 +124,63 @@ class ExportCommand(Subcommand):
         from optimum_grasprune.export.checkpoint import read_plan
 
         saved = read_plan(self.args.plan) if self.args.plan else None
-        model, tokenizer = self._loaded(pruner.config)
+        model, tokenizer = self._loaded(pruner.config, (pruner.config.keep_ratio,))
         if saved is None:
             return pruner.prune(model, tokenizer, state=state, inplace=True)
         return pruner.replay(model, tokenizer, *saved, state=state, inplace=True)
 
-    def _loaded(self, config: GRASPConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    def _loaded(
+        self, config: GRASPConfig, ratios: tuple[float, ...]
+    ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         from optimum_grasprune.export.base_card import CARD_NAME
-        from optimum_grasprune.loading import load_config, load_model, load_tokenizer, require_unquantised
+        from optimum_grasprune.loading import load_model, load_tokenizer
         from optimum_grasprune.model_files import optional_file
 
         source, options = self.args.model, self.source_options(self.args.model)
-        require_unquantised(source, load_config(source, **options))
+        self._require_fit(config, ratios)
         optional_file(source, CARD_NAME)  # of the Hub: into the cache, where the card of the checkpoint looks for it
         model = load_model(source, dtype=config.dtype, device=config.device, **options)
         return model, load_tokenizer(source, **options)
+
+    def _estimated(self, config: GRASPConfig, ratios: tuple[float, ...]) -> tuple[Estimate, Sequence[RunnerName]]:
+        """What the run needs, beside what there is, and the runners that it may choose from; reads no weights."""
+        from optimum_grasprune.estimate import RUNNERS, Job, Machine, estimated
+        from optimum_grasprune.families import family_of
+        from optimum_grasprune.loading import load_config, require_unquantised, resolve_device
+
+        source, options = self.args.model, self.source_options(self.args.model)
+        model = load_config(source, **options)
+        require_unquantised(source, model)
+        family_of(model)
+        device = resolve_device(config.device)
+        job = Job.of(config, model, device=device.type, ratios=ratios, replays=self.args.plan is not None)
+        asked = getattr(self.args, "runner", "whole")
+        runners = RUNNERS if hasattr(self.args, "runner") else RUNNERS[:1]
+        return estimated(job, Machine.here(device, self.args.output), runners, asked or "auto"), runners
+
+    def _require_fit(self, config: GRASPConfig, ratios: tuple[float, ...]) -> None:
+        """Refuse what cannot fit; say what is needed where that is much, and what the run will do."""
+        from optimum_grasprune.estimate import require_fit, works_of
+        from optimum_grasprune.progress import note
+
+        estimate, runners = self._estimated(config, ratios)
+        if not self.args.ignore_estimate:
+            require_fit(estimate, runners)
+        if estimate.is_worth_a_line:
+            note(estimate.line)
+        self._forecast.expect(works_of(estimate.job))
+
+    def _show_needs(self, config: GRASPConfig, ratios: tuple[float, ...]) -> None:
+        """What `--dry-run` prints; ends in an error where the run would."""
+        from optimum_grasprune.estimate import require_fit
+        from optimum_grasprune.report.tables import print_table
+
+        estimate, runners = self._estimated(config, ratios)
+        columns = ("", "needed", "free", "most for", "of which")
+        print_table(f"{self.args.model}: what pruning it needs", columns, estimate.rows, estimate.footer)
+        self.write_result(estimate.to_dict())
+        if not self.args.ignore_estimate:
+            require_fit(estimate, runners)
 
     def _folders(self, pruner: GRASPPruner, ratios: Sequence[str], output: Path) -> dict[float, str]:
         """A folder for each of several ratios, largest first."""
@@ -146,7 +196,8 @@ class ExportCommand(Subcommand):
         """A checkpoint a ratio in a folder of its own, each written when it is made: what is finished stays."""
         from optimum_grasprune.errors import GraspruneError
 
-        run = pruner.prune_many(*self._loaded(pruner.config), list(folders), nested=self.args.nested, state=state)
+        loaded = self._loaded(pruner.config, tuple(folders))
+        run = pruner.prune_many(*loaded, list(folders), nested=self.args.nested, state=state)
         written: list[Written] = []
         for ratio, folder in folders.items():
             try:
@@ -225,6 +276,12 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     optional.add_argument("--plan", metavar="PATH", help="replay a saved plan (a checkpoint or its grasp_config.json)")
     optional.add_argument("--overwrite", action="store_true", help="replace the pruned checkpoint in OUTPUT")
     add_options(optional, StateOptions)
+    optional.add_argument(
+        "--dry-run", action="store_true", help="print the memory and disk that it needs and what is free, and stop"
+    )
+    optional.add_argument(
+        "--ignore-estimate", action="store_true", help="start also where there seems to be too little memory or disk"
+    )
     add_model_options(optional)
     add_result_options(parser)
     own = add_own_options(parser, arguments)

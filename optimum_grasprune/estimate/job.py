@@ -1,0 +1,175 @@
+"""What a run is asked for, in numbers: sequences and tokens of each stage. No weights are looked at."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedConfig
+from typing_extensions import Self
+
+from ..config import GRASPConfig
+from ..corpora.sequences import CALIBRATION_TOKENS
+from ..families import family_of
+from ..loading import calibration_length, empty_model
+from ..methods import get_method
+from ..methods.base import Method
+from ..recovery.chain import Chain
+from ..recovery.least_squares import LeastSquares
+from ..selection.choose import FINALISTS
+from ..statistics import Statistic
+from .sizes import Sizes
+
+RunnerName = Literal["whole", "offloaded", "streamed"]
+
+RUNNERS: tuple[RunnerName, ...] = ("whole", "offloaded", "streamed")
+"""In the order in which they are tried: each needs less memory than the one before, and more time."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of `export`.
+
+    element: bytes of a number in the dtype that it computes in.  length: tokens in a calibration sequence.
+    ratios: keep ratios, largest first.  runner: how the model is run.
+    device: the kind of device, as torch calls it; on "cpu" and "mps" its memory is the host's.
+    replays: whether a saved plan says what is cut, so that nothing is chosen.
+    """
+
+    config: GRASPConfig
+    sizes: Sizes
+    element: int
+    length: int
+    ratios: tuple[float, ...]
+    runner: RunnerName = "whole"
+    device: str = "cpu"
+    replays: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        config: GRASPConfig,
+        model_config: PreTrainedConfig,
+        *,
+        device: str,
+        ratios: tuple[float, ...] = (),
+        runner: RunnerName = "whole",
+        replays: bool = False,
+    ) -> Self:
+        """By a recipe and the configuration of a model. Raises ModelError, UnsupportedFamilyError or OptionError."""
+        sizes = Sizes.of(empty_model(model_config), family_of(model_config))
+        dtype = model_config.dtype if config.dtype == "auto" else config.dtype
+        return cls(
+            config=config,
+            sizes=sizes,
+            element=_bytes_of(dtype),
+            length=calibration_length(model_config, config.seq_len),
+            ratios=ratios or (config.keep_ratio,),
+            runner=runner,
+            device=device,
+            replays=replays,
+        )
+
+    def asking(self, **options: object) -> Self:
+        """The same with other options of the recipe."""
+        config = self.config.model_copy(update=options)
+        length = int(config.seq_len) if config.seq_len is not None else self.length
+        element = self.element if config.dtype == "auto" else _bytes_of(config.dtype)
+        return replace(self, config=config, length=length, element=element)
+
+    @property
+    def is_on_host(self) -> bool:
+        """Whether the device's memory is the host's."""
+        return self.device in ("cpu", "mps")
+
+    @cached_property
+    def method(self) -> Method:
+        """How units are chosen."""
+        return get_method(self.config.method)
+
+    @cached_property
+    def chain(self) -> Chain:
+        """What makes up for the cut."""
+        return self.method.chain_for(self.config)
+
+    @property
+    def share(self) -> float:
+        """Of the units, how much stays at the largest ratio."""
+        if self.config.pattern != "units":
+            return 1.0
+        ratio, prunable, everything = self.ratios[0], self.sizes.prunable, self.sizes.parameters
+        if self.config.budget == "total" and prunable:
+            return min(1.0, max(0.0, 1 - (1 - ratio) * everything / prunable))
+        return ratio
+
+    @property
+    def cut(self) -> Sizes:
+        """The largest of the pruned models."""
+        return self.sizes.kept(self.share)
+
+    @property
+    def calibrated(self) -> int:
+        """Calibration sequences."""
+        return self.config.num_samples or max(1, CALIBRATION_TOKENS // self.length)
+
+    @property
+    def in_statistics(self) -> int:
+        """Sequences that statistics and least squares look at."""
+        return min(self.config.statistic_samples, self.calibrated)
+
+    @property
+    def held_out(self) -> int:
+        """Sequences that choices are judged on."""
+        return self.method.held_out_for(self.config)
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether statistics take a backward pass."""
+        return any(each.from_gradients for each in self._statistics)
+
+    @property
+    def has_statistics(self) -> bool:
+        """Whether there are any."""
+        return bool(self._statistics)
+
+    @property
+    def _statistics(self) -> set[Statistic[Any]]:
+        return {*self.method.statistics_for(self.config), *self.chain.statistics}
+
+    @property
+    def least_squares(self) -> LeastSquares | None:
+        """The stage of that name, if it is asked for."""
+        return next((stage for stage in self.chain.stages if isinstance(stage, LeastSquares)), None)
+
+    @property
+    def trains_gates(self) -> bool:
+        """Whether the method trains multipliers of units."""
+        return self.method.trains_at_all_budgets
+
+    @property
+    def candidates(self) -> int:
+        """Cuts that are judged."""
+        if not self.trains_gates or self.config.method == "ddp":
+            return 1
+        return (self.config.start != "zero") + self.config.snapshots + bool(self.config.search_trials)
+
+    @property
+    def refitted(self) -> int:
+        """Cuts whose weights are refitted, with each of the settings that are tried."""
+        if self.least_squares is None:
+            return 0
+        if not self.held_out:
+            return 1
+        return min(FINALISTS, self.candidates) * len(self.least_squares.variants())
+
+    def teaches(self, default: float) -> bool:
+        """Whether what is trained has the dense model as its teacher. default: the stage's own `kl_weight`."""
+        return (default if self.config.kl_weight is None else self.config.kl_weight) > 0
+
+
+def _bytes_of(dtype: object) -> int:
+    if not isinstance(dtype, str | torch.dtype):  # as a model is built where its configuration says nothing
+        return torch.get_default_dtype().itemsize
+    return (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize

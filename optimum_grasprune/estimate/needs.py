@@ -1,0 +1,297 @@
+"""Bytes that a run needs at its peak, stage by stage: of the device, of the host's memory, of the disk. Pure.
+
+Counted is what is there at once in the stage that takes most, from the sizes of the model and the recipe alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from ..recovery.base import TrainedStage
+from .activations import (
+    FP32,
+    FP64,
+    Trained,
+    forward_pass,
+    grams,
+    logits,
+    moments,
+    passing_through_layer,
+    saved_in_layer,
+    solving,
+    training_step,
+)
+from .job import Job
+from .sizes import Sizes
+
+Place = Literal["device", "host", "output", "temporary"]
+"""Memory of the device and of the host; the disks of OUTPUT and of temporary files."""
+
+MIB = 2**20
+KERNELS = {"cpu": 64 * MIB}
+"""What code and its buffers take when a model runs for the first time, by the kind of device; measured."""
+KERNELS_ELSEWHERE = 256 * MIB
+SLACK = {"cpu": 0.3}
+"""Of what comes and goes, how much more an allocator holds than is in use; measured."""
+SLACK_ELSEWHERE = 0.1
+
+HIDDEN_AT_ONCE = {"cpu": 64 * MIB}
+"""Hidden states of the sequences that a streamed model takes through a layer together, as the runner has it."""
+HIDDEN_AT_ONCE_ELSEWHERE = 512 * MIB
+BORDERS_AT_ONCE = {"cpu": 256 * MIB}
+"""The same at the borders of all layers, where a backward pass follows."""
+BORDERS_AT_ONCE_ELSEWHERE = 16 * 2**30
+
+_ADAM = 4 * FP32
+"""A number that is trained: itself, its gradient, two moments."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that takes bytes. soft: whether a run can go on with less of it, a little slower."""
+
+    what: str
+    size: int
+    place: Place
+    soft: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is there at once in one stage of a run."""
+
+    what: str
+    parts: tuple[Part, ...]
+
+    def size(self, place: Place, *, hard: bool = False) -> int:
+        """Bytes in a place. hard: of what a run cannot go on without."""
+        return sum(part.size for part in self.parts if part.place == place and not (hard and part.soft))
+
+    def largest_first(self, place: Place) -> list[Part]:
+        """What lies in a place."""
+        return sorted((part for part in self.parts if part.place == place), key=lambda part: -part.size)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a run needs. runner: how the model is run."""
+
+    runner: str
+    stages: tuple[Stage, ...]
+
+    def peak(self, place: Place) -> Stage:
+        """The stage that takes most in a place."""
+        return max(self.stages, key=lambda stage: stage.size(place))
+
+    def size(self, place: Place) -> int:
+        """Bytes in a place at the peak."""
+        return self.peak(place).size(place)
+
+    def hard(self, place: Place) -> int:
+        """Bytes in a place without which it cannot run."""
+        return max(stage.size(place, hard=True) for stage in self.stages)
+
+
+def needs_of(job: Job) -> Needs:
+    """What a run needs, in all of its stages."""
+    stages = (Stage(what, tuple(_placed(job, parts))) for what, parts in _stages(job))
+    return Needs(job.runner, tuple(stages))
+
+
+def _placed(job: Job, parts: Iterator[Part]) -> Iterator[Part]:
+    """The parts with what an allocator adds, where the device's memory is."""
+    comes_and_goes = 0
+    for part in parts:
+        on_host = part.place == "device" and job.is_on_host
+        yield Part(part.what, part.size, "host" if on_host else part.place, part.soft)
+        comes_and_goes += part.size if part.place == "device" and not part.what.startswith(_WEIGHTS) else 0
+    slack = SLACK.get(job.device, SLACK_ELSEWHERE) * comes_and_goes
+    size = KERNELS.get(job.device, KERNELS_ELSEWHERE) + round(slack)
+    yield Part("allocator and kernels", size, "host" if job.is_on_host else "device", soft=True)
+
+
+_WEIGHTS = "weights"
+
+
+def _stages(job: Job) -> Iterator[tuple[str, Iterator[Part]]]:
+    yield "loading", _weights(job, job.sizes)
+    if job.replays:
+        yield "writing", _writing(job)
+        return
+    if job.has_statistics:
+        yield ("sensitivity" if job.has_gradients else "statistics"), _statistics(job)
+    yield "scores", _scores(job)
+    if job.trains_gates:
+        yield "gates", _gates(job)
+    if job.held_out:
+        yield "candidates", _judging(job)
+    if job.least_squares is not None:
+        yield "least squares", _least_squares(job)
+    for stage in job.chain.trained_stages:
+        yield stage.name, _training(job, stage)
+    yield "writing", _writing(job)
+
+
+def _weights(job: Job, sizes: Sizes) -> Iterator[Part]:
+    """Where the weights of a model are while it runs."""
+    layer = sizes.largest_layer.parameters * job.element
+    outside = sizes.outside * job.element
+    if job.runner == "whole":
+        yield Part(_WEIGHTS, sizes.parameters * job.element, "device")
+        return
+    yield Part(f"{_WEIGHTS} outside of the layers", outside, "device")
+    if job.runner == "offloaded":
+        yield Part(f"{_WEIGHTS} of two layers", 2 * layer, "device")
+        yield Part(_WEIGHTS, sizes.parameters * job.element, "host")
+    else:
+        yield Part(f"{_WEIGHTS} of one layer", layer, "device")
+        yield Part("a layer that is read", layer, "host")
+
+
+def _step(job: Job, sizes: Sizes, sequences: int, trained: Trained, *, teacher: bool = False) -> Iterator[Part]:
+    """The activations of a forward and backward pass. sequences: in a step."""
+    if job.runner == "streamed":
+        yield from _streamed_step(job, sizes, sequences, trained, teacher=teacher)
+        return
+    tokens, element = sequences * job.length, job.element
+    checkpointing = job.config.gradient_checkpointing
+    whole = training_step(sizes, tokens, element, trained, checkpointing=checkpointing, teacher=teacher)
+    wide = min(whole, logits(tokens, sizes.vocabulary, element, backward=True, teacher=teacher))
+    yield Part("activations", whole - wide, "device")
+    yield Part("logits", wide, "device")
+
+
+def _streamed_step(
+    job: Job, sizes: Sizes, sequences: int, trained: Trained, *, teacher: bool = False
+) -> Iterator[Part]:
+    """The same layer by layer: one sequence in one layer at a time, while hidden states wait at all borders."""
+    element, tokens = job.element, job.length
+    state = tokens * sizes.hidden * element
+    limit = BORDERS_AT_ONCE.get(job.device, BORDERS_AT_ONCE_ELSEWHERE)
+    at_once = min(sequences, max(job.config.batch_size, limit // (state * len(sizes.layers))))
+    layers = [saved_in_layer(layer, sizes.hidden, tokens, element, trained) for layer in sizes.layers]
+    through = passing_through_layer(sizes.largest_layer, sizes.hidden, tokens, element)
+    ends = logits(tokens, sizes.vocabulary, element, backward=True, teacher=teacher)
+    yield Part("activations of a layer, or logits", max(max(layers) + through, ends), "device")
+    yield Part("hidden states and their gradients", 2 * at_once * state, "device")
+    yield Part("hidden states at the borders of layers", at_once * state * len(sizes.layers), "host")
+
+
+def _pass(job: Job, sizes: Sizes, sequences: int, *, predicts: bool) -> Iterator[Part]:
+    """The activations of a forward pass, one sequence at a time. sequences: in all."""
+    yield Part("activations", forward_pass(sizes, job.length, job.element, predicts=predicts), "device")
+    if job.runner == "streamed":
+        state = job.length * sizes.hidden * job.element
+        at_once = min(sequences, max(1, HIDDEN_AT_ONCE.get(job.device, HIDDEN_AT_ONCE_ELSEWHERE) // state))
+        yield Part("hidden states", 2 * at_once * state, "device")
+
+
+def _statistics(job: Job) -> Iterator[Part]:
+    yield from _weights(job, job.sizes)
+    if job.has_gradients:
+        yield from _step(job, job.sizes, job.in_statistics if job.runner == "streamed" else 1, Trained.UNITS)
+        yield Part("token weights", 2 * FP32 * len(job.sizes.layers) * job.in_statistics * job.length, "host")
+        return
+    yield from _pass(job, job.sizes, job.in_statistics, predicts=False)
+    yield Part("moments", moments(job.sizes.largest_layer, job.length), "device")
+
+
+def _scores(job: Job) -> Iterator[Part]:
+    """A matrix at a time, in fp32 or fp64, for scores, biases and energies."""
+    yield from _weights(job, job.sizes)
+    widest = max(max(layer.channels, layer.query) for layer in job.sizes.layers) * job.sizes.hidden
+    in_fp64 = any(stage.name in ("energy", "bias") for stage in job.chain.stages)
+    yield Part(
+        "a matrix in fp64" if in_fp64 else "a matrix in fp32", widest * (3 * FP64 if in_fp64 else 2 * FP32), "device"
+    )
+    if job.config.pattern != "units":
+        yield Part("a model with zeros", job.sizes.in_layers * job.element, "device")
+        yield Part("masks", job.sizes.in_layers, "host")
+
+
+def _gates(job: Job) -> Iterator[Part]:
+    yield from _weights(job, job.sizes)
+    teacher = job.teaches(2 / 3 if job.config.method == "ddp" else 0.0)
+    yield from _step(job, job.sizes, job.config.batch_size, Trained.UNITS, teacher=teacher)
+    yield Part("optimiser", job.sizes.units * _ADAM * (2 if job.config.multipliers == "joint" else 1), "device")
+    if teacher:
+        yield Part("the teacher's hidden states", _hidden(job, job.calibrated), "host")
+
+
+def _drafted(job: Job) -> Iterator[Part]:
+    """A cut model that is judged: the dense one with other maps out of its blocks."""
+    yield Part("maps of a candidate", sum(layer.leading_out for layer in job.cut.layers) * job.element, "device")
+
+
+def _judging(job: Job) -> Iterator[Part]:
+    yield from _weights(job, job.sizes)
+    yield from _drafted(job)
+    yield from _pass(job, job.sizes, job.held_out, predicts=True)
+
+
+def _least_squares(job: Job) -> Iterator[Part]:
+    stage = job.least_squares
+    streams = 2 if stage is not None and stage.in_sequence else 1
+    layer = job.sizes.largest_layer
+    yield from _weights(job, job.sizes)
+    if streams > 1:
+        yield from _drafted(job)
+    through = passing_through_layer(layer, job.sizes.hidden, job.length, job.element)
+    matrices = max(grams(layer) + through, solving(layer, job.sizes.hidden, job.share))
+    yield Part("matrices of a layer", matrices, "device")
+    yield Part("hidden states", streams * _hidden(job, job.in_statistics), "host")
+    if len(job.ratios) > 1:
+        yield Part("matrices of all layers", sum(grams(each) // 2 for each in job.sizes.layers), "host")
+    yield Part(
+        "refitted weights", job.refitted * sum(each.leading_out for each in job.cut.layers) * job.element, "temporary"
+    )
+
+
+def _training(job: Job, stage: TrainedStage) -> Iterator[Part]:
+    """What learns on the model that was cut, which is in the place of the dense one unless that still teaches."""
+    cut, config = job.cut, job.config
+    if stage.fine_tunes or len(job.ratios) > 1:
+        yield from _weights(job, job.sizes)
+        yield Part("the pruned model's layers", cut.in_layers * job.element, "device")
+    else:
+        yield from _weights(job, cut)
+    trained, numbers = _trained(job, stage)
+    teacher = job.teaches(0.0 if stage.name == "scales" else 0.5)
+    yield from _step(job, cut, config.batch_size, trained, teacher=teacher)
+    yield Part("optimiser", numbers, "device")
+    if teacher and not stage.fine_tunes:
+        samples = config.diagonal_samples if stage.name == "diagonals" else config.scale_samples
+        yield Part("the teacher's hidden states", _hidden(job, min(samples, job.calibrated)), "host")
+
+
+def _trained(job: Job, stage: TrainedStage) -> tuple[Trained, int]:
+    """What gradients a stage takes, and bytes of its numbers with all that the optimiser keeps of them."""
+    cut = job.cut
+    features = sum(layer.inputs + layer.outputs for layer in cut.layers)
+    if stage.name == "distill":
+        rounded = 2 * job.element if job.element < FP32 else 0
+        return Trained.WEIGHTS, cut.in_layers * (_ADAM + rounded)
+    if stage.name == "lora":
+        return Trained.ADAPTERS, job.config.recover_rank * features * _ADAM
+    if stage.name == "diagonals":
+        return Trained.MAPS, features * _ADAM
+    return Trained.UNITS, cut.units * _ADAM
+
+
+def _writing(job: Job) -> Iterator[Part]:
+    """The checkpoints, of all ratios, and what a run keeps to go on from."""
+    yield from _weights(job, job.cut)
+    shares = [ratio / job.ratios[0] * job.share for ratio in job.ratios]
+    written = sum(job.sizes.kept(share).parameters for share in shares)
+    yield Part("checkpoints" if len(shares) > 1 else "checkpoint", written * job.element, "output")
+    taught = any(stage.name == "diagonals" for stage in job.chain.stages) and job.teaches(0.5)
+    if taught:
+        samples = min(job.config.diagonal_samples, job.calibrated)
+        yield Part("state of the run", _hidden(job, samples), "output")
+
+
+def _hidden(job: Job, sequences: int) -> int:
+    """Bytes of the hidden states of so many sequences at one place of the model."""
+    return sequences * job.length * job.sizes.hidden * job.element

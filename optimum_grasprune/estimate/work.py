@@ -1,0 +1,122 @@
+"""How much a run computes, stage by stage, in passes of one calibration sequence through the dense model. Pure.
+
+A pass forward is 1; back to the inputs as much again, since weights are fixed; weights that are trained take one more,
+and so does a layer that is computed again. What enters least squares is counted by its multiplications.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..execution.course import CHECK_UPS
+from ..execution.training import training_steps
+from ..recovery.base import TrainedStage
+from .job import Job
+from .sizes import Sizes
+
+_WATCHED = 32
+"""Sequences that fine-tuning is judged on at every look, of both texts."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage. label: of its bar.  units: that the bar counts.  each: passes that one of them takes.
+
+    trains: whether its units are steps of a training.
+    """
+
+    label: str
+    units: int
+    each: float
+    trains: bool = False
+
+    @property
+    def passes(self) -> float:
+        """All of it."""
+        return self.units * self.each
+
+
+def works_of(job: Job) -> tuple[Work, ...]:
+    """The stages of a run, in order; what is done anew at each of several ratios, as often."""
+    return () if job.replays else tuple(work for work in _works(job) if work.units)
+
+
+def _works(job: Job) -> Iterator[Work]:
+    config, again = job.config, 2 + job.config.gradient_checkpointing
+    if job.has_statistics:
+        label, each = ("sensitivity", again) if job.has_gradients else ("statistics", _without_head(job))
+        yield Work(label, job.in_statistics, each)
+    if job.config.method == "block_influence":
+        yield Work("block influence", len(job.sizes.layers), job.in_statistics / len(job.sizes.layers))
+    if job.trains_gates:
+        if config.start_rounds > 1 and config.start != "zero":
+            rounds = config.start_rounds - 1
+            yield Work("start", rounds, again * job.in_statistics / config.start_rounds)
+        steps = training_steps(job.calibrated, config.epochs, config.batch_size)
+        taught = job.teaches(2 / 3 if config.method == "ddp" else 0.0)
+        head = job.sizes.head / _multiplied(job.sizes)
+        yield Work("gates", steps, config.batch_size * (again + taught * head), trains=True)
+        if config.search_trials:
+            yield Work("widths", config.search_trials, float(min(config.search_samples, job.calibrated)))
+    share, ratios = _cost(job), len(job.ratios)
+    if job.held_out:
+        yield Work("candidates", ratios * job.candidates, job.held_out * share)
+    if job.least_squares is not None:
+        yield Work("least squares", len(job.sizes.layers), _least_squares(job))
+        if job.held_out:
+            yield Work("refitted", ratios * job.refitted, job.held_out * share)
+    for stage in job.chain.trained_stages:
+        yield _training(job, stage)
+
+
+def _training(job: Job, stage: TrainedStage) -> Work:
+    config, share = job.config, _cost(job)
+    if stage.fine_tunes:
+        sequences, epochs = max(1, config.recover_tokens // job.length), 1
+        looks = (CHECK_UPS + 1) * _WATCHED * share / sequences
+        each = share * (3 if stage.name == "distill" else 2) + 1.0 + looks
+    else:
+        diagonal = stage.name == "diagonals"
+        samples = config.diagonal_samples if diagonal else config.scale_samples
+        sequences = min(samples, job.calibrated)
+        epochs = config.diagonal_epochs if diagonal else config.scale_epochs
+        head = job.sizes.head / _multiplied(job.sizes)
+        taught = job.teaches(0.5 if diagonal else 0.0)
+        each = 2 * share + taught * (head + _without_head(job) / epochs)
+    each += share * config.gradient_checkpointing
+    steps = training_steps(sequences, epochs, config.batch_size)
+    return Work(stage.name, len(job.ratios) * steps, each * config.batch_size, trains=True)
+
+
+def _multiplied(sizes: Sizes) -> int:
+    """Weights that each token is multiplied by."""
+    return sizes.in_layers + sizes.head
+
+
+def _without_head(job: Job) -> float:
+    """A pass that ends in hidden states."""
+    return job.sizes.in_layers / _multiplied(job.sizes)
+
+
+def _cost(job: Job) -> float:
+    """A pass through the pruned model."""
+    return _multiplied(job.cut) / _multiplied(job.sizes)
+
+
+def _least_squares(job: Job) -> float:
+    """One layer: the pass of its sequences, products of what enters its output projections, and the solutions."""
+    stage, layer = job.least_squares, job.sizes.largest_layer
+    streams = 2 if stage is not None and stage.in_sequence else 1
+    tokens = job.in_statistics * job.length
+    products = layer.channels**2 + layer.query**2
+    solved = sum(_solved(width, job.share, job.sizes.hidden) for width in (layer.channels, layer.query))
+    solutions = len(job.ratios) * job.refitted * solved
+    multiplications = tokens * (streams * layer.parameters + products) + solutions
+    return multiplications / (job.length * _multiplied(job.sizes))
+
+
+def _solved(width: int, share: float, hidden: int) -> float:
+    """Multiplications of one least squares: the factorisation, and what it is applied to."""
+    kept = width * share
+    return kept**3 / 6 + hidden * kept * (width + 2 * kept)

@@ -1,0 +1,176 @@
+"""Sizes, needs and work against numbers that were worked out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from optimum_grasprune import GRASPConfig
+from optimum_grasprune.dummy import shape_config
+from optimum_grasprune.errors import OptionError
+from optimum_grasprune.estimate import RUNNERS, Job, Needs, needs_of, works_of
+from optimum_grasprune.estimate.activations import Trained, logits, saved_in_layer
+from optimum_grasprune.estimate.sizes import LayerSizes, Sizes
+from optimum_grasprune.families import family_of
+from optimum_grasprune.loading import count_parameters, empty_model
+from tests.conftest import make_model
+from tests.tiny_models import OF_FAMILY, tiny_model
+
+LAYER = LayerSizes(
+    parameters=1000,
+    prunable=900,
+    query=8,
+    kv=4,
+    channels=10,
+    ffn_parts=2,
+    norms=2,
+    head_norms=0,
+    inputs=50,
+    outputs=60,
+    leading_out=144,
+)
+
+
+def job(shape: str = "llama-2-7b", device: str = "cuda", runner: str = "whole", **options: Any) -> Job:
+    return Job.of(GRASPConfig(**options), shape_config(shape), device=device, runner=runner)  # type: ignore[arg-type]
+
+
+def parts(needs: Needs, stage: str) -> dict[str, int]:
+    (found,) = (each for each in needs.stages if each.what == stage)
+    return {part.what: part.size for part in found.parts}
+
+
+def test_sizes_of_a_model() -> None:
+    model = make_model()
+    sizes = Sizes.of(model, family_of(model.config))
+    layer = sizes.layers[1]
+    # 32 wide; 4 query heads of 8, 2 KV heads; 48 channels; two norms.
+    attention, ffn = 2 * 32 * 32 + 2 * 32 * 16, 3 * 32 * 48
+    assert (layer.prunable, layer.parameters) == (attention + ffn, attention + ffn + 2 * 32)
+    assert (layer.query, layer.kv, layer.channels, layer.ffn_parts) == (32, 16, 48, 2)
+    assert (layer.norms, layer.head_norms, layer.leading_out) == (2, 0, 32 * 32 + 32 * 48)
+    assert (layer.inputs, layer.outputs) == (6 * 32 + 48, 32 + 16 + 16 + 32 + 48 + 48 + 32)
+    assert (sizes.outside, sizes.units, sizes.tied) == (2 * 258 * 32 + 32, 3 * (48 + 2), False)
+    assert sizes.kept(0.5).layers[0].parameters == (attention + ffn) // 2 + 2 * 32
+
+
+@pytest.mark.parametrize("family", OF_FAMILY)
+def test_all_parameters_are_counted_in_every_family(family: str) -> None:
+    model = tiny_model(family)
+    sizes = Sizes.of(model, family_of(model.config))
+    assert sizes.parameters == count_parameters(model)
+    assert all(layer.norms in (2, 4) for layer in sizes.layers)
+
+
+def test_what_a_layer_saves() -> None:
+    # Per token: q, k, v, attention's output; gate, up, activation, product; and both norms' inputs in fp32.
+    assert saved_in_layer(LAYER, 6, 1, 2, Trained.UNITS) == 2 * (2 * 8 + 2 * 4 + 4 * 10) + 4 * 2 * 6
+    assert saved_in_layer(LAYER, 6, 3, 2, Trained.MAPS) == 3 * (2 * (3 * 8 + 4 * 4 + 6 * 10 + 4 * 6) + 4 * 2 * 6)
+    assert saved_in_layer(LAYER, 6, 1, 4, Trained.ADAPTERS) == 4 * (2 * 8 + 2 * 4 + 4 * 10 + 2 * 6) + 4 * 2 * 6
+    assert saved_in_layer(LAYER, 6, 1, 2, Trained.ADAPTERS) == 2 * (2 * 8 + 2 * 4 + 4 * 10 + 2 * 6) + 4 * (2 * 6 + 50)
+
+
+def test_logits() -> None:
+    assert logits(10, 100, 2) == 10 * 100 * (2 + 4 + 4)
+    assert logits(10, 100, 4) == 10 * 100 * (4 + 4)
+    assert logits(10, 100, 2, backward=True) == 10 * 100 * (2 + 3 * 4)
+    assert logits(10, 100, 2, backward=True, teacher=True) == 10 * 100 * (2 * 2 + 5 * 4)
+
+
+def test_weights_lie_where_the_runner_has_them() -> None:
+    whole, offloaded, streamed = (parts(needs_of(job(runner=runner)), "gates") for runner in RUNNERS)
+    weights, outside, layer = 2 * 6_738_415_616, 2 * (2 * 32000 * 4096 + 4096), 2 * 202_383_360
+    assert whole["weights"] == offloaded["weights"] == weights
+    assert offloaded["weights outside of the layers"] == streamed["weights outside of the layers"] == outside
+    assert offloaded["weights of two layers"] == 2 * layer and streamed["weights of one layer"] == layer
+    assert "weights" not in streamed
+    by_runner = [needs_of(job(runner=runner)).size("device") for runner in RUNNERS]
+    assert by_runner == sorted(by_runner, reverse=True)
+
+
+def test_on_a_cpu_all_is_the_hosts() -> None:
+    needs = needs_of(job(device="cpu"))
+    assert needs.size("device") == 0 and needs.size("host") > 2 * 6_738_415_616
+    assert needs.hard("host") < needs.size("host")
+
+
+def test_gates_of_a_7b_in_seventeen_gigabytes() -> None:
+    """As it was measured on a GPU."""
+    needs = needs_of(job(compensation="none", held_out=0))
+    assert needs.peak("device").what == "gates" and 15e9 < needs.size("device") < 18e9
+    assert parts(needs, "gates")["optimiser"] == 16 * job().sizes.units
+
+
+def test_what_options_do() -> None:
+    plain = needs_of(job(compensation="none"))
+    assert needs_of(job(compensation="none", gradient_checkpointing=True)).size("device") < plain.size("device")
+    assert needs_of(job(compensation="none", batch_size=4)).size("device") > plain.size("device")
+    assert needs_of(job(compensation="none", seq_len=64)).size("device") < plain.size("device")
+    doubled = needs_of(job(compensation="none", dtype="float32"))
+    assert parts(doubled, "gates")["weights"] == 2 * parts(plain, "gates")["weights"]
+    fasp = needs_of(job(method="fasp"))
+    assert "gates" not in {stage.what for stage in fasp.stages}
+    assert parts(fasp, "least squares")["hidden states"] == 2 * 128 * 512 * 4096 * 2
+    flap = needs_of(job(method="flap"))
+    assert flap.size("temporary") == 0 < fasp.size("temporary")
+    magnitude = needs_of(job(method="magnitude"))
+    assert [stage.what for stage in magnitude.stages] == ["loading", "scores", "writing"]
+
+
+def test_weights_that_are_trained_need_their_optimiser() -> None:
+    trained = parts(needs_of(job(recover="distill", method="magnitude")), "distill")
+    cut = job(recover="distill", method="magnitude").cut.in_layers
+    assert trained["optimiser"] == cut * (16 + 4) and trained["the pruned model's layers"] == 2 * cut
+    adapters = parts(needs_of(job(recover="lora", method="magnitude")), "lora")
+    assert adapters["optimiser"] < trained["optimiser"] / 20
+
+
+def test_disks() -> None:
+    needs = needs_of(job(keep_ratio=0.5))
+    checkpoint = 2 * (6_738_415_616 - 6_476_005_376 // 2)
+    assert parts(needs, "writing")["checkpoint"] == checkpoint
+    several = Job.of(GRASPConfig(), shape_config("llama-2-7b"), device="cuda", ratios=(0.75, 0.5))
+    assert parts(needs_of(several), "writing")["checkpoints"] == checkpoint + 2 * (6_738_415_616 - 6_476_005_376 // 4)
+    # Two finalists with two dampings each, of both maps of every layer that lead out, half of their columns.
+    assert needs.size("temporary") == 4 * 32 * 2 * (4096 * 4096 + 4096 * 11008) // 2
+
+
+def test_a_total_budget_leaves_less_of_the_units() -> None:
+    assert job(keep_ratio=0.5).share == 0.5
+    prunable, everything = 6_476_005_376, 6_738_415_616
+    assert job(keep_ratio=0.5, budget="total").share == pytest.approx(1 - 0.5 * everything / prunable)
+    assert job(method="statistical", pattern="2:4").share == 1.0
+
+
+def test_a_replay_chooses_nothing() -> None:
+    replay = Job.of(GRASPConfig(), shape_config("tiny"), device="cpu", replays=True)
+    assert [stage.what for stage in needs_of(replay).stages] == ["loading", "writing"] and works_of(replay) == ()
+
+
+def test_a_sequence_that_is_too_long() -> None:
+    with pytest.raises(OptionError, match="seq_len=5000: the model reads at most 4096 tokens"):
+        job(seq_len=5000)
+
+
+def test_work_is_counted_in_passes() -> None:
+    works = {work.label: work for work in works_of(job(num_samples=100, seq_len=512, epochs=2, batch_size=4))}
+    assert [*works] == ["sensitivity", "gates", "candidates", "least squares", "refitted", "diagonals"]
+    assert works["sensitivity"].passes == 100 * 2
+    assert (works["gates"].units, works["gates"].each) == (50, 8)
+    in_layers, head = 32 * 202_383_360, 32000 * 4096
+    half = (in_layers - 6_476_005_376 // 2 + head) / (in_layers + head)
+    assert works["candidates"].units == 5 and works["candidates"].each == pytest.approx(32 * half, rel=1e-6)
+    assert works["refitted"].units == 4
+    # Back and forth through the half, the teacher's layers once, and its head.
+    assert works["diagonals"].each == pytest.approx(4 * (2 * half + 1), rel=1e-6)
+    assert {label for label, work in works.items() if work.trains} == {"gates", "diagonals"}
+    assert works["least squares"].units == 32
+    recomputed = {work.label: work for work in works_of(job(num_samples=100, gradient_checkpointing=True))}
+    assert recomputed["gates"].each == 3 and recomputed["sensitivity"].each == 3
+
+
+def test_work_without_a_training() -> None:
+    (statistics,) = works_of(job(method="flap", num_samples=8))
+    assert (statistics.label, statistics.units) == ("statistics", 8) and 0.9 < statistics.each < 1
+    assert works_of(job(method="magnitude")) == ()
