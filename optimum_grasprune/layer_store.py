@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .stored_tensors import StoredTensor
+from .surgery import OnDisk
+
+
+class Stored(Protocol):
+    """A tensor that is somewhere else until it is read."""
+
+    def read(self) -> Tensor:
+        """The tensor, on any device."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class LayerStore:
         self,
         model: PreTrainedModel,
         layers: str,
-        stored: Mapping[str, StoredTensor],
+        stored: Mapping[str, Stored],
         device: torch.device,
         check: Callable[[str, Tensor], None],
     ) -> None:
@@ -46,6 +55,7 @@ class LayerStore:
         """
         self.device = device
         self._check, self._stored, self._checked = check, stored, set[str]()
+        self._edited: MutableMapping[str, Tensor] | None = None
         self._places = [
             list(_places(layer, f"{layers}.{number}")) for number, layer in model.get_submodule(layers).named_children()
         ]
@@ -78,11 +88,27 @@ class LayerStore:
 
         Raises ModelError when it has a NaN or an infinity, CheckpointError when it cannot be read any more.
         """
-        tensor = self._stored[name].read().to(self.device, self._of_name[name].empty.dtype)
+        edited = self._edited is not None and name in self._edited
+        tensor = self._edited[name] if self._edited is not None and edited else self._stored[name].read()
+        tensor = tensor.to(self.device, self._of_name[name].empty.dtype)
         if name not in self._checked:
             self._check(name, tensor)
             self._checked.add(name)
         return tensor
+
+    @contextmanager
+    def editing(self, module: nn.Module) -> Iterator[None]:
+        """Inside the block a module's own weights are in memory; what is changed of them stays, on the disk."""
+        self.release()
+        places = [place for place in self._of_name.values() if place.module is module]
+        for place in places:
+            place.put(nn.Parameter(self.read(place.name), requires_grad=False))
+        yield
+        if self._edited is None:
+            self._edited = OnDisk()
+        for place in places:
+            self._edited[place.name] = module.get_parameter(place.leaf)
+            place.put(place.empty)
 
     def holds(self, parameter: nn.Parameter) -> bool:
         """Whether it is one that stands for a tensor in the files."""

@@ -72,6 +72,11 @@ class Resumable(Runner):
         return self.state.clock()
 
     @property
+    def in_memory(self) -> bool:
+        """See `Runner.in_memory`."""
+        return self.inner.in_memory
+
+    @property
     def device(self) -> torch.device:
         """See `Runner.device`."""
         return self.inner.device

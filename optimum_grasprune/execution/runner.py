@@ -109,6 +109,11 @@ class Runner(ABC):
         return inventory_of(self.blocks)
 
     @property
+    def in_memory(self) -> bool:
+        """Whether all weights of the model are in memory, on one device."""
+        return True
+
+    @property
     def device(self) -> torch.device:
         """Where the model computes."""
         return self.model.device

@@ -9,20 +9,23 @@ Shape suffixes: N sequences, B batch, S sequence, D hidden.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
 from ..layer_store import LayerStore, store_of
+from ..surgery import Draft, Narrower, drafted
+from ..units import PruningPlan
 from .distillation import LiveTeacher, Teacher
 from .instrument import frozen, hidden_given
 from .layerwise import layerwise, skipped
 from .stream import LayerStream
+from .streamed_building import streamed_pruned
 from .whole import WholeModel
 
 HIDDEN_BYTES = {"cpu": 64 * 2**20}
@@ -58,13 +61,18 @@ class StreamedModel(WholeModel):
         self.store = store if absent else None
 
     @property
+    def in_memory(self) -> bool:
+        """See `Runner.in_memory`."""
+        return self.store is None
+
+    @property
     def device(self) -> torch.device:
         """See `Runner.device`."""
         return self.model.device if self.store is None else self.store.device
 
     def beside(self, model: PreTrainedModel) -> Self:
         """See `Runner.beside`. A model that shares modules of this one's layers computes with their weights."""
-        runner = type(self)(model, self.store)
+        runner = type(self)(model, store_of(model) or self.store)
         runner.trainings = self.trainings
         return runner
 
@@ -72,6 +80,21 @@ class StreamedModel(WholeModel):
         """See `Runner.parameter`."""
         parameter = super().parameter(name)
         return self.store.read(name) if parameter.is_meta and self.store is not None else parameter
+
+    def draft(self, plan: PruningPlan, *, output_bias: bool = False) -> Draft:
+        """See `Runner.draft`."""
+        lean = self.store is not None
+        return drafted(self.model, plan, self.family, self.parameter, output_bias=output_bias, lean=lean)
+
+    def built(self, draft: Draft, *, inplace: bool = False) -> PreTrainedModel:
+        """See `Runner.built`. The layers of the smaller model are not in memory either."""
+        if self.store is None or not isinstance(draft, Narrower):
+            return super().built(draft, inplace=inplace)
+        return streamed_pruned(draft.outline(), self.model, self.family, self.device)
+
+    def editing(self, linear: nn.Linear) -> AbstractContextManager[object]:
+        """See `Runner.editing`."""
+        return nullcontext() if self.store is None else self.store.editing(linear)
 
     @contextmanager
     def stream(self, tokens_NS: Tensor) -> Iterator[LayerStream]:

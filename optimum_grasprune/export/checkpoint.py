@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,17 +20,20 @@ from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import CheckpointError, OptionError, PlanError
 from ..families import FAMILIES
 from ..generation import savable, write_generation
+from ..layer_store import store_of
 from ..loading import load_config, load_model
 from ..model_files import optional_file
 from ..record import Record, ReportNumbers
 from ..units import PruningPlan
 from ..writing import resolved, write_json
 from .outputs import Source, check_apart
+from .sharded import save_sharded
 from .staging import NUMBERS_NAME, RECORD_NAME, UnmovedError, check_output, staged_folder
 
 
@@ -63,7 +66,7 @@ def save_checkpoint(
     ):
         try:
             with savable(model) as generation:
-                model.save_pretrained(folder, max_shard_size=max_shard_size)
+                save_sharded(model, _read_from(model), folder, max_shard_size)
             write_generation(generation, folder)
             if tokenizer is not None:
                 tokenizer.save_pretrained(folder)
@@ -74,6 +77,13 @@ def save_checkpoint(
         _write_record(folder, record, numbers)
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _read_from(model: PreTrainedModel) -> Callable[[str], Tensor]:
+    """Gives the model's parameters, also of one whose layers are not in memory."""
+    store, state = store_of(model), model.state_dict()
+    names = frozenset[str]() if store is None else store.names
+    return lambda name: store.read(name) if store is not None and name in names else state[name]
 
 
 def check_shard_size(size: int | str) -> None:

@@ -13,6 +13,8 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +23,9 @@ from transformers import PreTrainedModel
 
 from ..families import Block, Family, inventory_of, linear_at
 from ..units import PruningPlan
-from .build import built_model, shallower_model
+from .build import built_model, pruned_config, shallower_model
 from .folding import scale_columns
-from .slicing import feature_indices, keep_units
+from .slicing import feature_indices, keep_units, parameters_of, slice_block
 from .spill import OnDisk
 
 Read = Callable[[str], Tensor]
@@ -51,6 +53,19 @@ class Draft(ABC):
         inplace: let go of each weight of the dense model when what stays of it is cut out. That model has the shapes
         of its weights afterwards, on the meta device, and no more of those that units run through.
         """
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A smaller model, tensor by tensor.
+
+    config, causal_lm: its configuration and class.  layers: gives each parameter of its layers, by name, worked out
+    when it is asked for; all others are the dense model's.
+    """
+
+    config: Any
+    causal_lm: type[PreTrainedModel]
+    layers: Mapping[str, Callable[[], Tensor]]
 
 
 class Finished(Draft):
@@ -155,6 +170,38 @@ class Narrower(Draft):
         self.drop()
         let_go = self._let_go_of if inplace else None
         return built_model(self._dense, self._plan, self._family, self._read, outputs, self._everywhere, let_go)
+
+    def outline(self) -> Outline:
+        """What it would be built of; the draft is used up."""
+        outputs = self._own() if self._outputs is None else self._outputs
+        self.drop()
+        config = pruned_config(self._dense.config, self._plan, output_bias=self._everywhere)
+        state: dict[str, Callable[[], Tensor]] = {
+            name: partial(self._read, name)
+            for name in self._dense.state_dict()
+            if name.startswith(f"{self._family.layers}.")
+        }
+        for block in self._blocks:
+            gone = not self._plan.group(block.address).kept
+            for name in parameters_of(block, gone=gone):
+                del state[name]
+            if not gone:
+                inner = replace(block, slots=block.slots[:-1])
+                state |= {name: partial(self._part, inner, name) for name in parameters_of(inner, gone=False)}
+                state[f"{block.output}.weight"] = partial(outputs.__getitem__, f"{block.output}.weight")
+        for name in self._family.output_biases(self._dense):
+            if name in outputs:
+                state[name] = partial(outputs.__getitem__, name)
+            elif name not in state and self._everywhere:
+                state[name] = partial(self._no_bias, self._dense.config.hidden_size)
+        return Outline(config, self._family.pruned.causal_lm, state)
+
+    def _part(self, block: Block, name: str) -> Tensor:
+        own = replace(block, slots=tuple(slot for slot in block.slots if slot.parameter == name))
+        return slice_block(own, self._plan, self._read)[name]
+
+    def _no_bias(self, size: int) -> Tensor:
+        return torch.zeros(size, dtype=self._dense.dtype, device=self._device)
 
     def _let_go_of(self, block: Block) -> None:
         _let_go(self._dense, [slot.parameter for slot in block.slots])
