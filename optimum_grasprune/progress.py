@@ -119,6 +119,11 @@ def no_bar(_: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     return tqdm(*args, **{**options, "disable": True})
 
 
+def note(text: str) -> None:
+    """Say something that a user did not ask for and would like to know, on a line of its own."""
+    tqdm.write(text, file=sys.stderr)
+
+
 def restart() -> None:
     """A new run begins: in a log, its first line comes no sooner than half a minute from now."""
     _Lines.last, _Lines.idle_since = monotonic(), None

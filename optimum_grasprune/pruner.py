@@ -15,8 +15,9 @@ from .admission import check_model
 from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
 from .config import GRASPConfig
 from .corpora import TokenizedCorpus
+from .dispatched import is_dispatched
 from .errors import GraspruneError, OptionError
-from .execution import KnownStatistics, Resumable, Runner, RunState, WholeModel
+from .execution import KnownStatistics, Resumable, Runner, RunState, runner_for
 from .export.base_card import base_card
 from .export.checkpoint import read_numbers
 from .export.outputs import Source, corpora, local, models
@@ -226,7 +227,9 @@ class GRASPPruner:
         sources = [*models("the model that was pruned", model.config.name_or_path)]
         sources += corpora("the corpus", self.config.dataset if texts is None else "")
         sources += corpora("the text that is watched", self.config.recover_watch)
-        runner: Runner = WholeModel(model)
+        runner: Runner = runner_for(model)
+        if self.config.pattern != "units" and is_dispatched(model):
+            raise OptionError("pattern", self.config.pattern, "single weights are cut of a model on one device alone")
         budgets = [self._budget(runner, config) for config in configs]
         calibration = calibration_for(model, tokenizer, texts, self.config)
         tokens_NS = held_out_NS = NO_TOKENS_NS

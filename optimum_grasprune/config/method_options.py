@@ -24,6 +24,8 @@ _OF_THE_COMMANDS = frozenset(
         "nested",
         "overwrite",
         "resume",
+        "runner",
+        "max_memory",
         "max_shard_size",
         "revision",
         "trust_remote_code",

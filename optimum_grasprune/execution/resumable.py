@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
+from ..dispatched import tensors_of
 from ..statistics import Statistic
 from .course import Course
 from .distillation import LiveTeacher, Teacher, Teaches
@@ -46,7 +47,7 @@ class Resumable(Runner):
         cls, inner: Runner, state: RunState, of: Mapping[str, JsonValue], texts: Mapping[str, Tensor]
     ) -> Resumable:
         """The runner of a run whose state is taken up, as `RunState.begin` does. texts: as in `contents_of`."""
-        state.begin(of, lambda: contents_of(inner.model, texts))
+        state.begin(of, lambda: contents_of(inner, texts))
         return cls(inner, state)
 
     def beside(self, model: PreTrainedModel) -> Self:
@@ -146,16 +147,16 @@ def fingerprint(tokens_NS: Tensor, *others: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def contents_of(model: PreTrainedModel, texts: Mapping[str, Tensor]) -> dict[str, JsonValue]:
+def contents_of(runner: Runner, texts: Mapping[str, Tensor]) -> dict[str, JsonValue]:
     """What a run works on, by hashes, and where: what tells it from another run of the same options.
 
     texts: all sequences that it looks at, by name.
     """
-    described = {name: value for name, value in model.config.to_dict().items() if name not in _OF_NO_MATTER}
+    described = {name: value for name, value in runner.model.config.to_dict().items() if name not in _OF_NO_MATTER}
     configuration = json.dumps(described, sort_keys=True, default=str)
     return {
-        "model": digest(model.state_dict().items())[:16],
+        "model": digest(tensors_of(runner.model))[:16],
         "model's configuration": hashlib.sha256(configuration.encode()).hexdigest()[:16],
         "text": digest(texts.items())[:16],
-        "place of computation": str(model.device),
+        "place of computation": str(runner.device),
     }

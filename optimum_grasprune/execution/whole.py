@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -47,7 +47,7 @@ class WholeModel(Runner):
     @torch.no_grad()
     def losses(self, windows_NS: Tensor, batch_size: int = 1) -> Iterator[Tensor]:
         """See `Runner.losses`."""
-        with frozen(self.model), bar(len(windows_NS), "loss", "window") as stage:
+        with self._frozen(), bar(len(windows_NS), "loss", "window") as stage:
             for batch, tokens_BS in enumerate(windows_NS.split(batch_size)):
                 tokens_BS, logits_BSV = self._logits(tokens_BS)
                 losses_BS = next_token_loss(logits_BSV, tokens_BS, reduction="none").double()
@@ -65,7 +65,7 @@ class WholeModel(Runner):
         context_S: shape (S,), int64.  continuations: shape (T,) each, int64. Yields shape (T, V) for each: what stands
         at a token predicts the one after it.
         """
-        with frozen(self.model):
+        with self._frozen():
             read = self.model(self._placed(context_S[None]), use_cache=True, logits_to_keep=1).past_key_values
             for tokens_T in continuations:
                 cache = copy.deepcopy(read)  # not every kind of cache can be shortened again
@@ -98,7 +98,7 @@ class WholeModel(Runner):
 
         def see(path: str, x_TI: Tensor) -> None:
             for collector in of_inputs:
-                collector.see(path, x_TI.detach())
+                collector.see(path, x_TI.detach().to(self.device))  # layers may be on several
 
         def see_gradient(path: str, x_TI: Tensor, gradient_TI: Tensor) -> None:
             for collector in of_gradients:
@@ -111,25 +111,19 @@ class WholeModel(Runner):
         with ExitStack() as stack:
             backward = bool(of_gradients)
             stack.enter_context(torch.set_grad_enabled(backward))
-            stack.enter_context(frozen(self.model, gradient_checkpointing=gradient_checkpointing and backward))
+            stack.enter_context(self._frozen(gradient_checkpointing=gradient_checkpointing and backward))
             if kept_U is not None:
                 stack.enter_context(self.gated()).values_U = kept_U
-            if of_inputs:
-                stack.enter_context(inputs_of(watched, see))
             if backward:
                 source = stack.enter_context(gradients_at(outputs, see_gradient, see_output_gradient, self.device))
-                self._backward(sequences, source)
-            else:
-                for tokens_S in sequences:
-                    self._hidden(tokens_S[None])
+            for tokens_S in sequences:
+                # Closed before the backward pass, where checkpointing runs layers a second time.
+                with inputs_of(watched, see) if of_inputs else nullcontext():
+                    loss = self._summed_loss(tokens_S[None]) if backward else self._hidden(tokens_S[None])
+                if backward:
+                    torch.autograd.grad(loss, [source], allow_unused=True)
+                del loss
         return {statistic: collector.result(tokens_NS.numel()) for statistic, collector in collectors.items()}
-
-    def _backward(self, sequences: Iterable[Tensor], source: Tensor) -> None:
-        """Take each sequence's summed loss back to a source in its forward pass."""
-        for tokens_S in sequences:
-            tokens_BS, logits_BSV = self._logits(tokens_S[None])
-            losses = next_token_loss(logits_BSV, tokens_BS, reduction="none")
-            torch.autograd.grad(losses.sum(), [source], allow_unused=True)
 
     def learn(
         self,
@@ -152,7 +146,7 @@ class WholeModel(Runner):
         smooth = math.nan
         with (
             torch.enable_grad(),
-            frozen(self.model, gradient_checkpointing=training.gradient_checkpointing),
+            self._frozen(gradient_checkpointing=training.gradient_checkpointing),
             trained.attached(self, numbers) as prepare,
             bar(steps, training.label) as stage,
         ):
@@ -202,7 +196,7 @@ class WholeModel(Runner):
         if live:
             return LiveTeacher(tokens_NS, self._predicted)
         if hidden_NSD is None:
-            with frozen(self.model):
+            with self._frozen():
                 states = [self._hidden(tokens_S[None]).cpu() for tokens_S in track(tokens_NS, "teacher", "sequence")]
             hidden_NSD = torch.cat(states)
 
@@ -216,9 +210,18 @@ class WholeModel(Runner):
     @contextmanager
     def stream(self, tokens_NS: Tensor) -> Iterator[LayerStream]:
         """See `Runner.stream`."""
-        with frozen(self.model):
+        with self._frozen():
             layers = self.family.decoder_layers(self.model)
             yield LayerStream.start(layers, self._hidden, tokens_NS, self.device)
+
+    def _frozen(self, *, gradient_checkpointing: bool = False) -> AbstractContextManager[None]:
+        """The model as it is run, inside of which every pass goes; see `frozen`."""
+        return frozen(self.model, gradient_checkpointing=gradient_checkpointing)
+
+    def _summed_loss(self, tokens_BS: Tensor) -> Tensor:
+        """The sum of next-token losses, to be taken back through the layers."""
+        tokens_BS, logits_BSV = self._logits(tokens_BS)
+        return next_token_loss(logits_BSV, tokens_BS, reduction="none").sum()
 
     def _logits(self, tokens_BS: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens where the model is, and its logits, shape (B, S, V)."""
@@ -228,7 +231,7 @@ class WholeModel(Runner):
     @torch.no_grad()
     def _predicted(self, tokens_BS: Tensor) -> Tensor:
         """Its logits alone, shape (B, S, V), whatever it is in the midst of."""
-        with frozen(self.model):
+        with self._frozen():
             return self._logits(tokens_BS)[1]
 
     def _hidden(self, tokens_BS: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..dispatched import state_of
 from ..errors import CheckpointError, ModelError, first_line
 from ..families import Family, family_of, inventory_of
 from ..progress import without_library_bars
@@ -74,7 +75,7 @@ def build_pruned_model(
     if plan.whole_layers:
         return _build_shallower_model(model, plan, family)
     config = pruned_config(model.config, plan, output_bias=output_bias)
-    state = slice_state(model.state_dict(), plan, blocks)
+    state = slice_state(state_of(model), plan, blocks)
     _own_output_biases(state, family.output_biases(model), model, everywhere=config.output_bias)
     pruned = _materialise(family.pruned.causal_lm, config, state, model)
     fold_multipliers(pruned, plan, family)
@@ -85,7 +86,7 @@ def build_pruned_model(
 def _build_shallower_model(model: PreTrainedModel, plan: PruningPlan, family: Family) -> PreTrainedModel:
     kept = layers_that_stay(plan, family.num_layers(model.config))
     config = shallower_config(model.config, kept, family)
-    return _materialise(type(model), config, shallower_state(model.state_dict(), kept, family), model)
+    return _materialise(type(model), config, shallower_state(state_of(model), kept, family), model)
 
 
 def _own_output_biases(
@@ -94,7 +95,7 @@ def _own_output_biases(
     # Slicing has already copied the weights, even of blocks that keep all their units.
     for name, bias_O in biases.items():
         if bias_O is not None:
-            state[name] = bias_O.detach().clone()
+            state[name] = state[name].clone()
         elif everywhere:
             anything = next(iter(state.values()))
             state[name] = anything.new_zeros(model.config.hidden_size, dtype=model.dtype)

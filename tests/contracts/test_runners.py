@@ -13,8 +13,10 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from optimum_grasprune import GRASPConfig, PruningPlan, UnitMask
+from optimum_grasprune.dispatched import is_dispatched, tensors_of
 from optimum_grasprune.execution import (
     Gathered,
+    OffloadedModel,
     OfUnits,
     Pace,
     Resumable,
@@ -35,8 +37,18 @@ from optimum_grasprune.surgery import build_pruned_model
 from tests.conftest import logits_of, make_model
 from tests.contracts.test_methods import choices, problem_of
 
+
+def offloaded(model: PreTrainedModel) -> Runner:
+    """With all weights in CPU memory, from where hooks of accelerate's bring them to the CPU."""
+    accelerate = pytest.importorskip("accelerate")
+    if not is_dispatched(model):
+        accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    return OffloadedModel(model)
+
+
 RUNNERS: dict[str, Callable[[PreTrainedModel], Runner]] = {
     "whole": WholeModel,
+    "offloaded": offloaded,
     "resumable": lambda model: Resumable(WholeModel(model), RunState("never written")),
 }
 TOKENS = torch.randint(258, (3, 20), generator=torch.Generator().manual_seed(0))
@@ -140,7 +152,7 @@ def test_what_was_not_declared_is_not_gathered(model: LlamaForCausalLM, run: Cal
 
 def test_learning_goes_downhill_and_leaves_no_trace(model: LlamaForCausalLM, run: Callable[..., Runner]) -> None:
     runner, before = run(model), traces(model)
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.clone() for name, tensor in tensors_of(model)}
     training = Training(4, 1, 0, 0.05, "constant", gradient_checkpointing=False, label="scales")
     trained = UnitMultipliers(torch.ones(runner.inventory.num_units), lambda values_U, _: values_U)
     learnt = [runner.learn(trained, TOKENS, training)[0] for _ in range(2)]
@@ -151,7 +163,7 @@ def test_learning_goes_downhill_and_leaves_no_trace(model: LlamaForCausalLM, run
         assert runner.mean_loss(TOKENS) < start - 0.05
     runner.gather([PER_TOKEN, MOMENTS], TOKENS)
     assert traces(model) == before
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in tensors_of(model))
 
 
 def test_tensors_are_trained_at_their_own_pace_downhill_or_uphill(
