@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import set_checkpoint_early_stop
+from transformers import PreTrainedModel
 
 from ..dispatched import first_device, is_offloaded, tensor_at
 from .instrument import frozen
@@ -26,10 +27,14 @@ class OffloadedModel(WholeModel):
     Tokens and what is trained are where the embeddings compute. Losses, masks and scores are those of the whole model.
     """
 
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        self._brought_to = first_device(model)
+
     @property
     def device(self) -> torch.device:
         """See `Runner.device`: where the embeddings compute."""
-        return first_device(self.model) or self.model.device
+        return self._brought_to or self.model.device
 
     def parameter(self, name: str) -> Tensor:
         """See `Runner.parameter`; a copy, where it is kept elsewhere."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,18 @@ def run_on(weights: float, host: float, *gpus: float, accelerate: bool = True, s
 )
 def test_by_size(weights: float, host: float, gpus: tuple[float, ...], runner: str) -> None:
     assert run_on(weights, host, *gpus).runner == runner
+
+
+def test_the_table_of_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "runners.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| GPUs, GB .*(?:\n\|.*)+", page, flags=re.MULTILINE)
+    header, _, *rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
+    assert len(rows) == 5
+    for gpus, host, *runners in rows:
+        sizes = () if gpus == "none" else [float(size) for size in gpus.split(",")]
+        for column, runner in zip(header[2:], runners, strict=True):
+            weights = float(column.partition(": ")[2].removesuffix(" GB"))
+            assert run_on(weights, float(host), *sizes).runner == runner, (gpus, host, column)
 
 
 def test_what_is_told() -> None:

@@ -156,6 +156,21 @@ def test_spread_models_are_recomputed_only_if_that_is_asked_for(monkeypatch: pyt
     assert asked == [False, True]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+def test_on_a_gpu_with_cpu_memory(tmp_path: Path) -> None:
+    model = make_model(num_hidden_layers=4)
+    model.save_pretrained(tmp_path)
+    outside = dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head", "model.layers.0"), 0)
+    rest: dict[str, Any] = {"model.layers.1": "cpu", "model.layers.2": "cpu", "model.layers.3": "disk"}
+    runner = runner_for(AutoModelForCausalLM.from_pretrained(tmp_path, device_map={**outside, **rest}))
+    whole = WholeModel(model.to("cuda:0"))
+    assert isinstance(runner, OffloadedModel) and runner.device == torch.device("cuda:0")
+    assert runner.mean_loss(TOKENS) == pytest.approx(whole.mean_loss(TOKENS), rel=1e-6)
+    torch.testing.assert_close(learnt(runner), learnt(whole))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(runner.parameter(name), tensor)
+
+
 def test_a_run_that_goes_on_knows_the_model(tmp_path: Path) -> None:
     model = make_model()
     texts = {"calibration": TOKENS}
