@@ -1,4 +1,4 @@
-"""What may be pruned: one plain causal language model, whole and in memory. All else is refused before work starts."""
+"""What may be pruned: one plain causal language model, wherever accelerate keeps it. All else is refused at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .dispatched import hooks_of, is_dispatched, kept_nowhere, out_of_reach, tensor_at
 from .errors import ModelError
 from .families import family_of
 from .layer_store import store_of
@@ -42,7 +43,9 @@ def check_model(model: Any) -> None:
 
 def check_finite(model: nn.Module, name: str) -> None:
     """Raise ModelError for the first tensor with a NaN or an infinity. name: what messages call the model."""
-    for path, tensor in model.named_parameters():
+    dispatched = is_dispatched(model)
+    for path, parameter in model.named_parameters():
+        tensor = tensor_at(model, path) if parameter.is_meta and dispatched else parameter
         if not tensor.is_meta and _is_plain(tensor):
             check_tensor(name, path, tensor)
 
@@ -116,19 +119,23 @@ def _is_distributed(tensor: Tensor) -> bool:
 
 
 def _check_place(model: PreTrainedModel) -> None:
+    """A model that accelerate has dispatched is run as it is, where its hooks bring all of it to where it computes."""
+    dispatched = is_dispatched(model)
+    if any(hasattr(module, "_hf_hook") and not any(hooks_of(module)) for module in model.modules()):
+        raise ModelError("the model is moved about by accelerate's hooks: load it whole, or with device_map")
     devices = _names(str(device) for device in getattr(model, "hf_device_map", {}).values())
-    store = store_of(model)
-    in_files = frozenset[str]() if store is None else store.names
-    tensors = [tensor for name, tensor in model.named_parameters() if name not in in_files]
-    if "disk" in devices or any(tensor.is_meta for tensor in tensors):
-        raise ModelError("the model's weights are not in memory (offloaded, or on the meta device): load it whole")
-    places = _names(str(tensor.device) for tensor in tensors)
-    if len(places) > 1 or len(devices) > 1:
+    if store_of(model) is None and (kept_nowhere(model) is not None or ("disk" in devices and not dispatched)):
         raise ModelError(
-            f"the model is spread over {', '.join(places if len(places) > 1 else devices)}: load it on one device"
+            "the model's weights are not in memory (on the meta device, or offloaded by other means than device_map): "
+            "load it whole, or with device_map"
         )
-    if any(hasattr(module, "_hf_hook") for module in model.modules()):
-        raise ModelError("the model is moved about by accelerate's hooks: load it whole, on one device")
+    places = _names(str(tensor.device) for tensor in model.parameters() if not tensor.is_meta)
+    if len(places) > 1 or len(devices) > 1:
+        if not dispatched:
+            spread = ", ".join(places if len(places) > 1 else devices)
+            raise ModelError(f"the model is spread over {spread}: load it on one device, or with device_map")
+        if (name := out_of_reach(model)) is not None:
+            raise ModelError(f"nothing brings the inputs of {name} to where its weights are: load it with device_map")
 
 
 def _check_trainable(model: PreTrainedModel) -> None:

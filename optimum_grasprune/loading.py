@@ -61,16 +61,17 @@ def load_model(
     trust_remote_code: bool = False,
     revision: str | None = None,
     device_map: str | Mapping[str, Any] | None = None,
+    max_memory: Mapping[int | str, int] | None = None,
     attn_implementation: str | None = None,
 ) -> PreTrainedModel:
     """A causal language model of a supported family, every tensor of it read from the checkpoint, and finite.
 
-    device_map: where accelerate puts which part of it, in place of `device`.
+    device_map: where accelerate puts which part of it, in place of `device`.  max_memory: bytes that it may take there.
     Raises ModelError, UnsupportedFamilyError, OptionError or CheckpointError.
     """
     config = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
     family_of(config)
-    placed = _placement(config, device, device_map)
+    placed = _placement(config, device, device_map, max_memory)
     if attn_implementation is not None:
         _check_attention(config, attn_implementation)
         placed["attn_implementation"] = attn_implementation
@@ -201,14 +202,14 @@ def weight_bytes(model: PreTrainedModel) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
-def _placement(config: PreTrainedConfig, device: str, device_map: Any) -> dict[str, Any]:
+def _placement(config: PreTrainedConfig, device: str, device_map: Any, max_memory: Any) -> dict[str, Any]:
     """Options of `from_pretrained` that say where the weights go."""
     if device_map is not None:
         if device != "auto":
             raise OptionError("device", device, "has no meaning beside device_map")
         if not is_accelerate_available():
             raise OptionError("device_map", device_map, "needs accelerate: pip install accelerate")
-        return {"device_map": device_map}
+        return {"device_map": device_map, "max_memory": None if max_memory is None else dict(max_memory)}
     target = resolve_device(device)
     # A quantised model may not be moved: its loader packs the weights for the device that they are on.
     return {"device_map": {"": target}} if _is_unpacked(config) and target.type != "cpu" else {}

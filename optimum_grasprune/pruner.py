@@ -16,7 +16,7 @@ from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
 from .config import GRASPConfig
 from .corpora import TokenizedCorpus
 from .errors import GraspruneError, OptionError
-from .execution import KnownStatistics, Resumable, Runner, RunState, WholeModel
+from .execution import KnownStatistics, Resumable, Runner, RunState, runner_for
 from .export.base_card import base_card
 from .export.checkpoint import read_numbers
 from .export.outputs import Source, corpora, local, models
@@ -33,6 +33,7 @@ from .record import Record, SharedRun
 from .record.describe import units_budget
 from .recovery.chain import Chain
 from .replay import applied_in_place, replayed
+from .running import check_can_run
 from .selection import choose
 from .sharing import Sharing
 from .units import Budget, PruningPlan
@@ -235,7 +236,8 @@ class GRASPPruner:
         sources = [*models("the model that was pruned", model.config.name_or_path)]
         sources += corpora("the corpus", self.config.dataset if texts is None else "")
         sources += corpora("the text that is watched", self.config.recover_watch)
-        runner: Runner = WholeModel(model)
+        runner: Runner = runner_for(model)
+        check_can_run(runner, self.config, self.chain)
         budgets = [self._budget(runner, config) for config in configs]
         calibration = calibration_for(model, tokenizer, texts, self.config)
         tokens_NS = held_out_NS = NO_TOKENS_NS

@@ -15,7 +15,7 @@ from .config import CalibrationOptions, GRASPConfig, RecoveryOptions
 from .corpora import source_and_split
 from .corpora.sources import is_missing, names_in
 from .errors import OptionError, PlanError
-from .execution import Resumable, Runner, RunState, WholeModel
+from .execution import Resumable, Runner, RunState, runner_for
 from .methods import get_method
 from .numerics import deterministic_algorithms
 from .problem import RecoveryText
@@ -26,6 +26,7 @@ from .recovery.chain import Chain, chains_without_data, held_by
 from .recovery.fine_tuning import FineTuning
 from .recovery.reference import Reference, Trial
 from .registry import RECOVERIES
+from .running import check_can_run
 from .selection import Selected
 from .sharing import Sharing
 from .units import PruningPlan
@@ -70,7 +71,8 @@ def replayed(
         tokens_NS, text = calibration.tokens_NS, calibration.recovery_text
         if config.recover == "none" and origin is not None and text is not None:
             _check_watched(text, origin)
-    runner: Runner = WholeModel(model)
+    runner: Runner = runner_for(model)
+    check_can_run(runner, recipe, chain, whole_layers=plan.whole_layers)
     if state is not None:
         of = run_of(recipe, plan=_digest(plan), stages=list(chain.names))
         runner = Resumable.begun(runner, state, of, {} if calibration is None else calibration.sequences)

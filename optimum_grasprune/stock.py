@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from .dispatched import wraps_own_forward
 from .errors import ModelError
 from .families import Family, family_of
 
@@ -70,7 +71,7 @@ def _check_module(name: str, module: nn.Module, stock: nn.Module) -> None:
             f"{where} of class {_name_of(module)}, whose forward is not that of {_name_of(stock)}, and the pruned "
             "model would be built from the latter"
         )
-    if "forward" in vars(module):
+    if "forward" in vars(module) and not wraps_own_forward(module):
         raise ModelError(
             f"the forward of {name or 'the model'} has been replaced by {_origin(module.forward)}, which the pruned "
             "model would not have: load the model without it"

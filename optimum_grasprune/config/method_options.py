@@ -26,6 +26,8 @@ _OF_THE_COMMANDS = frozenset(
         "dry_run",
         "ignore_estimate",
         "resume",
+        "runner",
+        "max_memory",
         "max_shard_size",
         "revision",
         "trust_remote_code",

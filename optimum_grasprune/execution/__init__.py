@@ -1,10 +1,12 @@
 """How a model is run: the runner, and what it puts on a model for a while."""
 
 from ..record import CheckUp
+from .choice import runner_for
 from .course import Course
 from .distillation import LiveTeacher, RememberedTeacher, Teacher, Teaches, distillation_loss
 from .gathered import Gathered, KnownStatistics
 from .instrument import Gates, weights_given
+from .offloaded import OffloadedModel
 from .resumable import Resumable
 from .run_state import RunState
 from .runner import Runner, Training
@@ -25,6 +27,7 @@ __all__ = [
     "LayerStream",
     "LiveTeacher",
     "OfUnits",
+    "OffloadedModel",
     "Pace",
     "RememberedTeacher",
     "Resumable",
@@ -42,5 +45,6 @@ __all__ = [
     "WholeModel",
     "digest",
     "distillation_loss",
+    "runner_for",
     "weights_given",
 ]

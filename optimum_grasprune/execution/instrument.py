@@ -80,16 +80,15 @@ def hidden_given(model: PreTrainedModel, hidden_BSD: Tensor) -> Iterator[None]:
     What a causal language model makes of them (a scale, a cap on logits) is in its own forward. Blocks may be nested,
     as where a model that is trained is its own teacher.
     """
-    stack = model.get_decoder()
-    outer = vars(stack).get("forward")
+    state = vars(model.get_decoder())
+    own = {name: state[name] for name in ("forward",) if name in state}  # where accelerate has put one of its own
     output: Any = BaseModelOutputWithPast(last_hidden_state=hidden_BSD)  # type: ignore[arg-type]
-    stack.forward = lambda *_, **__: output
+    state["forward"] = lambda *_, **__: output
     try:
         yield
     finally:
-        del stack.forward
-        if outer is not None:
-            stack.forward = outer
+        del state["forward"]
+        state.update(own)
 
 
 @contextmanager
@@ -199,19 +198,25 @@ def frozen(model: PreTrainedModel, *, gradient_checkpointing: bool = False) -> I
     gradient_checkpointing: whether layers are recomputed in the backward pass. Inside the block that alone decides,
     whatever the model was set to; afterwards it is set as it was, with its own arguments.
     """
-    # Weights made under torch.inference_mode require no gradient in effect, and their flag cannot be put back.
-    required = [(part, part.requires_grad) for part in model.parameters() if not part.is_inference()]
+    # By their places, where accelerate may have put others by the end. Weights made under torch.inference_mode require
+    # no gradient in effect, and their flag cannot be put back.
+    required = [
+        (module, name, part.requires_grad)
+        for module in model.modules()
+        for name, part in module._parameters.items()
+        if part is not None and not part.is_inference()
+    ]
     states = [vars(module) for module in model.modules()]
     flags = [{name: state[name] for name in _FLAGS & state.keys()} for state in states]
     try:
-        for parameter, _ in required:
-            parameter.requires_grad_(False)
+        for module, name, _ in required:
+            module.get_parameter(name).requires_grad_(False)
         model.eval()
         _checkpoint_layers(model, gradient_checkpointing)
         yield
     finally:
-        for parameter, flag in required:
-            parameter.requires_grad_(flag)
+        for module, name, flag in required:
+            module.get_parameter(name).requires_grad_(flag)
         for state, before in zip(states, flags, strict=True):
             for name in _FLAGS:
                 state.pop(name, None)

@@ -33,7 +33,7 @@ class LayerStream:
     """What flows between the layers of a model: one hidden state per sequence, on the CPU between layers.
 
     layers: the decoder layers, in order.  arguments: what each takes, which may differ (sliding windows).
-    hidden: shape (1, S, D) each, what enters the next layer.  device: where the layers are.
+    hidden: shape (1, S, D) each, what enters the next layer.  device: where what is seen of layers is brought to.
     """
 
     layers: Sequence[nn.Module]
@@ -80,14 +80,14 @@ class LayerStream:
         arguments = self.arguments[index]
         hidden = self.hidden[position].to(self.device)
         output = self.layers[index](hidden, *arguments.positional, **arguments.named)
-        return output[0] if isinstance(output, tuple) else output
+        return (output[0] if isinstance(output, tuple) else output).to(self.device)
 
     def input_of(self, module: nn.Module, index: int, position: int) -> Tensor:
         """What enters a module of a layer for one sequence, shape (T, I); the rest of the layer is not run."""
         seen: list[Tensor] = []
 
         def stop(_: str, x_TI: Tensor) -> None:
-            seen.append(x_TI)
+            seen.append(x_TI.to(self.device))
             raise _Reached
 
         with inputs_of({"": module}, stop):
@@ -106,5 +106,5 @@ class LayerStream:
         """Take every sequence through a layer; `see(name, x_TI)` gets what enters each module."""
         with ExitStack() as hooks:
             if modules and see:
-                hooks.enter_context(inputs_of(modules, see))
+                hooks.enter_context(inputs_of(modules, lambda path, x_TI: see(path, x_TI.to(self.device))))
             self.hidden = [self.through(index, position).cpu() for position in range(len(self.hidden))]

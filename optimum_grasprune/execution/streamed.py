@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from typing_extensions import Self
 
 from ..layer_store import LayerStore, store_of
-from ..surgery import Draft, Narrower, drafted
+from ..surgery import Draft, Narrower, OutputProjection, drafted
 from ..units import PruningPlan
 from .distillation import LiveTeacher, Teacher
 from .instrument import frozen, hidden_given
@@ -54,7 +54,9 @@ class StreamedModel(WholeModel):
         super().__init__(model)
         if (store := store or store_of(model)) is not None:
             store.release()
-        absent = {name: parameter for name, parameter in model.named_parameters() if parameter.is_meta}
+        reading = (part for part in model.modules() if isinstance(part, OutputProjection))  # these read for themselves
+        known = {id(parameter) for part in reading for parameter in part.parameters()}
+        absent = {name: part for name, part in model.named_parameters() if part.is_meta and id(part) not in known}
         for name, parameter in absent.items():
             if store is None or not store.holds(parameter):
                 raise ValueError(f"{name} is nowhere to be read from")

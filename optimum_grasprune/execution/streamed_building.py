@@ -29,7 +29,8 @@ def streamed_pruned(outline: Outline, dense: PreTrainedModel, family: Family, de
     """
     with torch.device("meta"):
         pruned = outline.causal_lm(outline.config)
-    pruned.to(dtype=dense.dtype)
+    for parameter in pruned.parameters():
+        parameter.data = parameter.data.to(dense.dtype)
     for name, _ in list(pruned.named_parameters(remove_duplicate=False)):
         if not name.startswith(f"{family.layers}."):
             path, _, leaf = name.rpartition(".")

@@ -98,7 +98,7 @@ class WholeModel(Runner):
 
         def see(path: str, x_TI: Tensor) -> None:
             for collector in of_inputs:
-                collector.see(path, x_TI.detach())
+                collector.see(path, x_TI.detach().to(self.device))  # layers may be on several
 
         def see_gradient(path: str, x_TI: Tensor, gradient_TI: Tensor) -> None:
             for collector in of_gradients:

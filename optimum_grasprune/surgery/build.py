@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..dispatched import is_dispatched, state_of
 from ..errors import CheckpointError, ModelError, first_line
 from ..families import Block, Family, family_of
 from ..progress import without_library_bars
@@ -75,10 +76,11 @@ def built_model(
     when what stays of it is cut out.
     """
     config = pruned_config(dense.config, plan, output_bias=everywhere)
-    state = dict(dense.state_dict())
+    state, dispatched = dict(dense.state_dict()), is_dispatched(dense)
 
     def whole(name: str) -> Tensor:
-        return read(name) if state[name].is_meta else state[name]
+        tensor = read(name) if state[name].is_meta else state[name]
+        return tensor.cpu() if dispatched else tensor  # no device alone need hold what is left of it
 
     for block in family.blocks(dense):
         weight = f"{block.output}.weight"
@@ -90,7 +92,7 @@ def built_model(
         state.update(own)
         if let_go is not None:
             let_go(block)
-    state.update({name: read(name) for name, tensor in state.items() if tensor.is_meta})
+    state.update({name: whole(name) for name in state})
     _own_output_biases(state, outputs, family.output_biases(dense), dense, everywhere=everywhere)
     return _materialise(family.pruned.causal_lm, config, state, dense)
 
@@ -101,7 +103,7 @@ def shallower_model(
     """A model of the same class with the layers that the plan leaves any unit; it has copies of them, unless shared."""
     kept = layers_that_stay(plan, family.num_layers(model.config))
     config = shallower_config(model.config, kept, family)
-    state = shallower_state(model.state_dict(), kept, family, shared=shared)
+    state = shallower_state(state_of(model), kept, family, shared=shared)
     return _materialise(type(model), config, state, model)
 
 
@@ -118,7 +120,7 @@ def _own_output_biases(
         if name in outputs:
             state[name] = outputs[name].to(device)
         elif bias_O is not None:  # of a block that was gone before
-            state[name] = bias_O.detach().clone()
+            state[name] = state[name].clone()
         elif everywhere:
             state[name] = torch.zeros(dense.config.hidden_size, dtype=dense.dtype, device=device)
 

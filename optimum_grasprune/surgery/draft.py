@@ -19,8 +19,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
+from ..dispatched import rebind
 from ..families import Block, Family, inventory_of, linear_at
 from ..units import PruningPlan
 from .build import built_model, pruned_config, shallower_model
@@ -282,9 +284,16 @@ class OutputProjection(nn.Linear):
         self.weight = nn.Parameter(weight_OK, requires_grad=False)
         self.register_parameter("bias", None if bias_O is None else nn.Parameter(bias_O, requires_grad=False))
         if kept_K is not None:
-            self.register_forward_pre_hook(lambda _, inputs: (inputs[0].index_select(-1, kept_K), *inputs[1:]))
+            self.register_forward_pre_hook(
+                lambda _, inputs: (inputs[0].index_select(-1, kept_K.to(inputs[0].device)), *inputs[1:])
+            )
         self._files: MutableMapping[str, Tensor] | None = None
         self._path, self._device = "", weight_OK.device
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What nn.Linear computes, where the input is: the layers of one model may be on several devices."""
+        weight_OK, bias_O = (part if part is None else part.to(input.device) for part in (self.weight, self.bias))
+        return functional.linear(input, weight_OK, bias_O)
 
     def lie_in(self, files: MutableMapping[str, Tensor], path: str) -> None:
         """Have its tensors there, under the names that they have below this path, and in memory while it is run."""
@@ -342,6 +351,7 @@ def _shallow_copy(module: Any) -> Any:
     """A module of the same parts, that may be given others, hooks and flags without a change to this one."""
     own = copy.copy(module)
     vars(own).update({name: copy.copy(value) for name, value in vars(module).items() if isinstance(value, dict)})
+    rebind(own)
     return own
 
 

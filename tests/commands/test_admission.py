@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
@@ -161,13 +162,55 @@ def test_code_that_comes_with_a_model(cli: Cli, remote_code: None, corpus_file: 
     assert cli("export", "-m", stock, *options, tmp_path / "out").code == 0
 
 
-def test_model_that_accelerate_offloads(model_folder: Path, tmp_path: Path) -> None:
+def offloaded(folder: Path, **places: str) -> PreTrainedModel:
+    """A model whose layers stay in its files; places: of other modules."""
     pytest.importorskip("accelerate")
     placed = {"model.embed_tokens": "cpu", "model.layers": "disk", "model.norm": "cpu", "model.rotary_emb": "cpu"}
-    model = AutoModelForCausalLM.from_pretrained(
-        model_folder, device_map={**placed, "lm_head": "cpu"}, offload_folder=str(tmp_path / "offloaded")
-    )
+    return AutoModelForCausalLM.from_pretrained(folder, device_map={**placed, "lm_head": "cpu", **places})
+
+
+def test_model_that_accelerate_offloads(model_folder: Path) -> None:
+    check_model(offloaded(model_folder))
+    check_model(offloaded(model_folder, lm_head="disk"))
+
+
+def test_offloaded_weights_are_read(tmp_path: Path) -> None:
+    broken = make_model()
+    broken.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
+    broken.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="weights that are not finite, in model.layers.1.mlp.up_proj.weight"):
+        check_model(offloaded(tmp_path))
+
+
+def test_half_offloaded_models(model_folder: Path) -> None:
+    """As they are left by who takes hooks off, puts other hooks on, or moves weights behind accelerate's back."""
+    accelerate = pytest.importorskip("accelerate")
+    model = offloaded(model_folder)
+    accelerate.hooks.remove_hook_from_submodules(model)
     with pytest.raises(ModelError, match="weights are not in memory"):
+        check_model(model)
+    model = offloaded(model_folder)
+    accelerate.hooks.remove_hook_from_module(model.model.layers[1].mlp.up_proj)
+    with pytest.raises(ModelError, match="weights are not in memory"):
+        check_model(model)
+    model, _ = accelerate.cpu_offload_with_hook(make_model(), torch.device("cpu"))
+    with pytest.raises(ModelError, match="moved about by accelerate's hooks"):
+        check_model(model)
+    model = offloaded(model_folder)
+    accelerate.hooks.remove_hook_from_module(model.lm_head)
+    with pytest.raises(ModelError, match="nothing brings the inputs of lm_head to where its weights are"):
+        check_model(model)
+
+
+def test_a_forward_that_is_patched_around_accelerates(model_folder: Path) -> None:
+    model = offloaded(model_folder)
+    mlp = model.model.layers[1].mlp
+    inner = mlp.forward
+    mlp.forward = lambda *args: 2 * inner(*args)
+    with pytest.raises(ModelError, match="the forward of model.layers.1.mlp has been replaced by"):
+        check_model(model)
+    mlp.forward = functools.wraps(inner)(lambda *args: 2 * inner(*args))
+    with pytest.raises(ModelError, match="the forward of model.layers.1.mlp has been replaced by"):
         check_model(model)
 
 

@@ -15,8 +15,10 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from optimum_grasprune import GRASPConfig, PruningPlan, UnitMask
+from optimum_grasprune.dispatched import is_dispatched
 from optimum_grasprune.execution import (
     Gathered,
+    OffloadedModel,
     OfUnits,
     Pace,
     Resumable,
@@ -39,8 +41,18 @@ from optimum_grasprune.surgery import build_pruned_model
 from tests.conftest import logits_of, make_model
 from tests.contracts.test_methods import choices, problem_of
 
+
+def offloaded(model: PreTrainedModel) -> Runner:
+    """With all weights in CPU memory, from where hooks of accelerate's bring them to the CPU."""
+    accelerate = pytest.importorskip("accelerate")
+    if not is_dispatched(model):
+        accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
+    return OffloadedModel(model)
+
+
 RUNNERS: dict[str, Callable[[PreTrainedModel], Runner]] = {
     "whole": WholeModel,
+    "offloaded": offloaded,
     "resumable": lambda model: Resumable(WholeModel(model), RunState("never written")),
 }
 TOKENS = torch.randint(258, (3, 20), generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,14 @@ import yaml
 from hypothesis import strategies as st
 
 from optimum_grasprune import GRASPConfig
-from optimum_grasprune.config import BackendOptions, DeploymentOptions, EvaluationOptions, StateOptions, TaskOptions
+from optimum_grasprune.config import (
+    BackendOptions,
+    DeploymentOptions,
+    EvaluationOptions,
+    RunnerOptions,
+    StateOptions,
+    TaskOptions,
+)
 from optimum_grasprune.serving.asked import Asked
 from tests.fuzz.cases import Fuzz, fuzzed
 from tests.fuzz.strategies import damaged, values, words
@@ -41,7 +48,7 @@ _COMMANDS: dict[str, tuple[str, ...]] = {
     "benchmark": ("--dense", "llama", "--pruned", "other=llama", "--mode", "generate", "--no-plot"),
 }
 _FLAGS: dict[str, tuple[str, ...]] = {
-    "export": (*GRASPConfig.model_fields, *StateOptions.model_fields, *_OWN),
+    "export": (*GRASPConfig.model_fields, *StateOptions.model_fields, *RunnerOptions.model_fields, *_OWN),
     "compare": (
         *GRASPConfig.model_fields,
         *TaskOptions.model_fields,

@@ -257,6 +257,8 @@ def _quieten_libraries() -> None:
     # alone show bars of their own there, since nothing of ours tells how far they are.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    from logging import ERROR, getLogger
+
     from huggingface_hub import constants
     from huggingface_hub.utils.tqdm import disable_progress_bars
     from transformers.utils import logging
@@ -264,5 +266,6 @@ def _quieten_libraries() -> None:
     from optimum_grasprune.progress import no_bar
 
     logging.set_tqdm_hook(no_bar)
+    getLogger("accelerate").setLevel(ERROR)  # it tells of everything that it offloads
     if constants.HF_HUB_DISABLE_PROGRESS_BARS is None and not sys.stderr.isatty():
         disable_progress_bars()

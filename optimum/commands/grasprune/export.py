@@ -132,14 +132,18 @@ class ExportCommand(Subcommand):
     def _loaded(
         self, config: GRASPConfig, ratios: tuple[float, ...]
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        from optimum_grasprune.config import RunnerOptions
+        from optimum_grasprune.config.flags import given
+        from optimum_grasprune.execution.placed import placed_model
         from optimum_grasprune.export.base_card import CARD_NAME
-        from optimum_grasprune.loading import load_model, load_tokenizer
+        from optimum_grasprune.loading import load_tokenizer
         from optimum_grasprune.model_files import optional_file
 
         source, options = self.args.model, self.source_options(self.args.model)
         self._require_fit(config, ratios)
         optional_file(source, CARD_NAME)  # of the Hub: into the cache, where the card of the checkpoint looks for it
-        model = load_model(source, dtype=config.dtype, device=config.device, **options)
+        runner = RunnerOptions(**given(self.args, RunnerOptions.model_fields))
+        model = placed_model(source, runner, dtype=config.dtype, device=config.device, read_as=options)
         return model, load_tokenizer(source, **options)
 
     def _estimated(self, config: GRASPConfig, ratios: tuple[float, ...]) -> tuple[Estimate, Sequence[RunnerName]]:
@@ -244,7 +248,7 @@ def _is_value(option: str, text: str) -> bool:
 
 
 def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    from optimum_grasprune.config import RECIPES, GRASPConfig, StateOptions
+    from optimum_grasprune.config import RECIPES, GRASPConfig, RunnerOptions, StateOptions
     from optimum_grasprune.config.flags import (
         add_advanced_options,
         add_everyday_options,
@@ -286,6 +290,7 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
     add_result_options(parser)
     own = add_own_options(parser, arguments)
     add_advanced_options(parser)
+    add_options(parser.add_argument_group("Advanced: runner"), RunnerOptions)
     writing = parser.add_argument_group("Advanced: writing")
     writing.add_argument(
         "--max-shard-size", metavar="SIZE", default="5GB", help="largest weight file, as in 5GB (default: 5GB)"

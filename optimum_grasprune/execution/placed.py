@@ -1,0 +1,79 @@
+"""Loading a model so that it can be run: by the runner that is asked for, or by its size and what is free."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+from transformers import PreTrainedModel
+
+from ..config import RunnerOptions
+from ..errors import OptionError
+from ..families import family_of
+from ..loading import empty_model, load_config, load_model, resolve_device, shapes_of
+from ..model_files import ReadAs, check_stored
+from ..progress import note
+from ..streamed_loading import streamed_model
+from .choice import SHARE_FOR_WEIGHTS, Choice, chosen, limits_of
+from .free_memory import FreeMemory, free_memory
+
+
+def placed_model(source: str, options: RunnerOptions, *, dtype: str, device: str, read_as: ReadAs) -> PreTrainedModel:
+    """The model of a folder or Hub name, loaded for the runner that is asked for, or for the one that fits.
+
+    A runner that was chosen and is not the plain one is told in a line, with what speaks for it.
+    dtype, device, read_as: as in `load_model`, which says what else is raised. Raises OptionError for options that do
+    not go together.
+    """
+    _check(options, device)
+    free = _free(options, device)
+    choice = _choice(source, options, free, dtype, read_as)
+    if choice.why:
+        note(f"runner: {choice.runner}, since {choice.why}")
+    if choice.runner == "offloaded":
+        return load_model(source, dtype=dtype, device_map="auto", max_memory=choice.limits, **read_as)
+    if choice.runner == "streamed":
+        return streamed_model(source, dtype=dtype, device=device, **read_as)
+    if options.max_memory is not None:
+        device = f"cuda:{min(free.gpus)}" if free.gpus else "cpu"
+    return load_model(source, dtype=dtype, device=device, **read_as)
+
+
+def weight_bytes_of(model: PreTrainedModel, dtype: str) -> int:
+    """Bytes of a model's weights in a precision, tied ones once; auto is its own. It may be an empty one."""
+    asked = getattr(torch, dtype) if dtype != "auto" else getattr(model.config, "dtype", None)
+    return sum(each.numel() for each in model.parameters()) * (asked or torch.float32).itemsize
+
+
+def _check(options: RunnerOptions, device: str) -> None:
+    resolve_device(device)
+    if options.runner == "offloaded" and find_spec("accelerate") is None:
+        raise OptionError("runner", options.runner, "needs accelerate: pip install accelerate")
+    if options.max_memory is None:
+        return
+    if options.runner not in ("auto", "offloaded"):
+        raise OptionError("runner", options.runner, "has no meaning beside --max-memory, which spreads the model")
+    if device != "auto":
+        raise OptionError("device", device, "has no meaning beside --max-memory, which names the devices")
+    for number in options.max_memory:
+        if number != "cpu" and number not in range(torch.cuda.device_count()):
+            raise OptionError("max_memory", number, f"is no GPU here, of which there are {torch.cuda.device_count()}")
+
+
+def _free(options: RunnerOptions, device: str) -> FreeMemory:
+    """What is free, or what the user allows of it."""
+    if (allowed := options.max_memory) is None:
+        return free_memory(device)
+    gpus = {number: size for number, size in allowed.items() if isinstance(number, int)}
+    return FreeMemory(gpus, allowed.get("cpu", 0))
+
+
+def _choice(source: str, options: RunnerOptions, free: FreeMemory, dtype: str, read_as: ReadAs) -> Choice:
+    share = SHARE_FOR_WEIGHTS if options.max_memory is None else 1.0
+    if options.runner != "auto":
+        return Choice(options.runner, limits=limits_of(free, share))
+    config = load_config(source, **read_as)
+    family_of(config)  # which refuses what no model can be built from
+    model = empty_model(config)
+    check_stored(source, shapes_of(model), read_as.get("revision"))  # before a size is told that nothing has
+    return chosen(weight_bytes_of(model, dtype), free, share, accelerate=find_spec("accelerate") is not None)
