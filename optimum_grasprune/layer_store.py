@@ -73,8 +73,12 @@ class LayerStore:
             return
         self.release()
         self._held = layer
-        for place in self._places[layer]:
-            place.put(nn.Parameter(self.read(place.name), requires_grad=False))
+        try:
+            for place in self._places[layer]:
+                place.put(nn.Parameter(self.read(place.name), requires_grad=False))
+        except BaseException:
+            self.release()  # a layer is there as a whole or not at all
+            raise
 
     def release(self) -> None:
         """Have no layer in memory."""

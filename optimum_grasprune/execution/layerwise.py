@@ -75,12 +75,17 @@ def _one_by_one(
     for place in reversed(range(size)) if recorded else range(size):
         given = parts[place], _of_sequence(others, place, size), _of_sequence(named, place, size)
         if recorded:
-            with save_on_cpu(pin_memory=True) if hidden_BSD.is_cuda else nullcontext():
+            with _waiting(hidden_BSD.device):
                 # Without dropout there is no state of a random generator to put back.
                 outputs[place] = checkpoint(run, *given, use_reentrant=False, preserve_rng_state=False)
         else:
             outputs[place] = run(*given)
     return torch.cat([outputs[place] for place in range(size)])
+
+
+def _waiting(device: torch.device) -> AbstractContextManager[object]:
+    """Inside the block, what is kept for the backward pass goes to the CPU; it is what checkpoints begin from."""
+    return save_on_cpu(pin_memory=True) if device.type == "cuda" else nullcontext()
 
 
 def _of_sequence(argument: Any, place: int, size: int) -> Any:
