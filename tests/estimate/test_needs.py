@@ -13,7 +13,7 @@ from optimum_grasprune.estimate import RUNNERS, Job, Needs, needs_of, works_of
 from optimum_grasprune.estimate.activations import Trained, logits, saved_in_layer
 from optimum_grasprune.estimate.sizes import LayerSizes, Sizes
 from optimum_grasprune.families import family_of
-from optimum_grasprune.loading import count_parameters, empty_model
+from optimum_grasprune.loading import count_parameters
 from tests.conftest import make_model
 from tests.tiny_models import OF_FAMILY, tiny_model
 
