@@ -26,24 +26,26 @@ class Forecast:
         self.tell, self.clock, self.least = tell, clock, least
         self._begun = clock()
         self._works: Sequence[Work] = ()
-        self._open: dict[str, list[float]] = {}
+        self._awaited: set[str] = set()
+        self._stage: Bar | None = None
+        self._times: list[float] = []
 
     def expect(self, works: Sequence[Work]) -> None:
         """Take these for what the run does, in order."""
         self._works = works
         longest = max(range(len(works)), key=lambda place: works[place].passes, default=0)
-        timed = (work.label for work in works[longest:] if work.trains or work is works[longest])
-        self._open = {label: [] for label in timed}
+        self._awaited = {work.label for work in works[longest:] if work.trains or work is works[longest]}
 
     def see(self, stage: Bar) -> None:
         """A stage went on."""
-        times = self._open.get(stage.label)
-        if times is None:
+        if stage.label not in self._awaited:
             return
-        times.append(self.clock())
-        if len(times) > TIMED:
-            del self._open[stage.label]
-            steps = [after - before for before, after in pairwise(times)]
+        if stage is not self._stage:
+            self._stage, self._times = stage, []
+        self._times.append(self.clock())
+        if len(self._times) > TIMED:
+            self._awaited.remove(stage.label)
+            steps = [after - before for before, after in pairwise(self._times)]
             place = next(place for place, work in enumerate(self._works) if work.label == stage.label)
             self._say(statistics.median(steps), place, stage.done)
 

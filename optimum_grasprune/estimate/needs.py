@@ -169,14 +169,18 @@ def _streamed_step(
     """The same layer by layer: one sequence in one layer at a time, while hidden states wait at all borders."""
     element, tokens = job.element, job.length
     state = tokens * sizes.hidden * element
-    limit = BORDERS_AT_ONCE.get(job.device, BORDERS_AT_ONCE_ELSEWHERE)
-    at_once = min(sequences, max(job.config.batch_size, limit // (state * len(sizes.layers))))
+    borders = state * len(sizes.layers)
+    least = min(sequences, job.config.batch_size)
+    more = min(sequences, BORDERS_AT_ONCE.get(job.device, BORDERS_AT_ONCE_ELSEWHERE) // borders) - least
     layers = [saved_in_layer(layer, sizes.hidden, tokens, element, trained) for layer in sizes.layers]
     through = passing_through_layer(sizes.largest_layer, sizes.hidden, tokens, element)
     ends = logits(tokens, sizes.vocabulary, element, backward=True, teacher=teacher)
     yield Part("activations of a layer, or logits", max(max(layers) + through, ends), "device")
-    yield Part("hidden states and their gradients", 2 * at_once * state, "device")
-    yield Part("hidden states at the borders of layers", at_once * state * len(sizes.layers), "host")
+    yield Part("hidden states and their gradients", 2 * least * state, "device")
+    yield Part("hidden states at the borders of layers", least * borders, "host")
+    if more > 0:
+        yield Part("hidden states of more sequences at once", 2 * more * state, "device", soft=True)
+        yield Part("their hidden states at the borders of layers", more * borders, "host", soft=True)
 
 
 def _pass(job: Job, sizes: Sizes, sequences: int, *, predicts: bool) -> Iterator[Part]:
@@ -185,7 +189,7 @@ def _pass(job: Job, sizes: Sizes, sequences: int, *, predicts: bool) -> Iterator
     if job.runner == "streamed":
         state = job.length * sizes.hidden * job.element
         at_once = min(sequences, max(1, HIDDEN_AT_ONCE.get(job.device, HIDDEN_AT_ONCE_ELSEWHERE) // state))
-        yield Part("hidden states", 2 * at_once * state, "device")
+        yield Part("hidden states", 2 * at_once * state, "device", soft=True)
 
 
 def _statistics(job: Job) -> Iterator[Part]:
