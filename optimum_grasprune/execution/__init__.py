@@ -5,9 +5,13 @@ from .course import Course
 from .distillation import LiveTeacher, RememberedTeacher, Teacher, Teaches, distillation_loss
 from .gathered import Gathered, KnownStatistics
 from .instrument import Gates, weights_given
+from .peers import Peers
+from .processes import Launch, Processes, joined
 from .resumable import Resumable
 from .run_state import RunState
 from .runner import Runner, Training
+from .several_processes import SeveralProcesses, shared
+from .shared_state import SharedState
 from .state_file import digest
 from .stream import LayerStream
 from .trace import Trace, Traced
@@ -20,14 +24,19 @@ __all__ = [
     "Gates",
     "Gathered",
     "KnownStatistics",
+    "Launch",
     "LayerStream",
     "LiveTeacher",
     "OfUnits",
     "Pace",
+    "Peers",
+    "Processes",
     "RememberedTeacher",
     "Resumable",
     "RunState",
     "Runner",
+    "SeveralProcesses",
+    "SharedState",
     "Teacher",
     "Teaches",
     "Trace",
@@ -38,5 +47,7 @@ __all__ = [
     "WholeModel",
     "digest",
     "distillation_loss",
+    "joined",
+    "shared",
     "weights_given",
 ]

@@ -39,13 +39,15 @@ class Resumable(Runner):
 
     def __init__(self, inner: Runner, state: RunState) -> None:
         super().__init__(inner.model)
-        self.inner, self.state, self.trainings = inner, state, inner.trainings
+        self.inner, self.state, self.trainings, self.peers = inner, state, inner.trainings, inner.peers
 
     @classmethod
     def begun(
         cls, inner: Runner, state: RunState, of: Mapping[str, JsonValue], texts: Mapping[str, Tensor]
     ) -> Resumable:
         """The runner of a run whose state is taken up, as `RunState.begin` does. texts: as in `contents_of`."""
+        # Sums are made in an order that depends on it.
+        of = {**of, "number of processes": inner.peers.count}
         state.begin(of, lambda: contents_of(inner.model, texts))
         return cls(inner, state)
 
