@@ -50,7 +50,10 @@ class LateParser(argparse.ArgumentParser):
                 declare(self, arguments)
         else:
             self._parse_with(path, declare, arguments)
-        return super().parse_known_args(args, namespace)
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown and rank_of_several():  # of which the parser above this one says so in the first process
+            self.exit(2)
+        return parsed, unknown
 
     def _option_file(self, arguments: Sequence[str]) -> str | None:
         early = argparse.ArgumentParser(add_help=False)
