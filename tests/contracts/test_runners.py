@@ -17,9 +17,11 @@ from optimum_grasprune.execution import (
     Gathered,
     OfUnits,
     Pace,
+    Peers,
     Resumable,
     Runner,
     RunState,
+    SeveralProcesses,
     Training,
     UnitMultipliers,
     WholeModel,
@@ -37,6 +39,7 @@ from tests.contracts.test_methods import choices, problem_of
 
 RUNNERS: dict[str, Callable[[PreTrainedModel], Runner]] = {
     "whole": WholeModel,
+    "one of several processes": lambda model: SeveralProcesses(WholeModel(model), Peers()),
     "resumable": lambda model: Resumable(WholeModel(model), RunState("never written")),
 }
 TOKENS = torch.randint(258, (3, 20), generator=torch.Generator().manual_seed(0))
