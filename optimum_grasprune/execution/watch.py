@@ -31,6 +31,7 @@ LAST = 7.0
 """Seconds after which a process ends that cannot be interrupted, as where it waits for a GPU that waits for another."""
 
 _KEY = "grasprune/watch"
+_TO_SAY_WHO = 5.0
 _KEEPALIVE = {"TCP_KEEPIDLE": 3, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 4}
 """So that a machine that is gone, and closes nothing, is noticed in seconds too."""
 
@@ -176,19 +177,30 @@ def _all_connected(count: int, store: Store, address: str, deadline: float) -> d
     with _listening(address) as server:
         store.set(_KEY, f"{server.getsockname()[1]} {token}")
         while len(found) < count - 1:
+            server.settimeout(max(deadline - time.monotonic(), 0.01))
             try:
-                server.settimeout(max(deadline - time.monotonic(), 0.01))
                 connection, _ = server.accept()
-                connection.settimeout(max(deadline - time.monotonic(), 0.01))
-                given, _, rank = connection.makefile("rb").readline(100).decode().partition(" ")
             except TimeoutError:
                 missing = ", ".join(str(rank) for rank in range(1, count) if rank not in found)
                 raise GraspruneError(
                     f"of the {count} processes of this run some did not come: rank {missing}"
                 ) from None
-            if secrets.compare_digest(given, token):  # not whoever else looks what listens here
-                found[int(rank)] = _watched(connection)
+            if (rank := _rank_of(connection, token)) is None:
+                connection.close()
+            else:
+                found[rank] = _watched(connection)
     return found
+
+
+def _rank_of(connection: socket.socket, token: str) -> int | None:
+    """Who it is that connects; None for anybody else who looks what listens here."""
+    connection.settimeout(_TO_SAY_WHO)
+    try:
+        with connection.makefile("rb") as incoming:
+            given, _, rank = incoming.readline(100).partition(b" ")
+    except OSError:
+        return None
+    return int(rank) if secrets.compare_digest(given, token.encode()) else None
 
 
 def _listening(address: str) -> socket.socket:

@@ -202,7 +202,10 @@ def test_a_step_for_fewer_sequences_than_processes_has_the_bits_of_one() -> None
         return runner.learn(trained, TOKENS, training)[0]
 
     expected = train(alone())
-    with pytest.warns(GraspruneWarning, match="with a batch_size of 1 only as many of the 2 processes"):
+    with pytest.warns(
+        GraspruneWarning,
+        match="--batch-size 1: no more than as many of the 2 processes have work at a step of gates; give 2",
+    ):
         of_all = by_all(2, lambda peers: train(runner_of(peers)))
     assert all(torch.equal(values_U, expected) for values_U in of_all)
 
