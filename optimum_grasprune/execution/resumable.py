@@ -17,12 +17,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
+from ..errors import GraspruneError
 from ..statistics import Statistic
 from .course import Course
 from .distillation import LiveTeacher, Teacher, Teaches
 from .instrument import Gates
 from .run_state import Piece, RunState
 from .runner import Runner, Training
+from .shared_state import SharedState
 from .state_file import Standing, digest
 from .stream import LayerStream
 from .trainable import Trainable
@@ -45,7 +47,12 @@ class Resumable(Runner):
     def begun(
         cls, inner: Runner, state: RunState, of: Mapping[str, JsonValue], texts: Mapping[str, Tensor]
     ) -> Resumable:
-        """The runner of a run whose state is taken up, as `RunState.begin` does. texts: as in `contents_of`."""
+        """The runner of a run whose state is taken up, as `RunState.begin` does. texts: as in `contents_of`.
+
+        Raises GraspruneError where several processes would each keep a state of their own.
+        """
+        if inner.peers.count > 1 and not isinstance(state, SharedState):
+            raise GraspruneError("a run of several processes keeps its state in a SharedState, not in a RunState")
         # Sums are made in an order that depends on it.
         of = {**of, "number of processes": inner.peers.count}
         state.begin(of, lambda: contents_of(inner.model, texts))

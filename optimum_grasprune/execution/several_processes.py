@@ -108,8 +108,8 @@ class SeveralProcesses(Runner):
         """See `Runner.learn`: each process works out the gradient of its share of a batch, and takes the same step."""
         if training.batch_size < self.peers.count:
             warnings.warn(
-                f"--batch-size {training.batch_size}: no more than as many of the {self.peers.count} processes have work "
-                f"at a step of {training.label}; give {self.peers.count}, or a multiple of it",
+                f"--batch-size {training.batch_size}: no more than as many of the {self.peers.count} processes have "
+                f"work at a step of {training.label}; give {self.peers.count}, or a multiple of it",
                 GraspruneWarning,
                 stacklevel=2,
             )

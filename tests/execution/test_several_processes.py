@@ -22,6 +22,7 @@ from optimum_grasprune.execution import (
     Processes,
     Resumable,
     Runner,
+    RunState,
     SeveralProcesses,
     SharedState,
     Teacher,
@@ -256,3 +257,12 @@ def test_what_is_kept_of_a_run_is_not_worked_out_again(tmp_path: Path, monkeypat
     found = by_all(2, run)
     monkeypatch.setattr(SeveralProcesses, "mean_loss", lambda *_: pytest.fail("it was measured again"))
     assert by_all(2, run) == found
+
+
+def test_a_state_that_each_process_would_keep_for_itself_is_refused(tmp_path: Path) -> None:
+    def run(peers: Threaded) -> None:
+        with pytest.raises(GraspruneError, match="keeps its state in a SharedState"):
+            Resumable.begun(runner_of(peers), RunState(tmp_path / "state"), {}, {})
+
+    by_all(2, run)
+    assert not list(tmp_path.iterdir())
