@@ -85,6 +85,16 @@ class Stopped(KeyboardInterrupt):
         super().__init__(line)
 
 
+class ProcessEnded(Stopped):
+    """Another process of the same run has ended, so that this one does too.
+
+    code: what that one ended with; 1 where it is gone without a word. The line is its own, or says which one is gone.
+    """
+
+    def __init__(self, line: str, code: int = 1) -> None:
+        super().__init__(line, code)
+
+
 class GraspruneWarning(UserWarning):
     """Something that a user should know and that stops nothing; the command line prints it as one line."""
 

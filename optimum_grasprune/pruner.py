@@ -16,7 +16,7 @@ from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
 from .config import GRASPConfig
 from .corpora import TokenizedCorpus
 from .errors import GraspruneError, OptionError
-from .execution import KnownStatistics, Resumable, Runner, RunState, runner_for
+from .execution import KnownStatistics, Peers, Resumable, Runner, RunState, runner_for, shared
 from .export.base_card import base_card
 from .export.checkpoint import read_numbers
 from .export.outputs import Source, corpora, local, models
@@ -51,11 +51,13 @@ class GRASPPruner:
     >>> smaller = pruner.prune_model(model, tokenizer)
     >>> pruner.save("pruned-llama")
 
+    peers: of `execution.joined`, where several processes do the work together, each of which makes the same calls.
+
     After `prune_model`, `prune` or `replay`, `model`, `plan` and `record` are those of the last `PrunedModel`.
     """
 
-    def __init__(self, config: GRASPConfig | None = None) -> None:
-        self.config = config or GRASPConfig()
+    def __init__(self, config: GRASPConfig | None = None, peers: Peers | None = None) -> None:
+        self.config, self.peers = config or GRASPConfig(), peers or Peers()
         self.method = get_method(self.config.method)
         self.method.check(self.config)
         self._last: PrunedModel | None = None
@@ -180,7 +182,9 @@ class GRASPPruner:
         if origin is not None and isinstance(watched := origin.recipe.get("recover_watch"), str):
             sources += corpora("the text that is watched", watched)
         sources += corpora("the text that is watched", self.config.recover_watch)
-        selected, calibration = replayed(model, tokenizer, plan, origin, self.config, state, inplace=inplace)
+        selected, calibration = replayed(
+            model, tokenizer, plan, origin, self.config, state, self.peers, inplace=inplace
+        )
         sources += [] if calibration is None else _texts_of(calibration)
         set_generation(selected.model, generation)
         budget = units_budget(family, model, selected.model, None)
@@ -236,7 +240,7 @@ class GRASPPruner:
         sources = [*models("the model that was pruned", model.config.name_or_path)]
         sources += corpora("the corpus", self.config.dataset if texts is None else "")
         sources += corpora("the text that is watched", self.config.recover_watch)
-        runner: Runner = runner_for(model)
+        runner = shared(runner_for(model), self.peers)
         check_can_run(runner, self.config, self.chain)
         budgets = [self._budget(runner, config) for config in configs]
         calibration = calibration_for(model, tokenizer, texts, self.config)

@@ -15,7 +15,7 @@ from .config import CalibrationOptions, GRASPConfig, RecoveryOptions
 from .corpora import source_and_split
 from .corpora.sources import is_missing, names_in
 from .errors import OptionError, PlanError
-from .execution import Resumable, Runner, RunState, runner_for
+from .execution import Peers, Resumable, RunState, runner_for, shared
 from .methods import get_method
 from .numerics import deterministic_algorithms
 from .problem import RecoveryText
@@ -47,13 +47,14 @@ def replayed(
     origin: Record | None,
     config: GRASPConfig,
     state: RunState | None = None,
+    peers: Peers | None = None,
     *,
     inplace: bool = False,
 ) -> tuple[Selected, Calibration | None]:
     """The model of a saved plan, with what made up for the cut, or what the configuration asks for in its place.
 
     Where weights were refitted, everything else is as the record has it. Returned with it are the sequences that were
-    looked at, None where none were. state: where the work is kept, if it is.
+    looked at, None where none were. state: where the work is kept, if it is.  peers: as in `GRASPPruner`.
     inplace: as in `Draft.build`, where nothing needs the dense model any more.
     Raises PlanError, or OptionError for what would make up for whole layers.
     """
@@ -71,7 +72,7 @@ def replayed(
         tokens_NS, text = calibration.tokens_NS, calibration.recovery_text
         if config.recover == "none" and origin is not None and text is not None:
             _check_watched(text, origin)
-    runner: Runner = runner_for(model)
+    runner = shared(runner_for(model), peers or Peers())
     check_can_run(runner, recipe, chain, whole_layers=plan.whole_layers)
     if state is not None:
         of = run_of(recipe, plan=_digest(plan), stages=list(chain.names))

@@ -7,9 +7,13 @@ from .distillation import LiveTeacher, RememberedTeacher, Teacher, Teaches, dist
 from .gathered import Gathered, KnownStatistics
 from .instrument import Gates, weights_given
 from .offloaded import OffloadedModel
+from .peers import Peers
+from .processes import Launch, Processes, joined
 from .resumable import Resumable
 from .run_state import RunState
 from .runner import Runner, Training
+from .several_processes import SeveralProcesses, shared
+from .shared_state import SharedState
 from .state_file import digest
 from .stream import LayerStream
 from .streamed import StreamedModel
@@ -24,15 +28,20 @@ __all__ = [
     "Gates",
     "Gathered",
     "KnownStatistics",
+    "Launch",
     "LayerStream",
     "LiveTeacher",
     "OfUnits",
     "OffloadedModel",
     "Pace",
+    "Peers",
+    "Processes",
     "RememberedTeacher",
     "Resumable",
     "RunState",
     "Runner",
+    "SeveralProcesses",
+    "SharedState",
     "StreamedModel",
     "Taught",
     "Teacher",
@@ -45,6 +54,8 @@ __all__ = [
     "WholeModel",
     "digest",
     "distillation_loss",
+    "joined",
     "runner_for",
+    "shared",
     "weights_given",
 ]

@@ -48,10 +48,12 @@ class Course:
 
     texts: sequences that nothing is trained on, by a name, each of shape (N, S), int64; where there are none, no state
     is better than the last.  piece: where the state is kept; None to keep none.  trace: what the steps come to.
+    measured_by: what measures the texts; None for the runner that trains.
     """
 
     def __init__(self, texts: Mapping[str, Tensor], piece: Piece | None = None) -> None:
         self.texts, self.piece = texts, piece
+        self.measured_by: Runner | None = None
         self.step, self.stopped = 0, False
         self.check_ups: list[CheckUp] = []
         self.best: list[Tensor] = []
@@ -160,7 +162,8 @@ class Course:
     def _look(self, runner: Runner, numbers: Sequence[Tensor], step: int) -> None:
         if not self.texts:
             return
-        losses = {text: runner.mean_loss(windows_NS) for text, windows_NS in self.texts.items()}
+        measured_by = self.measured_by or runner
+        losses = {text: measured_by.mean_loss(windows_NS) for text, windows_NS in self.texts.items()}
         self.check_ups.append(CheckUp(step=step, losses=losses))
         best = best_of(self.check_ups)
         if best == len(self.check_ups) - 1:

@@ -8,46 +8,50 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
 from pydantic import JsonValue
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
+from ..errors import GraspruneError
 from ..statistics import Statistic
-from ..surgery import Draft
-from ..units import PruningPlan
+from .around import Around
 from .course import Course
 from .distillation import LiveTeacher, Teacher, Teaches
-from .instrument import Gates
 from .run_state import Piece, RunState
 from .runner import Runner, Training
+from .shared_state import SharedState
 from .state_file import Standing, digest
-from .stream import LayerStream
 from .trainable import Trainable
 
 _OF_NO_MATTER = ("_name_or_path", "transformers_version")
 """What a model's configuration says and no result depends on."""
 
 
-class Resumable(Runner):
+class Resumable(Around):
     """Another runner, which does what is not known yet.
 
     Kept are losses, statistics, trainings and what a teacher came to; what runs layer by layer is run again.
     """
 
     def __init__(self, inner: Runner, state: RunState) -> None:
-        super().__init__(inner.model)
-        self.inner, self.state, self.trainings = inner, state, inner.trainings
+        super().__init__(inner)
+        self.state = state
 
     @classmethod
     def begun(
         cls, inner: Runner, state: RunState, of: Mapping[str, JsonValue], texts: Mapping[str, Tensor]
     ) -> Resumable:
-        """The runner of a run whose state is taken up, as `RunState.begin` does. texts: as in `contents_of`."""
+        """The runner of a run whose state is taken up, as `RunState.begin` does. texts: as in `contents_of`.
+
+        Raises GraspruneError where several processes would each keep a state of their own.
+        """
+        if inner.peers.count > 1 and not isinstance(state, SharedState):
+            raise GraspruneError("a run of several processes keeps its state in a SharedState, not in a RunState")
+        # Sums are made in an order that depends on it.
+        of = {**of, "number of processes": inner.peers.count}
         state.begin(of, lambda: contents_of(inner, texts))
         return cls(inner, state)
 
@@ -55,35 +59,9 @@ class Resumable(Runner):
         """See `Runner.beside`."""
         return type(self)(self.inner.beside(model), self.state)
 
-    def draft(self, plan: PruningPlan, *, output_bias: bool = False) -> Draft:
-        """See `Runner.draft`."""
-        return self.inner.draft(plan, output_bias=output_bias)
-
-    def built(self, draft: Draft, *, inplace: bool = False) -> PreTrainedModel:
-        """See `Runner.built`."""
-        return self.inner.built(draft, inplace=inplace)
-
-    def editing(self, linear: nn.Linear) -> AbstractContextManager[object]:
-        """See `Runner.editing`."""
-        return self.inner.editing(linear)
-
     def clock(self) -> float:
         """See `Runner.clock`."""
         return self.state.clock()
-
-    @property
-    def in_memory(self) -> bool:
-        """See `Runner.in_memory`."""
-        return self.inner.in_memory
-
-    @property
-    def device(self) -> torch.device:
-        """See `Runner.device`."""
-        return self.inner.device
-
-    def parameter(self, name: str) -> Tensor:
-        """See `Runner.parameter`."""
-        return self.inner.parameter(name)
 
     def losses(self, windows_NS: Tensor, batch_size: int = 1) -> Iterator[Tensor]:
         """See `Runner.losses`; one by one they are not kept."""
@@ -93,10 +71,6 @@ class Resumable(Runner):
         """See `Runner.mean_loss`."""
         of = fingerprint(windows_NS, batch_size)
         return self.state.number("loss", of, lambda: self.inner.mean_loss(windows_NS, batch_size))
-
-    def gated(self) -> AbstractContextManager[Gates]:
-        """See `Runner.gated`."""
-        return self.inner.gated()
 
     def gather(
         self,
@@ -153,10 +127,6 @@ class Resumable(Runner):
         if isinstance(teacher, Teacher):
             piece.finish(Standing(of=piece.of, step=len(tokens_NS)), {"hidden": teacher.hidden_NSD})
         return teacher
-
-    def stream(self, tokens_NS: Tensor) -> AbstractContextManager[LayerStream]:
-        """See `Runner.stream`."""
-        return self.inner.stream(tokens_NS)
 
 
 def fingerprint(tokens_NS: Tensor, *others: object) -> str:

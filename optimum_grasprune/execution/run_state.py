@@ -25,7 +25,7 @@ from pydantic import JsonValue
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ..errors import CheckpointError, GraspruneWarning, Stopped
+from ..errors import CheckpointError, GraspruneWarning, ProcessEnded, Stopped
 from ..writing import PARTIAL
 from .state_file import INDEX_NAME, Result, RunIndex, Standing, read_standing, unreadable, write_standing
 
@@ -146,6 +146,15 @@ class RunState:
             raise unreadable(self.folder / INDEX_NAME, f"it has {known.what} at {place}, where {what} is asked for")
         return known
 
+    def kept(self, piece: Piece) -> Content | None:
+        """What was kept of a piece of work, on the CPU; None where nothing was."""
+        if not self.on_disk:
+            return None
+        found = read_standing(piece.file)
+        if piece.finished and (found is None or found[0].of != piece.of):
+            raise unreadable(piece.file, "it is missing" if found is None else "it is of other work")
+        return found if found is not None and found[0].of == piece.of else None
+
     def finish(self, piece: Piece, content: Content) -> None:
         """Keep what a piece of work came to; what was kept on the way to it goes."""
         for place in [place for place in self._results if place > piece.place]:
@@ -229,8 +238,13 @@ class RunState:
             signal.signal(each, self._stop)
         try:
             yield
+        except ProcessEnded as ended:
+            going_on = self._going_on()
+            raise ProcessEnded(
+                f"{ended}; {going_on}" if going_on and ended.code != 2 else str(ended), ended.code
+            ) from None
         except KeyboardInterrupt:
-            raise Stopped(self._last_words(), 128 + (self._asked or signal.SIGINT)) from None
+            raise Stopped("; ".join(filter(None, ["interrupted", self._going_on()])), self._code) from None
         finally:
             for each, handler in before.items():
                 signal.signal(each, signal.SIG_DFL if handler is None else handler)
@@ -239,15 +253,24 @@ class RunState:
         self._twice, self._asked = self._asked is not None, number
         if self._twice or not self._in_steps:
             raise KeyboardInterrupt
+        self._tell_that_it_stops()
+
+    @staticmethod
+    def _tell_that_it_stops() -> None:
         if sys.stderr.isatty():  # os.write, since the signal may have come amidst a print
             os.write(2, b"\nstops after this step, when its state is written; once more stops at once\n")
 
-    def _last_words(self) -> str:
+    @property
+    def _code(self) -> int:
+        return 128 + (self._asked or signal.SIGINT)
+
+    def _going_on(self) -> str:
+        """How the run goes on, once what it came to is written; nothing where there is nothing to go on from."""
         if self._changed and not self._twice:
             self.write()
         if not self.on_disk:
-            return "interrupted"
-        return f"interrupted; the same command goes on from there, --resume no starts anew (state in {self.folder})"
+            return ""
+        return f"the same command goes on from there, --resume no starts anew (state in {self.folder})"
 
 
 class Piece:
@@ -257,14 +280,9 @@ class Piece:
         self.state, self.place, self.what, self.of, self.finished = state, place, what, of, finished
         self.file = state.folder / Result(place=place, what=what, of=of).file_name
 
-    def kept(self) -> tuple[Standing, dict[str, Tensor]] | None:
+    def kept(self) -> Content | None:
         """What was kept of it, on the CPU; None where nothing was."""
-        if not self.state.on_disk:
-            return None
-        found = read_standing(self.file)
-        if self.finished and (found is None or found[0].of != self.of):
-            raise unreadable(self.file, "it is missing" if found is None else "it is of other work")
-        return found if found is not None and found[0].of == self.of else None
+        return self.state.kept(self)
 
     def step_done(self, content: Callable[[], Content]) -> None:
         """Called after each step: keeps its state now and then. content: that state."""

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from typing_extensions import Self
 
 from ..config import GRASPConfig
+from ..errors import GraspruneError
 from ..families import Block, Family, family_of, inventory_of
 from ..statistics import Statistic
 from ..surgery import Draft, drafted
@@ -26,6 +27,7 @@ from ..units import PruningPlan, UnitInventory
 from .course import Course
 from .distillation import LiveTeacher, Teacher, Teaches
 from .instrument import Gates
+from .peers import Peers
 from .run_state import Piece
 from .stream import LayerStream
 from .trace import Traced
@@ -86,12 +88,13 @@ class Training:
 class Runner(ABC):
     """Runs one model. A way of running models is a subclass; the rest of the project speaks to this class.
 
-    trainings: those that were done, in their order.
+    trainings: those that were done, in their order.  peers: the processes that do the work together; this one alone.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model
         self.trainings: list[Traced] = []
+        self.peers = Peers()
 
     @cached_property
     def family(self) -> Family:
@@ -216,3 +219,8 @@ class Runner(ABC):
     @abstractmethod
     def stream(self, tokens_NS: Tensor) -> AbstractContextManager[LayerStream]:
         """The model with fixed weights, to be run layer by layer on the sequences; tokens_NS: shape (N, S), int64."""
+
+
+def loss_not_finite(first: int, windows: int) -> GraspruneError:
+    """The error of `Runner.losses`. first: place of the batch's first window.  windows: how many there are."""
+    return GraspruneError(f"the loss is not finite in the batch from window {first + 1} of {windows}")

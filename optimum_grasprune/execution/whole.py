@@ -9,6 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -27,7 +28,7 @@ from .gathering import GatheringCourse
 from .instrument import Gates, frozen, gated, gradients_at, hidden_given, inputs_of
 from .loss import next_token_loss
 from .run_state import Piece
-from .runner import Runner, Training
+from .runner import Runner, Training, loss_not_finite
 from .stream import LayerStream
 from .trainable import Pace, Trainable
 from .training import BETAS, Schedule, batches, training_steps
@@ -52,9 +53,7 @@ class WholeModel(Runner):
             for tokens_BS in windows_NS.split(at_once):
                 for losses_BS in self._losses(tokens_BS).double().split(batch_size):
                     if not math.isfinite(losses_BS.sum().item()):
-                        raise GraspruneError(
-                            f"the loss is not finite in the batch from window {done + 1} of {len(windows_NS)}"
-                        )
+                        raise loss_not_finite(done, len(windows_NS))
                     yield losses_BS
                     done += len(losses_BS)
                     stage.update(len(losses_BS))
@@ -92,7 +91,7 @@ class WholeModel(Runner):
         features = {path: linear.in_features for path, linear in watched.items()}
         collectors = {statistic: statistic.collector(self.blocks, features) for statistic in statistics}
         label = "sensitivity" if any(each.from_gradients for each in collectors) else "statistics"
-        course = GatheringCourse(list(collectors.values()), piece, self.device)
+        course = GatheringCourse(list(collectors.values()), piece, self.device, self.peers)
         of_inputs = [collector for each, collector in collectors.items() if not each.from_gradients]
         of_gradients = [collector for each, collector in collectors.items() if each.from_gradients]
 
@@ -157,11 +156,11 @@ class WholeModel(Runner):
             stage.update(done)
             for step, indices_B in islice(enumerate(drawn, start=1), done, None):
                 prepare(progress := (step - 1) / steps)
-                loss = self._loss(tokens_NS[indices_B], indices_B, training.kl_weight, teacher)
                 penalty = trained.penalty(numbers, progress)
+                work = partial(self._gradients, numbers, penalty, tokens_NS, training.kl_weight, teacher)
+                loss, gradients = self.peers.mean(indices_B, work, numbers)
                 course.trace.note(loss, trained.readings())
-                whole = loss if penalty is None else loss + penalty
-                _descend(whole, numbers, optimizer, training.clip, schedule.factor(step - 1))
+                _descend(numbers, gradients, optimizer, training.clip, schedule.factor(step - 1))
                 # Asked for when all of the step is on its way: this waits for the device, and the device for nobody.
                 value = self._finite(loss.item(), training.label, step)
                 smooth = value if math.isnan(smooth) else 0.95 * smooth + 0.05 * value
@@ -180,6 +179,19 @@ class WholeModel(Runner):
             advice = precision_advice(self.model.dtype)
             raise GraspruneError(f"{label}: the loss is {loss} at step {step}; {advice}")
         return loss
+
+    def _gradients(
+        self,
+        numbers: Sequence[nn.Parameter],
+        penalty: Tensor | None,
+        tokens_NS: Tensor,
+        kl_weight: float,
+        teacher: Teacher | LiveTeacher | None,
+        indices_B: Tensor,
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """The mean loss of some sequences, and the gradients of it, the penalty added, by what is trained."""
+        loss = self._loss(tokens_NS[indices_B], indices_B, kl_weight, teacher)
+        return loss, torch.autograd.grad(loss if penalty is None else loss + penalty, numbers)
 
     def _loss(
         self, tokens_BS: Tensor, indices_B: Tensor, kl_weight: float, teacher: Teacher | LiveTeacher | None
@@ -274,12 +286,16 @@ def _adamw(numbers: Sequence[nn.Parameter], paces: Sequence[Pace], learning_rate
 
 
 def _descend(
-    loss: Tensor, numbers: Sequence[nn.Parameter], optimizer: torch.optim.AdamW, clip: float | None, factor: float
+    numbers: Sequence[nn.Parameter],
+    gradients: Sequence[Tensor],
+    optimizer: torch.optim.AdamW,
+    clip: float | None,
+    factor: float,
 ) -> None:
     """One step of the optimiser. clip: as in `Training`.  factor: what the learning rates are multiplied by."""
     for group in optimizer.param_groups:
         group["lr"] = group[_RATE] * factor
-    for number, gradient in zip(numbers, torch.autograd.grad(loss, numbers), strict=True):
+    for number, gradient in zip(numbers, gradients, strict=True):
         number.grad = gradient
     if clip is not None:
         nn.utils.clip_grad_norm_(numbers, clip)

@@ -8,7 +8,7 @@ Shape suffixes: T tokens of one sequence, I input and O output features of a lin
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Generic, TypeVar
 
 import torch
@@ -37,6 +37,13 @@ class Collector(ABC, Generic[Result]):
 
     def take_up(self, kept: Mapping[str, Tensor], device: torch.device) -> None:
         """Be as when `kept` was. kept: what it gave, on the CPU.  device: where the model is."""
+
+    def merged(self, parts: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor] | None:
+        """What `kept` would be if this had taken in what several have, each in its turn, one sequence at a time.
+
+        parts: what each has kept, in that order.  None where that cannot be said, so that one has to take in all.
+        """
+        return None
 
     @abstractmethod
     def result(self, tokens: int) -> Result:

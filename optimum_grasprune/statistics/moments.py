@@ -5,7 +5,7 @@ Shape suffixes: T tokens, I features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,17 +40,23 @@ class Moments:
         The merge of two samples is that of Chan, Golub and LeVeque (1979): no sum of squares, so no cancellation where
         a mean is large beside its deviation.
         """
-        x_TI = x_TI.double()
-        added, total = len(x_TI), self.count + len(x_TI)
-        if not added:
+        if not len(x_TI):
             return self
+        x_TI = x_TI.double()
         mean_I = x_TI.mean(0)
-        shift_I = mean_I - self.mean_I.to(mean_I.device)
-        spread_I = (x_TI - mean_I).square().sum(0) + shift_I.square() * (self.count * added / total)
+        return self.with_others(Moments(len(x_TI), mean_I, (x_TI - mean_I).square().sum(0)))
+
+    def with_others(self, others: Moments) -> Moments:
+        """Moments of both samples, where the others are; neither changes."""
+        total, device = self.count + others.count, others.mean_I.device
+        if not others.count:
+            return self
+        shift_I = others.mean_I - self.mean_I.to(device)
+        spread_I = others.spread_I + shift_I.square() * (self.count * others.count / total)
         return Moments(
             total,
-            self.mean_I.to(mean_I.device) + shift_I * (added / total),
-            self.spread_I.to(mean_I.device) + spread_I,
+            self.mean_I.to(device) + shift_I * (others.count / total),
+            self.spread_I.to(device) + spread_I,
         )
 
     @property
@@ -85,19 +91,31 @@ class _Collector(Collector[dict[str, Moments]]):
         self._moments[path] = self._moments[path].update(finite(x_TI, path))
 
     def kept(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for path, moments in self._moments.items():
-            tensors[f"{path}:count"] = torch.tensor(moments.count, device="cpu")
-            tensors[f"{path}:mean"], tensors[f"{path}:spread"] = moments.mean_I.clone(), moments.spread_I.clone()
-        return tensors
+        return _as_tensors(self._moments)
 
     def take_up(self, kept: Mapping[str, Tensor], device: torch.device) -> None:
         for path in self._moments:
             count, mean_I, spread_I = (kept[f"{path}:{name}"] for name in ("count", "mean", "spread"))
             self._moments[path] = Moments(int(count), mean_I.to(device), spread_I.to(device))
 
+    def merged(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        every = _Collector(dict(self._moments))
+        whole = {path: Moments.empty(len(moments.mean_I)) for path, moments in self._moments.items()}
+        for part in parts:
+            every.take_up(part, torch.device("cpu"))
+            whole = {path: moments.with_others(every._moments[path]) for path, moments in whole.items()}
+        return _as_tensors(whole)
+
     def result(self, tokens: int) -> dict[str, Moments]:
         return self._moments
+
+
+def _as_tensors(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for path, each in moments.items():
+        tensors[f"{path}:count"] = torch.tensor(each.count, device="cpu")
+        tensors[f"{path}:mean"], tensors[f"{path}:spread"] = each.mean_I.clone(), each.spread_I.clone()
+    return tensors
 
 
 def finite(x_TI: Tensor, path: str) -> Tensor:

@@ -5,7 +5,7 @@ Shape suffixes: T tokens of one sequence, I input features of an output projecti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -72,6 +72,10 @@ class _Collector(Collector[Tensor]):
 
     def take_up(self, kept: Mapping[str, Tensor], device: torch.device) -> None:
         self._total_U = kept["total"]
+
+    def merged(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        first, *others = (part["total"] for part in parts)
+        return {"total": sum(others, start=first)}
 
     def result(self, tokens: int) -> Tensor:
         infinite_U = ~torch.isfinite(self._total_U)

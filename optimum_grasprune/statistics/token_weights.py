@@ -5,8 +5,9 @@ Shape suffixes: N sequences, S sequence, T tokens of one sequence, O output feat
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -47,6 +48,15 @@ class _Collector(Collector[dict[str, Tensor]]):
 
     def take_up(self, kept: Mapping[str, Tensor], device: torch.device) -> None:
         self._seen = {path: list(kept[path]) if path in kept else [] for path in self._seen}
+
+    def merged(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        paths = [path for path in self._seen if any(path in part for part in parts)]
+        of_paths = {path: [part[path] for part in parts if path in part] for path in paths}
+        turns = {path: zip_longest(*of_path) for path, of_path in of_paths.items()}
+        return {
+            path: torch.stack([weights for turn in of_path for weights in turn if weights is not None])
+            for path, of_path in turns.items()
+        }
 
     def result(self, tokens: int) -> dict[str, Tensor]:
         return {path: torch.stack(weights) for path, weights in self._seen.items()}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ..dispatched import rebind
+from ..dispatched import rebind, tensor_at
 from ..families import Block, Family, inventory_of, linear_at
 from ..units import PruningPlan
 from .build import built_model, pruned_config, shallower_model
@@ -266,9 +266,7 @@ def build_pruned_model(
     (embeddings, head, norms) are shared with the given model; those of output projections never are, so that they may
     be edited in place.  Options and errors are those of `drafted`.
     """
-    return drafted(
-        model, plan, family, lambda name: model.get_parameter(name).detach(), output_bias=output_bias
-    ).build()
+    return drafted(model, plan, family, partial(tensor_at, model), output_bias=output_bias).build()
 
 
 class OutputProjection(nn.Linear):

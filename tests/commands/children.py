@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _SERVER = """
@@ -21,8 +21,11 @@ for line in sys.stdin:
         continue
     child = os.fork()
     if not child:
-        output, *sys.argv = given
+        output, errors, environment, *sys.argv = given
+        os.environ.update(environment)
         os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), 1)
+        if errors is not None:
+            os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
         code = 1
         try:
             main()
@@ -31,6 +34,7 @@ for line in sys.stdin:
             code = int(stop.code or 0)
         finally:
             sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(code)
     print(child, flush=True)
 """
@@ -46,9 +50,19 @@ class Children:
         command = [sys.executable, "-c", _SERVER % setup]
         self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def start(self, arguments: Sequence[object], output: str | Path = os.devnull) -> int:
-        """Start `optimum-cli grasprune` with these arguments; its process id. output: file for what it prints."""
-        return self._ask("start", str(output), "optimum-cli", "grasprune", *map(str, arguments))
+    def start(
+        self,
+        arguments: Sequence[object],
+        output: str | Path = os.devnull,
+        errors: str | Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> int:
+        """Start `optimum-cli grasprune` with these arguments; its process id.
+
+        output, errors: files for what it prints.  environment: variables that it has beside those of this process.
+        """
+        files = str(output), None if errors is None else str(errors)
+        return self._ask("start", *files, dict(environment or {}), "optimum-cli", "grasprune", *map(str, arguments))
 
     def wait(self, child: int) -> int:
         """The exit code of a command, when it has ended; the negative number of the signal that ended it."""

@@ -21,9 +21,11 @@ from optimum_grasprune.execution import (
     OffloadedModel,
     OfUnits,
     Pace,
+    Peers,
     Resumable,
     Runner,
     RunState,
+    SeveralProcesses,
     StreamedModel,
     Training,
     UnitMultipliers,
@@ -53,6 +55,7 @@ def offloaded(model: PreTrainedModel) -> Runner:
 RUNNERS: dict[str, Callable[[PreTrainedModel], Runner]] = {
     "whole": WholeModel,
     "offloaded": offloaded,
+    "one of several processes": lambda model: SeveralProcesses(WholeModel(model), Peers()),
     "resumable": lambda model: Resumable(WholeModel(model), RunState("never written")),
 }
 TOKENS = torch.randint(258, (3, 20), generator=torch.Generator().manual_seed(0))

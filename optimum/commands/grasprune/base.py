@@ -8,7 +8,7 @@ import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from optimum.commands.base import BaseOptimumCLICommand
 
 if TYPE_CHECKING:
-    from optimum_grasprune.errors import OptionError
+    from optimum_grasprune.errors import GraspruneError
+    from optimum_grasprune.execution import Processes
     from optimum_grasprune.export.outputs import Source
     from optimum_grasprune.model_files import ReadAs
 
@@ -36,6 +37,10 @@ class LateParser(argparse.ArgumentParser):
 
     declare: Declare | None = None
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if rank_of_several() in (None, 0):
+            super()._print_message(message, file)
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Declare the options, then parse; those that the command line leaves out come from the file of `-c`."""
         arguments = list(args or ())
@@ -45,7 +50,10 @@ class LateParser(argparse.ArgumentParser):
                 declare(self, arguments)
         else:
             self._parse_with(path, declare, arguments)
-        return super().parse_known_args(args, namespace)
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown and rank_of_several():  # of which the parser above this one says so in the first process
+            self.exit(2)
+        return parsed, unknown
 
     def _option_file(self, arguments: Sequence[str]) -> str | None:
         early = argparse.ArgumentParser(add_help=False)
@@ -77,34 +85,69 @@ def declare_late(parser: argparse.ArgumentParser, declare: Declare) -> None:
 
 
 class Subcommand(BaseOptimumCLICommand):
-    """A command whose errors end in one line on standard error and exit code 2. A subclass writes `execute`."""
+    """A command whose errors end in one line on standard error and exit code 2. A subclass writes `execute`.
+
+    by_several: whether several processes can do it together.
+    peers: those of one launch that do; None where this process is alone.
+    """
+
+    by_several = False
+    peers: Processes | None = None
+    _meets = False
 
     def run(self) -> None:
         """Run the command; bad input ends in exit code 2, Ctrl-C in 130, SIGTERM in 143 where work is kept."""
         _quieten_libraries()
-        from optimum_grasprune.errors import GraspruneError, OptionError
+        from optimum_grasprune.errors import GraspruneError, ProcessEnded
         from optimum_grasprune.progress import restart, tidy
 
         restart()
 
         try:
-            with self._warnings_as_lines(), tidy():
+            with self._joined(), self._warnings_as_lines(), tidy():
                 self.check_outputs()
                 self.execute()
-        except OptionError as error:
-            self.fail(self._line_of(error))
         except GraspruneError as error:
-            self.fail(str(error))
+            self.fail(self._line_of(error))
+        except ProcessEnded as ended:
+            self._end(f"{self.parser.prog}: error: {ended}" if ended.code == 1 else str(ended), ended.code)
         except KeyboardInterrupt as stop:
-            print(str(stop) or "interrupted", file=sys.stderr)
-            sys.exit(getattr(stop, "code", 130))
+            self._end(str(stop) or "interrupted", getattr(stop, "code", 130))
+
+    @contextmanager
+    def _joined(self) -> Iterator[None]:
+        """Inside the block the processes that a launcher started work together; where it started none, this one."""
+        if (rank := rank_of_several()) is None:
+            yield
+            return
+        from optimum_grasprune.errors import GraspruneError
+        from optimum_grasprune.execution.processes import Launch, joined
+
+        if not self.by_several:
+            count = os.environ["WORLD_SIZE"]
+            raise GraspruneError(f"export alone can be done by several processes, and {count} were started for this")
+        if (launch := Launch.found()) is None:
+            raise ValueError("it was started as one of several")
+        share_device = getattr(self.args, "device", None) not in (None, "auto", "cuda")
+        self._meets = True
+        with joined(launch, share_device=share_device) as self.peers, _silence(rank > 0):
+            self._meets = False
+            try:
+                yield
+            except GraspruneError as error:
+                self.peers.watch.leave(2, f"{self.parser.prog}: error: {self._line_of(error)}")
+                raise
 
     @property
     def from_file(self) -> Mapping[str, str]:
         """How the file of `-c` spells what came from it, by name."""
         return getattr(self.args, "from_file", {})
 
-    def _line_of(self, error: OptionError) -> str:
+    def _line_of(self, error: GraspruneError) -> str:
+        from optimum_grasprune.errors import OptionError
+
+        if not isinstance(error, OptionError):
+            return str(error)
         if (key := self.from_file.get(error.option)) is None:
             return error.flag_line
         return f"--config {self.args.config}: {key} {error.value}: {error.reason}"
@@ -173,8 +216,17 @@ class Subcommand(BaseOptimumCLICommand):
 
     def fail(self, line: str) -> None:
         """End with exit code 2 and one line."""
-        print(f"{self.parser.prog}: error: {line}", file=sys.stderr)
-        sys.exit(2)
+        self._end(f"{self.parser.prog}: error: {line}", 2)
+
+    def _end(self, line: str, code: int) -> None:
+        """End with one line, of which there is one for all processes that worked together."""
+        speaks = self._meets or rank_of_several() in (None, 0)
+        if self.peers is not None:
+            self.peers.watch.leave(code, line)
+            speaks = self.peers.watch.speaks
+        if speaks and line:
+            print(line, file=sys.stderr)
+        sys.exit(code)
 
     def write_result(self, result: Mapping[str, object]) -> None:
         """Write the result to the file that `--json` names, if it does."""
@@ -250,6 +302,22 @@ def check_drawing(
             check_result_file(file, sources, output, option=option)
     flags = " and ".join(f"--{option}" for option, named in files.items() if named)
     return module_for_plots("optimum_grasprune.report.pictures", f"leave out {flags}") if flags else None
+
+
+def rank_of_several() -> int | None:
+    """The number of this process among several that `torchrun`, or the like, started; None where it is the only one."""
+    rank, count = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "1")
+    return int(rank) if rank.isdecimal() and count != "1" else None
+
+
+@contextmanager
+def _silence(wanted: bool) -> Iterator[None]:
+    """Inside the block nothing is printed, since another process says it; what escapes is shown all the same."""
+    if not wanted:
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def _quieten_libraries() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -29,6 +31,7 @@ class ExportCommand(Subcommand):
     """Prune a model and save the smaller one."""
 
     COMMAND = CommandInfo(name="export", help="Prune a model and save the smaller dense checkpoint.")
+    by_several = True
     _forecast: Forecast
 
     @staticmethod
@@ -54,7 +57,7 @@ class ExportCommand(Subcommand):
         config = by_recipe(self.args.recipe, **values, **({"keep_ratio": ratios[0]} if ratios else {}))
         check_shard_size(self.args.max_shard_size)
         check(self.args)
-        pruner, several = GRASPPruner(config), len(ratios) > 1 or self.args.nested
+        pruner, several = GRASPPruner(config, self.peers), len(ratios) > 1 or self.args.nested
         folders = self._folders(pruner, ratios, Path(output)) if several else {config.keep_ratio: output}
         state = self._state(output)
         self._check_all_free(folders.values(), state)
@@ -70,6 +73,7 @@ class ExportCommand(Subcommand):
             else:
                 written = [self._written(self._prune(pruner, state), output, self.args.push_to_hub, self.args.html)]
             state.remove()
+        self._dismiss_others()
         measured = finish(written, beside, private=self.args.private, drawing=drawing)
         results = [done.to_dict(texts) for done, texts in zip(written, measured, strict=True)]
         if several:
@@ -78,12 +82,33 @@ class ExportCommand(Subcommand):
         else:
             self.write_result(results[0])
 
+    @property
+    def _is_first(self) -> bool:
+        """Whether this is the process that writes; where several work together, the others do not."""
+        return self.peers is None or self.peers.is_first
+
+    def check_outputs(self, output: str | None = None) -> None:
+        """See `Subcommand.check_outputs`; whoever writes nothing has nothing to check."""
+        if self._is_first:
+            super().check_outputs(output)
+
+    def _dismiss_others(self) -> None:
+        """What is left is for one process; the others end, once it has said that all is well."""
+        if self.peers is None:
+            return
+        if self.peers.is_first:
+            self.peers.watch.leave(0)
+        else:
+            self.peers.watch.wait()
+            sys.exit(0)
+
     def _beside(self, config: GRASPConfig) -> BesideDense | None:
-        return beside_dense(self.args, config, self.source_options(self.args.model))
+        read_as = self.source_options(self.args.model)
+        return beside_dense(self.args, config, read_as) if self._is_first else None
 
     def _drawing(self, output: str, ratios: Iterable[float]) -> ModuleType | None:
         """What draws the pages, all of which can be written. ratios: where there are several."""
-        if self.args.html is None:
+        if self.args.html is None or not self._is_first:
             return None
         pages = [str(page_of(self.args.html, ratio)) for ratio in ratios] or [self.args.html]
         return check_drawing({"html": pages}, self.sources(), output)
@@ -95,11 +120,13 @@ class ExportCommand(Subcommand):
     def _state(self, output: str) -> RunState:
         from optimum_grasprune.config import StateOptions
         from optimum_grasprune.config.flags import given
-        from optimum_grasprune.execution import RunState
+        from optimum_grasprune.execution import RunState, SharedState
         from optimum_grasprune.export.staging import state_folder
 
-        options = StateOptions(**given(self.args, StateOptions.model_fields))
-        return RunState(state_folder(output), resume=options.resume == "yes")
+        resume = StateOptions(**given(self.args, StateOptions.model_fields)).resume == "yes"
+        if self.peers is None:
+            return RunState(state_folder(output), resume=resume)
+        return SharedState(state_folder(output), self.peers, resume=resume)
 
     def _check_all_free(self, folders: Iterable[str], state: RunState) -> None:
         """Refuse folders that are taken, but for those that this run wrote before it was stopped."""
@@ -111,13 +138,18 @@ class ExportCommand(Subcommand):
     def _check_free(self, output: str) -> None:
         from optimum_grasprune.export.staging import check_output
 
+        if not self._is_first:
+            return
         self.check_outputs(output)
         check_output(output, overwrite=self.args.overwrite)
 
     def _save(self, pruned: PrunedModel, output: str) -> None:
         from optimum_grasprune.report import print_summary
 
-        pruned.save(output, overwrite=self.args.overwrite, max_shard_size=self.args.max_shard_size)
+        if not self._is_first:
+            return
+        with nullcontext() if self.peers is None else self.peers.watch.finishing():
+            pruned.save(output, overwrite=self.args.overwrite, max_shard_size=self.args.max_shard_size)
         print_summary(pruned.record, f"{self.args.model} -> {output}")
 
     def _prune(self, pruner: GRASPPruner, state: RunState) -> PrunedModel:
@@ -221,6 +253,8 @@ class ExportCommand(Subcommand):
         from optimum_grasprune.report import print_summary
 
         name, record = Path(folder).name, pruned.record.to_dict()
+        if not self._is_first:
+            return Written.of(pruned, folder, repository, page)
         if name in state.outputs and (before := read_record(folder)) is not None and before.to_dict() == record:
             print_summary(pruned.record, f"{self.args.model} -> {folder}, written before")
             return Written.of(pruned, folder, repository, page)

@@ -1,0 +1,125 @@
+"""Another runner in each of several processes, which share the sequences among them.
+
+Shape suffixes: N sequences, S sequence, B batch, D hidden, U units.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from typing_extensions import Self
+
+from ..errors import GraspruneError, GraspruneWarning
+from ..statistics import Statistic
+from .around import Around
+from .course import Course
+from .distillation import LiveTeacher, Teacher, Teaches
+from .peers import Peers
+from .run_state import Piece
+from .runner import Runner, Training, loss_not_finite
+from .trainable import Trainable
+
+
+def shared(inner: Runner, peers: Peers) -> Runner:
+    """A runner that shares its work with its peers, if it has any."""
+    return inner if peers.count == 1 else SeveralProcesses(inner, peers)
+
+
+class SeveralProcesses(Around):
+    """The same model in all processes, and each of them goes through its share of the sequences.
+
+    Losses are those of one process to the last bit; statistics and trainings to rounding, since sums are made in
+    another order. What runs layer by layer, each process runs by itself.
+    """
+
+    def __init__(self, inner: Runner, peers: Peers) -> None:
+        super().__init__(inner)
+        self.peers = inner.peers = peers
+
+    def beside(self, model: PreTrainedModel) -> Self:
+        """See `Runner.beside`."""
+        return type(self)(self.inner.beside(model), self.peers)
+
+    def clock(self) -> float:
+        """See `Runner.clock`: the first process's, so that all run out of time at once."""
+        return float(self.peers.text_of_first(lambda: repr(time.monotonic())))
+
+    def losses(self, windows_NS: Tensor, batch_size: int = 1) -> Iterator[Tensor]:
+        """See `Runner.losses`: of all windows in their order, in every process."""
+        rank, count = self.peers.rank, self.peers.count
+        batches = windows_NS.split(batch_size)
+        mine = batches[rank::count]
+        own = self.inner.losses(torch.cat(mine), batch_size) if mine else iter(())
+        for first in range(0, len(batches), count):
+            of_all = self.peers.of_all({"losses": _next_of(own, self.device)})
+            for place, found in enumerate(of_all[: len(batches) - first], start=first):
+                losses_BS = found["losses"].to(self.device)
+                if not math.isfinite(losses_BS.sum().item()):
+                    raise loss_not_finite(place * batch_size, len(windows_NS))
+                yield losses_BS
+
+    def gather(
+        self,
+        statistics: Iterable[Statistic[Any]],
+        tokens_NS: Tensor,
+        maps: Sequence[str] | None = None,
+        *,
+        kept_U: Tensor | None = None,
+        gradient_checkpointing: bool = False,
+        piece: Piece | None = None,
+    ) -> dict[Statistic[Any], Any]:
+        """See `Runner.gather`; what is gathered is put together by the course of the pass."""
+        return self.inner.gather(
+            statistics, tokens_NS, maps, kept_U=kept_U, gradient_checkpointing=gradient_checkpointing, piece=piece
+        )
+
+    def learn(
+        self,
+        trained: Trainable,
+        tokens_NS: Tensor,
+        training: Training,
+        dense: Teaches | None = None,
+        status: Callable[[], Sequence[str]] = tuple,
+        course: Course | None = None,
+    ) -> list[Tensor]:
+        """See `Runner.learn`: each process works out the gradient of its share of a batch, and takes the same step."""
+        if training.batch_size < self.peers.count:
+            warnings.warn(
+                f"--batch-size {training.batch_size}: no more than as many of the {self.peers.count} processes have "
+                f"work at a step of {training.label}; give {self.peers.count}, or a multiple of it",
+                GraspruneWarning,
+                stacklevel=2,
+            )
+        course = course or Course({})
+        course.measured_by = self
+        return self.inner.learn(trained, tokens_NS, training, dense or self, status, course)
+
+    def teacher(
+        self, tokens_NS: Tensor, *, live: bool = False, hidden_NSD: Tensor | None = None
+    ) -> Teacher | LiveTeacher:
+        """See `Runner.teacher`: every sequence is read once, and what it came to is known to all."""
+        if live or hidden_NSD is not None or len(tokens_NS) < self.peers.count:
+            return self.inner.teacher(tokens_NS, live=live, hidden_NSD=hidden_NSD)
+        own = self.inner.teacher(tokens_NS[self.peers.rank :: self.peers.count])
+        if isinstance(own, LiveTeacher):
+            raise TypeError("a teacher that is not to be live is live")
+        parts = [found["hidden"] for found in self.peers.of_all({"hidden": own.hidden_NSD})]
+        whole_NSD = own.hidden_NSD.new_empty(len(tokens_NS), *own.hidden_NSD.shape[1:])
+        for rank, part_NSD in enumerate(parts):
+            whole_NSD[rank :: self.peers.count] = part_NSD
+        return self.inner.teacher(tokens_NS, hidden_NSD=whole_NSD)
+
+
+def _next_of(losses: Iterator[Tensor], device: torch.device) -> Tensor:
+    """The next losses of this process, if it has any; where they are not finite, one number that says so."""
+    try:
+        return next(losses, torch.zeros(0, dtype=torch.float64, device=device))
+    except GraspruneError:
+        return torch.full((1,), math.nan, dtype=torch.float64, device=device)

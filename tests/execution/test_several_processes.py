@@ -1,0 +1,268 @@
+"""Several processes, each a thread here with a model of its own; what they exchange goes through memory."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from optimum_grasprune.errors import GraspruneError, GraspruneWarning
+from optimum_grasprune.execution import (
+    Course,
+    OfUnits,
+    Pace,
+    Processes,
+    Resumable,
+    Runner,
+    RunState,
+    SeveralProcesses,
+    SharedState,
+    Teacher,
+    Training,
+    UnitMultipliers,
+    WholeModel,
+)
+from optimum_grasprune.execution.watch import Watch
+from optimum_grasprune.families import Block
+from optimum_grasprune.statistics import (
+    MOMENTS,
+    PER_SEQUENCE,
+    PER_TOKEN,
+    TOKEN_WEIGHTS,
+    Collector,
+    Statistic,
+)
+from tests.conftest import make_model
+
+TOKENS = torch.randint(258, (5, 20), generator=torch.Generator().manual_seed(0))
+Result = TypeVar("Result")
+
+
+class Threaded(Processes):
+    """A process whose peers are other threads."""
+
+    def __init__(self, rank: int, count: int, given: list[Tensor], barrier: threading.Barrier) -> None:
+        super().__init__(rank, count, Watch(rank, count, {}), on_gpu=False)
+        self.given, self.barrier = given, barrier
+
+    def _exchanged(self, exchange: Callable[..., Any], *given: Any) -> None:
+        own = given[1] if exchange is dist.all_gather else given[0]
+        self.given[self.rank] = own.clone()
+        self.barrier.wait(60)
+        if exchange is dist.all_reduce:
+            own.copy_(torch.stack(self.given).sum(0))
+        elif exchange is dist.broadcast:
+            own.copy_(self.given[given[1]])
+        else:
+            assert exchange is dist.all_gather
+            for place, each in zip(given[0], self.given, strict=True):
+                place.copy_(each)
+        self.barrier.wait(60)
+
+
+def by_all(count: int, work: Callable[[Threaded], Result]) -> list[Result]:
+    """What the work comes to in each of several processes, which do it at the same time."""
+    given, barrier = [torch.zeros(0)] * count, threading.Barrier(count)
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(work, [Threaded(rank, count, given, barrier) for rank in range(count)]))
+
+
+_DRAWING = threading.Lock()
+
+
+def alone(seed: int = 0) -> WholeModel:
+    """The runner of one process; random numbers are those of all threads."""
+    with _DRAWING:
+        return WholeModel(make_model(seed))
+
+
+def runner_of(peers: Threaded) -> SeveralProcesses:
+    return SeveralProcesses(alone(), peers)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_losses_are_those_of_one_process_to_the_last_bit(count: int, batch_size: int) -> None:
+    expected = list(alone().losses(TOKENS, batch_size))
+    for losses in by_all(count, lambda peers: list(runner_of(peers).losses(TOKENS, batch_size))):
+        assert len(losses) == len(expected) and all(map(torch.equal, losses, expected))
+    mean = alone().mean_loss(TOKENS, batch_size)
+    assert by_all(count, lambda peers: runner_of(peers).mean_loss(TOKENS, batch_size)) == [mean] * count
+
+
+def test_every_process_says_which_window_is_not_finite() -> None:
+    windows_NS = TOKENS.clone().clamp_(max=256)
+    windows_NS[3, 4] = 257
+
+    def measure(peers: Threaded) -> str:
+        runner = runner_of(peers)
+        with torch.no_grad():
+            runner.model.get_input_embeddings().weight[257] = torch.inf
+        with pytest.raises(GraspruneError) as caught:
+            runner.mean_loss(windows_NS)
+        return str(caught.value)
+
+    assert by_all(2, measure) == ["the loss is not finite in the batch from window 4 of 5"] * 2
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("sequences", [1, 5])
+def test_statistics_are_those_of_one_process(count: int, sequences: int) -> None:
+    tokens_NS, wanted = TOKENS[:sequences], [MOMENTS, PER_TOKEN, PER_SEQUENCE, TOKEN_WEIGHTS]
+    expected = alone().gather(wanted, tokens_NS)
+    of_all = by_all(count, lambda peers: runner_of(peers).gather(wanted, tokens_NS))
+    for found in of_all:
+        for statistic in (PER_TOKEN, PER_SEQUENCE):
+            torch.testing.assert_close(found[statistic], expected[statistic], rtol=1e-5, atol=1e-9)
+            assert torch.equal(found[statistic], of_all[0][statistic])
+        for path, weights_NS in expected[TOKEN_WEIGHTS].items():
+            assert torch.equal(found[TOKEN_WEIGHTS][path], weights_NS)
+        for path, moments in expected[MOMENTS].items():
+            assert found[MOMENTS][path].count == moments.count == tokens_NS.numel()
+            torch.testing.assert_close(found[MOMENTS][path].mean_I, moments.mean_I, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(found[MOMENTS][path].spread_I, moments.spread_I, rtol=1e-9, atol=1e-12)
+
+
+class _Count(Collector[int]):
+    seen = 0
+
+    def see(self, path: str, x_TI: Tensor) -> None:
+        self.seen += len(x_TI)
+
+    def result(self, tokens: int) -> int:
+        return self.seen
+
+
+@dataclass(frozen=True)
+class TokensSeen(Statistic[int]):
+    def collector(self, blocks: tuple[Block, ...], maps: Mapping[str, int]) -> Collector[int]:
+        return _Count()
+
+
+def test_what_cannot_be_put_together_each_process_gathers_by_itself() -> None:
+    whole = alone().gather([TokensSeen()], TOKENS)[TokensSeen()]
+    assert (
+        whole
+        and by_all(2, lambda peers: runner_of(peers).gather([TokensSeen()], TOKENS)) == [{TokensSeen(): whole}] * 2
+    )
+
+
+class Constrained(OfUnits):
+    """Multipliers whose deviation from one is paid for by a number that climbs."""
+
+    def __init__(self, units: int) -> None:
+        self.units, self.penalties = units, 0
+
+    def start(self) -> list[Tensor]:
+        return [torch.ones(self.units), torch.ones(())]
+
+    def paces(self) -> list[Pace]:
+        return [Pace(), Pace(5, ascends=True)]
+
+    def values(self, numbers: Sequence[Tensor], progress: float) -> Tensor:
+        return numbers[0]
+
+    def penalty(self, numbers: Sequence[Tensor], progress: float) -> Tensor:
+        self.penalties += 1
+        return numbers[1] * (numbers[0] - 0.9).square().mean()
+
+
+def learnt(runner: Runner, batch_size: int, clip: float | None) -> tuple[list[Tensor], Tensor]:
+    training = Training(
+        2, batch_size, 0, 0.05, "cosine", gradient_checkpointing=False, label="x", kl_weight=0.5, clip=clip
+    )
+    trained, course = Constrained(runner.inventory.num_units), Course({"held_out": TOKENS[:2]})
+    numbers = runner.learn(trained, TOKENS, training, alone(1), course=course)
+    assert trained.penalties == course.step and len(course.check_ups) == 1 + min(course.step, 10)
+    return numbers, runner.trainings[0].values["loss"]
+
+
+@pytest.mark.parametrize(("count", "batch_size", "clip"), [(2, 2, None), (2, 3, 0.01), (3, 4, None)])
+def test_a_training_is_that_of_one_process(count: int, batch_size: int, clip: float | None) -> None:
+    """The last batch of an epoch is a single sequence, or two."""
+    expected, losses = learnt(alone(), batch_size, clip)
+    of_all = by_all(count, lambda peers: learnt(runner_of(peers), batch_size, clip))
+    for numbers, of_steps in of_all:
+        torch.testing.assert_close(numbers, expected, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(of_steps, losses, rtol=1e-4, atol=1e-5)
+        assert all(map(torch.equal, numbers, of_all[0][0])) and torch.equal(of_steps, of_all[0][1])
+
+
+def test_a_step_for_fewer_sequences_than_processes_has_the_bits_of_one() -> None:
+    def train(runner: Runner) -> Tensor:
+        trained = UnitMultipliers(torch.ones(runner.inventory.num_units), lambda values_U, _: values_U)
+        training = Training(1, 1, 0, 0.05, "constant", gradient_checkpointing=False, label="gates")
+        return runner.learn(trained, TOKENS, training)[0]
+
+    expected = train(alone())
+    with pytest.warns(
+        GraspruneWarning,
+        match="--batch-size 1: no more than as many of the 2 processes have work at a step of gates; give 2",
+    ):
+        of_all = by_all(2, lambda peers: train(runner_of(peers)))
+    assert all(torch.equal(values_U, expected) for values_U in of_all)
+
+
+@pytest.mark.parametrize("sequences", [1, 5])
+def test_a_teacher_reads_every_sequence_once(sequences: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    hidden = WholeModel._hidden
+    monkeypatch.setattr(WholeModel, "_hidden", lambda self, tokens_BS: read.append(1) or hidden(self, tokens_BS))
+    expected = alone().teacher(TOKENS[:sequences])
+    read.clear()
+    for teacher in by_all(2, lambda peers: runner_of(peers).teacher(TOKENS[:sequences])):
+        assert isinstance(teacher, Teacher) and isinstance(expected, Teacher)
+        assert torch.equal(teacher.hidden_NSD, expected.hidden_NSD)
+        assert torch.equal(teacher.logits(torch.tensor([0])), expected.logits(torch.tensor([0])))
+    assert len(read) == (2 if sequences == 1 else sequences)
+
+
+def test_time_is_that_of_the_first_process() -> None:
+    assert len(set(by_all(2, lambda peers: runner_of(peers).clock()))) == 1
+
+
+def test_what_the_first_process_has_kept_all_of_them_go_on_from(tmp_path: Path) -> None:
+    """Of the others' folders nothing is read, and nothing is written into them."""
+
+    def run(peers: Threaded) -> tuple[float, float, Tensor, Tensor]:
+        state = SharedState(tmp_path / str(peers.rank), peers, every=0.0)
+        runner = Resumable.begun(runner_of(peers), state, {"seed": 0}, {"tokens": TOKENS})
+        loss, clock = runner.mean_loss(TOKENS), runner.clock()
+        per_token_U = runner.gather([PER_TOKEN], TOKENS)[PER_TOKEN]
+        trained = UnitMultipliers(torch.ones(runner.inventory.num_units), lambda values_U, _: values_U)
+        training = Training(1, 2, 0, 0.05, "constant", gradient_checkpointing=False, label="gates")
+        return loss, clock, per_token_U, runner.learn(trained, TOKENS, training)[0]
+
+    first, again = by_all(2, run), by_all(2, run)
+    assert [each.name for each in tmp_path.iterdir()] == ["0"]
+    for one, *others in (first, again):
+        for other in others:
+            assert one[:2] == other[:2] and all(map(torch.equal, one[2:], other[2:]))
+    assert first[0][:2] == again[0][:2] and all(map(torch.equal, first[0][2:], again[0][2:]))
+
+
+def test_what_is_kept_of_a_run_is_not_worked_out_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(peers: Threaded) -> float:
+        state = SharedState(tmp_path / "state", peers, every=0.0)
+        return Resumable.begun(runner_of(peers), state, {}, {}).mean_loss(TOKENS)
+
+    found = by_all(2, run)
+    monkeypatch.setattr(SeveralProcesses, "mean_loss", lambda *_: pytest.fail("it was measured again"))
+    assert by_all(2, run) == found
+
+
+def test_a_state_that_each_process_would_keep_for_itself_is_refused(tmp_path: Path) -> None:
+    def run(peers: Threaded) -> None:
+        with pytest.raises(GraspruneError, match="keeps its state in a SharedState"):
+            Resumable.begun(runner_of(peers), RunState(tmp_path / "state"), {}, {})
+
+    by_all(2, run)
+    assert not list(tmp_path.iterdir())
