@@ -82,7 +82,7 @@ class LayerStore:
 
         Raises ModelError when it has a NaN or an infinity, CheckpointError when it cannot be read any more.
         """
-        tensor = self._stored[name].read().to(self.device, self._of_name[name].empty.dtype)
+        tensor = self._stored[name].read(self.device, self._of_name[name].empty.dtype)
         if name not in self._checked:
             self._check(name, tensor)
             self._checked.add(name)
