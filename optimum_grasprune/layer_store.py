@@ -17,8 +17,8 @@ from .surgery import OnDisk
 class Stored(Protocol):
     """A tensor that is somewhere else until it is read."""
 
-    def read(self) -> Tensor:
-        """The tensor, on any device."""
+    def read(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The tensor, in memory of its own."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,10 @@ class LayerStore:
 
         Raises ModelError when it has a NaN or an infinity, CheckpointError when it cannot be read any more.
         """
-        edited = self._edited is not None and name in self._edited
-        tensor = self._edited[name] if self._edited is not None and edited else self._stored[name].read()
-        tensor = tensor.to(self.device, self._of_name[name].empty.dtype)
+        dtype = self._of_name[name].empty.dtype
+        if self._edited is not None and name in self._edited:
+            return self._edited[name].to(self.device, dtype)
+        tensor = self._stored[name].read(self.device, dtype)
         if name not in self._checked:
             self._check(name, tensor)
             self._checked.add(name)

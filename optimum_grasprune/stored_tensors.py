@@ -2,7 +2,7 @@
 
 A file is opened, read at the tensor's place and closed. safetensors' own reader maps the whole file, and pages that
 were looked at stay part of the process for as long as any tensor of the file lives. Measured on 1.1 B parameters
-(bf16, 22 layers of 84 MiB, files of 1 GB), layer after layer: plain reads take 106 MiB at the peak, a mapping and a
+(bf16, 22 layers of 84 MiB, files of 1 GB), layer after layer: plain reads take 84 MiB at the peak, a mapping and a
 copy for each tensor 132 MiB, tensors of a mapping that stays open 947 MiB, as much as its file holds.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from .errors import CheckpointError
 from .model_files import weight_files
 
+_CPU = torch.device("cpu")
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Names of data types in the files, as far as weights have them."""
 
@@ -32,10 +34,13 @@ class StoredTensor:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    def read(self) -> Tensor:
-        """The tensor as it is stored, on the CPU; CheckpointError where the file has gone or become shorter."""
-        numbers = torch.empty(math.prod(self.shape), dtype=self.dtype, device="cpu")
-        unread = numbers.view(torch.uint8).numpy().data
+    def read(self, device: torch.device = _CPU, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor, where and as it is wanted; CheckpointError where the file has gone or become shorter.
+
+        dtype: as it is stored, by default.
+        """
+        numbers = _in_pages_of_its_own(self.shape, self.dtype)
+        unread = numbers.flatten().view(torch.uint8).numpy().data
         try:
             with self.file.open("rb", buffering=0) as stream:
                 stream.seek(self.start)
@@ -47,7 +52,21 @@ class StoredTensor:
         except OSError as error:
             what = error.strerror or error
             raise CheckpointError(f"the weights in {self.file} cannot be read any more: {what}") from None
-        return numbers.view(self.shape)
+        if device.type == "cpu" and dtype not in (None, self.dtype):
+            return _in_pages_of_its_own(self.shape, dtype).copy_(numbers)
+        return numbers.to(device, dtype)
+
+
+def _in_pages_of_its_own(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A new tensor on the CPU whose memory, where it is more than little, goes back to the system when it is let go.
+
+    Layers come and go, and the holes that they would leave in the heap are not filled: on the model above, in fp32,
+    two steps of gates took 717 MiB beside what was there before, and take 359 so (a layer has 168).
+    """
+    count = math.prod(shape)
+    if (size := count * dtype.itemsize) < 2**20:
+        return torch.empty(shape, dtype=dtype, device="cpu")
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype, count=count).view(shape)
 
 
 def stored_tensors(source: str, revision: str | None = None) -> dict[str, StoredTensor]:

@@ -17,9 +17,13 @@ from ..surgery import Outline
 
 @dataclass(frozen=True)
 class _WorkedOut:
-    """A tensor that nothing holds. read: works it out."""
+    """A tensor that nothing holds. work: gives it."""
 
-    read: Callable[[], Tensor]
+    work: Callable[[], Tensor]
+
+    def read(self, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """The tensor, worked out."""
+        return self.work().to(device, dtype)
 
 
 def streamed_pruned(outline: Outline, dense: PreTrainedModel, family: Family, device: torch.device) -> PreTrainedModel:
