@@ -14,7 +14,7 @@ from ..loading import empty_model, load_config, load_model, resolve_device, shap
 from ..model_files import ReadAs, check_stored
 from ..progress import note
 from ..streamed_loading import streamed_model
-from .choice import SHARE_FOR_WEIGHTS, Choice, chosen, limits_of
+from .choice import SHARE_FOR_WEIGHTS, Choice, Limits, chosen, limits_of
 from .free_memory import FreeMemory, free_memory
 
 
@@ -26,8 +26,7 @@ def placed_model(source: str, options: RunnerOptions, *, dtype: str, device: str
     not go together.
     """
     _check(options, device)
-    free = _free(options, device)
-    choice = _choice(source, options, free, dtype, read_as)
+    choice = _choice(source, options, dtype, device, read_as)
     if choice.why:
         note(f"runner: {choice.runner}, since {choice.why}")
     if choice.runner == "offloaded":
@@ -35,7 +34,8 @@ def placed_model(source: str, options: RunnerOptions, *, dtype: str, device: str
     if choice.runner == "streamed":
         return streamed_model(source, dtype=dtype, device=device, **read_as)
     if options.max_memory is not None:
-        device = f"cuda:{min(free.gpus)}" if free.gpus else "cpu"
+        gpus = _allowed(options.max_memory).gpus
+        device = f"cuda:{min(gpus)}" if gpus else "cpu"
     return load_model(source, dtype=dtype, device=device, **read_as)
 
 
@@ -60,20 +60,34 @@ def _check(options: RunnerOptions, device: str) -> None:
             raise OptionError("max_memory", number, f"is no GPU here, of which there are {torch.cuda.device_count()}")
 
 
-def _free(options: RunnerOptions, device: str) -> FreeMemory:
-    """What is free, or what the user allows of it."""
-    if (allowed := options.max_memory) is None:
-        return free_memory(device)
-    gpus = {number: size for number, size in allowed.items() if isinstance(number, int)}
-    return FreeMemory(gpus, allowed.get("cpu", 0))
-
-
-def _choice(source: str, options: RunnerOptions, free: FreeMemory, dtype: str, read_as: ReadAs) -> Choice:
-    share = SHARE_FOR_WEIGHTS if options.max_memory is None else 1.0
-    if options.runner != "auto":
-        return Choice(options.runner, limits=limits_of(free, share))
+def _choice(source: str, options: RunnerOptions, dtype: str, device: str, read_as: ReadAs) -> Choice:
+    if options.runner == "offloaded":
+        return Choice("offloaded", limits=_limits(options, device))
+    # Of other devices torch does not tell what is free.
+    if options.runner != "auto" or resolve_device(device).type not in ("cuda", "cpu", "mps"):
+        return Choice("whole" if options.runner == "auto" else options.runner)
     config = load_config(source, **read_as)
     family_of(config)  # which refuses what no model can be built from
     model = empty_model(config)
     check_stored(source, shapes_of(model), read_as.get("revision"))  # before a size is told that nothing has
-    return chosen(weight_bytes_of(model, dtype), free, share, accelerate=find_spec("accelerate") is not None)
+    return _chosen(weight_bytes_of(model, dtype), options, device)
+
+
+def _chosen(weights: int, options: RunnerOptions, device: str) -> Choice:
+    accelerate = find_spec("accelerate") is not None
+    if options.max_memory is not None:
+        return chosen(weights, _allowed(options.max_memory), 1.0, accelerate=accelerate)
+    # To ask a GPU takes some of its memory, which may be somebody else's: the others where the first is not enough.
+    on_first = chosen(weights, free_memory(device, first=True), accelerate=accelerate)
+    return on_first if on_first.runner == "whole" else chosen(weights, free_memory(device), accelerate=accelerate)
+
+
+def _limits(options: RunnerOptions, device: str) -> Limits:
+    if options.max_memory is not None:
+        return limits_of(_allowed(options.max_memory), 1.0)
+    return limits_of(free_memory(device), SHARE_FOR_WEIGHTS)
+
+
+def _allowed(most: Limits) -> FreeMemory:
+    """What a user allows, as what is free."""
+    return FreeMemory({number: most[number] for number in most if isinstance(number, int)}, most.get("cpu", 0))

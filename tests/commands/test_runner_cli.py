@@ -76,7 +76,7 @@ def test_what_is_chosen_is_told_unless_it_is_the_plain_one(
     pytest.importorskip("accelerate")
     asked = ("export", "-m", wide, "--dataset", corpus_file, *FASP, "auto")
     assert cli(*asked, tmp_path / "whole").error_lines == []
-    monkeypatch.setattr(placed, "_free", lambda options, device: FreeMemory({0: 0}, 4 * 2**20))
+    monkeypatch.setattr(placed, "free_memory", lambda device, first=False: FreeMemory({0: 0}, 4 * 2**20))
     outcome = cli(*asked, tmp_path / "offloaded")
     assert outcome.code == 0
     assert outcome.error_lines == [

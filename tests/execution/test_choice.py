@@ -86,6 +86,28 @@ def test_free_memory_of_a_machine(tmp_path: Path) -> None:
     assert free_memory("cpu").gpus == {} and free_memory("cpu").host > 2**20
 
 
+def test_gpus_are_asked_as_far_as_they_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def info(number: int) -> tuple[int, int]:
+        asked.append(number)
+        return (10 + number) * GIB, 80 * GIB
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", info)
+    monkeypatch.setattr("optimum_grasprune.execution.free_memory.free_host_memory", lambda: GIB)
+    monkeypatch.setattr(placed, "find_spec", lambda name: name)
+    assert placed._chosen(6 * GIB, RunnerOptions(), "auto").runner == "whole" and asked == [0]
+    spread = placed._chosen(7 * GIB, RunnerOptions(), "auto")
+    assert spread.runner == "offloaded" and list(spread.limits) == [0, 1, 2, "cpu"]
+    asked.clear()
+    assert placed._chosen(7 * GIB, RunnerOptions(), "cuda:2").runner == "whole" and asked == [2]
+    assert placed._chosen(7 * GIB, RunnerOptions(), "cpu").runner == "streamed" and asked == [2]
+    allowed = RunnerOptions(max_memory={1: 5 * GIB, "cpu": 4 * GIB})
+    assert placed._chosen(7 * GIB, allowed, "auto").limits == {1: 5 * GIB, "cpu": 4 * GIB} and asked == [2]
+
+
 @pytest.mark.parametrize(
     ("folder", "limit", "used"),
     [("", "memory.max", "memory.current"), ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes")],
