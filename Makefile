@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL ?= examples/tiny-llama
 
-.PHONY: help setup demo test test-all fuzz check bench bench-fasp bench-ratios
+.PHONY: help setup demo test test-all fuzz check bench bench-fasp bench-memory bench-ratios
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -34,6 +34,9 @@ bench: $(READY) ## Time the projection of a million units beside a gate step of 
 
 bench-fasp: $(READY) ## Time FASP and its restoration on a random OPT-125M
 	@$(BIN)/python benchmarks/fasp.py
+
+bench-memory: $(READY) ## Memory of export at its peak on models of 1 and 3 B; choose with ARGS="--cases gates-whole"
+	@$(BIN)/python benchmarks/memory.py $(ARGS)
 
 bench-ratios: $(READY) ## Ten keep ratios of MODEL from one run beside runs of their own, into RATIOS
 	@$(BIN)/python benchmarks/several_ratios.py $(MODEL) --output $(or $(RATIOS),several-ratios) \

@@ -76,7 +76,7 @@ class Measured(Stored):
     """What a case came to, in bytes.
 
     resident: at the peak, all of it.  libraries: of that, what the command takes before it reads weights.
-    estimate: for the rest.  device: taken of a GPU at the peak, its context included.  limit_of: how the limit is meant.
+    estimate: for the rest.  device: taken of a GPU at the peak, its context included.  limit_of: the limit in words.
     skipped: why it was not run.
     """
 

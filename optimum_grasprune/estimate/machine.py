@@ -25,7 +25,8 @@ class Machine:
     """Free bytes.
 
     device: of the device that a run computes on; None where that is not known, or its memory is the host's.
-    devices: of all GPUs together.  output, temporary: on the disks of OUTPUT and of temporary files.
+    devices: of all GPUs together that it may use: all, where none is named.
+    output, temporary: on the disks of OUTPUT and of temporary files.
     one_disk: whether these are one.  name, folder: what the device, and the folder of temporary files, are called.
     """
 
@@ -40,9 +41,13 @@ class Machine:
 
     @classmethod
     def here(cls, device: torch.device, output: str) -> Self:
-        """This one, for a run on a device that writes to a folder, which need not be there yet."""
+        """This one, for a run on a device that writes to a folder, which need not be there yet.
+
+        device: without a number, the first of its kind, beside which the others may be used.
+        """
         target, folder = _nearest(resolved(output)), tempfile.gettempdir()
-        gpus = [torch.cuda.mem_get_info(number)[0] for number in range(_gpus())] if device.type == "cuda" else []
+        numbers = range(torch.cuda.device_count()) if device.index is None else [device.index]
+        gpus = [torch.cuda.mem_get_info(number)[0] for number in numbers] if device.type == "cuda" else []
         free = torch.cuda.mem_get_info(device)[0] if gpus else None
         return cls(
             host=free_host_memory(),
@@ -110,10 +115,6 @@ def _left(group: Path) -> int:
             continue
         return max(0, limit - taken + sum(int(pages.get(name, 0)) for name in ("inactive_file", "active_file")))
     return _NO_LIMIT
-
-
-def _gpus() -> int:
-    return torch.cuda.device_count()
 
 
 def _nearest(folder: Path) -> Path:

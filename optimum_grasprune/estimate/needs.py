@@ -225,8 +225,9 @@ def _gates(job: Job) -> Iterator[Part]:
 
 
 def _drafted(job: Job) -> Iterator[Part]:
-    """A cut model that is judged: the dense one with other maps out of its blocks."""
-    yield Part("maps of a candidate", sum(layer.leading_out for layer in job.cut.layers) * job.element, "device")
+    """A cut model that is judged: the dense one with other maps out of its blocks, in files where layers are."""
+    size = sum(layer.leading_out for layer in job.cut.layers) * job.element
+    yield Part("maps of a candidate", size, "temporary" if job.runner == "streamed" else "device")
 
 
 def _judging(job: Job) -> Iterator[Part]:

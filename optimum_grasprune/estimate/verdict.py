@@ -109,7 +109,9 @@ def estimated(job: Job, machine: Machine, runners: Sequence[RunnerName], asked: 
 
     runners: those that there are.
     """
-    tried = [Estimate.of(replace(job, runner=runner), machine) for runner in runners if asked in ("auto", runner)]
+    known = [runner for runner in runners if not (runner == "offloaded" and job.is_on_host)]  # there it gains nothing
+    names = known if asked == "auto" else [runner for runner in runners if runner == asked]
+    tried = [Estimate.of(replace(job, runner=runner), machine) for runner in names]
     return next((estimate for estimate in tried if not estimate.shortages), tried[0])
 
 

@@ -182,13 +182,16 @@ class ExportCommand(Subcommand):
         """What the run needs, beside what there is, and the runners that it may choose from; reads no weights."""
         from optimum_grasprune.estimate import RUNNERS, Job, Machine, estimated
         from optimum_grasprune.families import family_of
-        from optimum_grasprune.loading import load_config, require_unquantised, resolve_device
+        from optimum_grasprune.loading import empty_model, load_config, require_unquantised, resolve_device, shapes_of
+        from optimum_grasprune.model_files import check_stored
 
         source, options = self.args.model, self.source_options(self.args.model)
         model = load_config(source, **options)
         require_unquantised(source, model)
         family_of(model)
         device = resolve_device(config.device)
+        # Sizes that config.json has and the weights have not would need what nobody has.
+        check_stored(source, shapes_of(empty_model(model)), self.args.revision)
         job = Job.of(config, model, device=device.type, ratios=ratios, replays=self.args.plan is not None)
         asked = getattr(self.args, "runner", "whole")
         runners = RUNNERS if hasattr(self.args, "runner") else RUNNERS[:1]
