@@ -52,6 +52,11 @@ class Peers:
         """Have all processes stop after the same step."""
 
     @property
+    def is_ending(self) -> bool:
+        """Whether another process has ended, so that this one is about to."""
+        return False
+
+    @property
     def stops(self) -> bool:
         """Whether they agreed, at the last step of a training, to stop after it."""
         return False

@@ -142,6 +142,11 @@ class Processes(Peers):
         self._asks = True
 
     @property
+    def is_ending(self) -> bool:
+        """See `Peers.is_ending`."""
+        return self.watch.end is not None
+
+    @property
     def stops(self) -> bool:
         """See `Peers.stops`."""
         return self._agreed is not None and bool(self._agreed.item() > 0)
@@ -164,10 +169,10 @@ class Processes(Peers):
 def joined(launch: Launch, *, share_device: bool = False) -> Iterator[Processes]:
     """The processes of a launch, once all of them have come; the block ends for all when it does for the first one.
 
-    share_device: whether several may compute on one GPU.
+    share_device: whether each computes on the device that it is given, which others may have too.
     Raises GraspruneError when some do not come, and `ProcessEnded` inside the block when one ends before the others.
     """
-    on_gpu = launch.take_device() and not share_device
+    on_gpu = not share_device and launch.take_device()
     store, watch = _met(launch)
     peers = Processes(launch.rank, launch.count, watch, on_gpu=on_gpu)
     code: int | None = None

@@ -93,6 +93,8 @@ class SharedState(RunState):
             super().remove()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self.peers.is_ending:  # of which the others may just have been told by signals too
+            return
         self._signal = number
         if not self._in_steps or self._waits:
             self._twice, self._asked = self._waits, number

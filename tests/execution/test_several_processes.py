@@ -196,6 +196,16 @@ def test_a_training_is_that_of_one_process(count: int, batch_size: int, clip: fl
         assert all(map(torch.equal, numbers, of_all[0][0])) and torch.equal(of_steps, of_all[0][1])
 
 
+def test_the_texts_of_a_training_are_shared_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    losses = WholeModel.losses
+    monkeypatch.setattr(
+        WholeModel, "losses", lambda self, tokens_NS, *given: measured.append(len(tokens_NS)) or losses(self, tokens_NS)
+    )
+    by_all(2, lambda peers: learnt(runner_of(peers), 2, None))
+    assert measured and set(measured) == {1}  # of the two
+
+
 def test_a_step_for_fewer_sequences_than_processes_has_the_bits_of_one() -> None:
     def train(runner: Runner) -> Tensor:
         trained = UnitMultipliers(torch.ones(runner.inventory.num_units), lambda values_U, _: values_U)
