@@ -26,6 +26,9 @@ from .run_state import Piece
 from .runner import Runner, Training, loss_not_finite
 from .trainable import Trainable
 
+_AT_ONCE = 8
+"""Hidden states of as many sequences each process tells the others of at a time, since there are copies on the way."""
+
 
 def shared(inner: Runner, peers: Peers) -> Runner:
     """A runner that shares its work with its peers, if it has any."""
@@ -110,10 +113,11 @@ class SeveralProcesses(Around):
         own = self.inner.teacher(tokens_NS[self.peers.rank :: self.peers.count])
         if isinstance(own, LiveTeacher):
             raise TypeError("a teacher that is not to be live is live")
-        parts = [found["hidden"] for found in self.peers.of_all({"hidden": own.hidden_NSD})]
         whole_NSD = own.hidden_NSD.new_empty(len(tokens_NS), *own.hidden_NSD.shape[1:])
-        for rank, part_NSD in enumerate(parts):
-            whole_NSD[rank :: self.peers.count] = part_NSD
+        for first in range(0, -(-len(tokens_NS) // self.peers.count), _AT_ONCE):
+            of_all = self.peers.of_all({"hidden": own.hidden_NSD[first : first + _AT_ONCE]})
+            for rank, found in enumerate(of_all):
+                whole_NSD[rank :: self.peers.count][first : first + _AT_ONCE] = found["hidden"]
         return self.inner.teacher(tokens_NS, hidden_NSD=whole_NSD)
 
 

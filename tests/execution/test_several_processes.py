@@ -29,6 +29,7 @@ from optimum_grasprune.execution import (
     Training,
     UnitMultipliers,
     WholeModel,
+    several_processes,
 )
 from optimum_grasprune.execution.watch import Watch
 from optimum_grasprune.families import Block
@@ -221,8 +222,9 @@ def test_a_step_for_fewer_sequences_than_processes_has_the_bits_of_one() -> None
     assert all(torch.equal(values_U, expected) for values_U in of_all)
 
 
-@pytest.mark.parametrize("sequences", [1, 5])
-def test_a_teacher_reads_every_sequence_once(sequences: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("sequences", "at_once"), [(1, 8), (5, 8), (5, 2)])
+def test_a_teacher_reads_every_sequence_once(sequences: int, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(several_processes, "_AT_ONCE", at_once)
     read: list[int] = []
     hidden = WholeModel._hidden
     monkeypatch.setattr(WholeModel, "_hidden", lambda self, tokens_BS: read.append(1) or hidden(self, tokens_BS))
