@@ -221,6 +221,7 @@ def _advance_with_grams(
     seen = dict.fromkeys(outputs, 0)
 
     def add(path: str, x_TI: Tensor) -> None:
+        x_TI = x_TI.to(stream.device)  # layers may be on several devices
         counted_T = fit.counted(finite(x_TI, path))
         x_TI = x_TI[counted_T].float()
         weighed_TI = x_TI
@@ -267,8 +268,8 @@ def restore_in_sequence(
                 gram_KK = torch.zeros(sizes[0], sizes[0], dtype=torch.float32, device=current.device)
                 cross_IK = torch.zeros(sizes[1], sizes[0], dtype=torch.float32, device=current.device)
                 for position in range(len(tokens_NS)):
-                    x_TI = finite(reference.input_of(before, index, position), block.output)
-                    z_TK = finite(current.input_of(after, index, position), block.output)
+                    x_TI = finite(reference.input_of(before, index, position), block.output).to(current.device)
+                    z_TK = finite(current.input_of(after, index, position), block.output).to(current.device)
                     counted_T = fit.counted(x_TI) & fit.counted(z_TK)
                     x_TI, z_TK = x_TI[counted_T].float(), z_TK[counted_T].float()
                     weighed_TK = z_TK
