@@ -2,9 +2,10 @@
 
 from ..record import CheckUp
 from .course import Course
-from .distillation import LiveTeacher, RememberedTeacher, Teacher, Teaches, distillation_loss
+from .distillation import LiveTeacher, RememberedTeacher, Teacher, Teaches
 from .gathered import Gathered, KnownStatistics
 from .instrument import Gates, weights_given
+from .loss import distillation_loss
 from .resumable import Resumable
 from .run_state import RunState
 from .runner import Runner, Training

@@ -81,11 +81,15 @@ def hidden_given(model: PreTrainedModel, hidden_BSD: Tensor) -> Iterator[None]:
     """
     stack = model.get_decoder()
     output: Any = BaseModelOutputWithPast(last_hidden_state=hidden_BSD)  # type: ignore[arg-type]
+    own = vars(stack).get("forward")  # as accelerate gives it one
     stack.forward = lambda *_, **__: output
     try:
         yield
     finally:
-        del stack.forward
+        if own is None:
+            del stack.forward
+        else:
+            stack.forward = own
 
 
 @contextmanager
