@@ -133,7 +133,8 @@ class Runner(ABC):
     def losses(self, windows_NS: Tensor, batch_size: int = 1) -> Iterator[Tensor]:
         """Next-token losses of token windows, each scored on its own, in nats: a tensor of shape (B, S - 1) a batch.
 
-        windows_NS: shape (N, S), int64. They are worked out in fp32 and given in fp64, where the model is.
+        windows_NS: shape (N, S), int64. They are worked out in fp32 and given in fp64, where the model is, or on the
+        CPU where that holds none.
         Raises GraspruneError on a loss that is not finite instead of leaving it out.
         """
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from ..errors import GraspruneError
 from ..families import linear_at
-from ..numerics import precision_advice, tell_when_slow
+from ..numerics import in_fp64, precision_advice, tell_when_slow
 from ..progress import bar, track
 from ..statistics import Statistic
 from .chunks import Predictions, chunked_loss, chunked_losses, in_one
@@ -50,7 +50,7 @@ class WholeModel(Runner):
         """See `Runner.losses`."""
         with frozen(self.model), bar(len(windows_NS), "loss", "window") as stage:
             for batch, tokens_BS in enumerate(windows_NS.split(batch_size)):
-                losses_BS = self._losses(tokens_BS).double()
+                losses_BS = in_fp64(self._losses(tokens_BS))
                 if not math.isfinite(losses_BS.sum().item()):
                     raise GraspruneError(
                         f"the loss is not finite in the batch from window {batch * batch_size + 1} of {len(windows_NS)}"
