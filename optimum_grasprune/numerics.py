@@ -10,6 +10,7 @@ from functools import cache, wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from .config import RunOptions
@@ -26,6 +27,9 @@ _WITHOUT_HALF = frozenset(["AVX2"])
 
 _LITTLE = 2e9
 """Parameters × tokens that take some seconds in half precision on such a CPU, and no time in fp32."""
+
+_WITHOUT_FP64 = frozenset(["mps"])
+"""Types of devices that hold no number in fp64."""
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -107,6 +111,17 @@ def deterministic_algorithms(wanted: bool) -> Iterator[None]:
             os.environ.pop(CUBLAS_VARIABLE, None)
         else:
             os.environ[CUBLAS_VARIABLE] = workspace
+
+
+def fp64_device(device: torch.device) -> torch.device:
+    """Where numbers in fp64 are that belong to a device: there, or on the CPU where it has none, as Apple's."""
+    return torch.device("cpu") if device.type in _WITHOUT_FP64 else device
+
+
+def in_fp64(x: Tensor) -> Tensor:
+    """The tensor in fp64, on its `fp64_device`."""
+    # One after the other: a device without fp64 cannot convert before it hands over.
+    return x.to(fp64_device(x.device)).to(torch.float64)
 
 
 def tell_when_slow(dtype: torch.dtype, device: torch.device, work: float) -> None:

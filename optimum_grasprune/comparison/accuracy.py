@@ -126,8 +126,9 @@ def accuracy_note(result: ComparisonResult) -> str:
         return ""
     questions = sum(task.documents for task in result.tasks.tasks.values())
     return (
-        f" *Tasks*: {questions:,} questions of lm-evaluation-harness {result.tasks.lm_eval}, in fp32, accuracies in %, "
-        f"acc_norm where a task has it. {WITHIN_NOISE}: within the noise of the dense model's, paired by question. "
+        f" *Tasks*: {questions:,} questions of lm-evaluation-harness {result.tasks.lm_eval}, in {result.precision}, "
+        f"accuracies in %, acc_norm where a task has it. {WITHIN_NOISE}: within the noise of the dense model's, paired "
+        "by question. "
         "*Recovery*, *above chance kept*: of the mean, or of the first task where there is none."
     )
 

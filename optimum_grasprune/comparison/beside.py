@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..corpora import Corpus
-from ..evaluation import EVALUATION_WINDOW, perplexity
+from ..evaluation import EVALUATION_WINDOW, Perplexity, perplexity
 from ..export.results import MeasuredText
 from ..loading import common_window, load_config, load_model, load_tokenizer
 from ..model_files import ReadAs
@@ -17,7 +17,8 @@ class BesideDense:
     """Measures checkpoints of one model. Making it reads the texts, and checks all that can be checked before.
 
     source: the dense model.  corpora, window, limits: as of `Comparison`.  bos: as in `EvaluationOptions`.
-    device: where models are measured, in fp32.  Raises GraspruneError.
+    device: where models are measured.  dtype: what the dense one is measured in, checkpoints in their own precision.
+    Raises GraspruneError.
     """
 
     def __init__(
@@ -29,9 +30,10 @@ class BesideDense:
         *,
         bos: bool | None = None,
         device: str = "auto",
+        dtype: str = "auto",
         read_as: ReadAs,
     ) -> None:
-        self.source, self.device, self.read_as = source, device, read_as
+        self.source, self.device, self.dtype, self.read_as = source, device, dtype, read_as
         config = load_config(source, **read_as)
         window = common_window({"the model": config}, window, EVALUATION_WINDOW, "eval_seq_len")
         tokenizer = load_tokenizer(source, **read_as)
@@ -39,18 +41,19 @@ class BesideDense:
 
     def measure(self, checkpoints: Sequence[str]) -> list[tuple[MeasuredText, ...]]:
         """What each checkpoint, given as its folder, gives on every text. One model at a time is in memory."""
-        dense, *others = (self._losses(source) for source in (self.source, *checkpoints))
-        return [tuple(map(self._measured, self.texts, dense, losses)) for losses in others]
+        dense, *others = (self._perplexities(source) for source in (self.source, *checkpoints))
+        return [tuple(map(self._measured, self.texts, dense, pruned)) for pruned in others]
 
-    def _losses(self, source: str) -> list[float]:
-        model = load_model(source, dtype="float32", device=self.device, **self._read_as(source))
-        return [perplexity(model, text.windows_WS).loss for text in self.texts]
+    def _perplexities(self, source: str) -> list[Perplexity]:
+        dtype = self.dtype if source == self.source else "auto"
+        model = load_model(source, dtype=dtype, device=self.device, **self._read_as(source))
+        return [perplexity(model, text.windows_WS) for text in self.texts]
 
     def _read_as(self, source: str) -> ReadAs:
         # A checkpoint is a folder, which has no revisions.
         return self.read_as if source == self.source else {**self.read_as, "revision": None}
 
-    def _measured(self, text: EvaluationText, dense: float, pruned: float) -> MeasuredText:
+    def _measured(self, text: EvaluationText, dense: Perplexity, pruned: Perplexity) -> MeasuredText:
         count, window = text.windows_WS.shape
         return MeasuredText(
             name=text.name,
@@ -58,6 +61,7 @@ class BesideDense:
             split=text.corpus.split,
             windows=count,
             window=window,
-            dense=dense,
-            pruned=pruned,
+            dense=dense.loss,
+            pruned=pruned.loss,
+            dtypes=(dense.dtype, pruned.dtype),
         )

@@ -1,12 +1,10 @@
-"""The models of a comparison: the base model in the precision that a cell wants, and what tells of a model."""
+"""The models of a comparison: the base model in the precision of a cell, and what tells of a model."""
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..config import GRASPConfig
@@ -44,13 +42,6 @@ def widths_of(model: PreTrainedModel) -> Widths | None:
     except ModelError:
         return None
     return Widths(ffn=tuple(layer.ffn_channels for layer in layers), kv_heads=tuple(layer.kv_heads for layer in layers))
-
-
-def in_fp32(model: PreTrainedModel) -> PreTrainedModel:
-    """The model in fp32 for measuring; the given one, and what it shares with others, stays as it is."""
-    if all(parameter.dtype == torch.float32 for parameter in model.parameters()):
-        return model
-    return copy.deepcopy(model).float()
 
 
 def identity(source: str, config: PreTrainedConfig, revision: str | None = None) -> BaseModel:

@@ -30,7 +30,8 @@ def page(result: ComparisonResult, pictures: Sequence[Picture] = ()) -> Report:
     options, corpus = result.options, result.options.dataset
     return Report(
         title=f"Pruning methods on {name}",
-        lead=f"{len(result.cells)} pruned models beside the dense one; perplexity in fp32 on non-overlapping windows.",
+        lead=f"{len(result.cells)} pruned models beside the dense one; perplexity in {result.precision} on "
+        "non-overlapping windows.",
         facts=[
             ("calibrated on", corpus + (f", {options.dataset_split}" if options.dataset_split else "")),
             ("seed", str(options.seed)),

@@ -97,7 +97,7 @@ def _perplexity_figures(result: ComparisonResult) -> dict[str, Figure]:
             dense,
             ours=ours_among(points),
             title=f"{_model(result)}: perplexity on {name}",
-            subtitle=f"{corpus.windows:,} windows of {corpus.window:,} tokens, fp32",
+            subtitle=f"{corpus.windows:,} windows of {corpus.window:,} tokens, {result.precision}",
         )
     return figures
 
@@ -122,7 +122,7 @@ def _accuracy_figures(result: ComparisonResult) -> dict[str, Figure]:
             kept=kept,
             dense_bytes=result.dense_bytes if kept == WEIGHT_BYTES else None,
             title=f"{_model(result)}: {title}",
-            subtitle=f"{', '.join(result.tasks.tasks)}: {questions:,} questions, fp32",
+            subtitle=f"{', '.join(result.tasks.tasks)}: {questions:,} questions, {result.precision}",
         )
     return figures
 

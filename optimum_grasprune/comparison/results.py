@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from ..evaluation.scores import AgainstDense, TaskScore
 from ..evaluation.tasks import AskedTasks
 from ..record import OPTIONAL, CorpusRecord, Judgement, ModelIdentity, SharedRun, SharesKept, Stored, check_format
+from ..record.describe import precision_of
 
 RESULT_FORMAT = 1
 """Format of comparison.json. Version 0.1 wrote the same one, without losses."""
@@ -59,12 +60,16 @@ class EvaluatedText(CorpusRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs(Stored):
-    """All that the dense model's result depends on. evaluation: texts by name.  tasks: None where none are asked."""
+    """All that the dense model's result depends on. evaluation: texts by name.  tasks: None where none are asked.
+
+    dtype: that the dense model is measured in, as in `RunOptions`; version 0.1 measured everything in fp32.
+    """
 
     base_model: BaseModel
     evaluation: Mapping[str, EvaluatedText]
     versions: Mapping[str, str]
     tasks: AskedTasks | None = field(default=None, metadata=OPTIONAL)
+    dtype: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +90,12 @@ class Losses:
     """What was measured of a model, by corpus; a base of what holds it.
 
     perplexity: None where no float holds it.  loss: the mean, in nats; version 0.1 did not write it.
+    dtype: what the model computed in; None of results that do not say.
     """
 
     perplexity: Mapping[str, float | None]
     loss: Mapping[str, float] | None
+    dtype: str | None
 
     def loss_on(self, corpus: str) -> float:
         """The mean loss on a corpus, in nats."""
@@ -121,6 +128,7 @@ class DenseResult(Losses, Stored):
     perplexity: Mapping[str, float | None]
     loss: Mapping[str, float] | None = field(default=None, metadata=OPTIONAL)
     tasks: DenseTasks | None = field(default=None, metadata=OPTIONAL)
+    dtype: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +168,7 @@ class PrunedResult(Losses, Stored):
     perplexity: Mapping[str, float | None]
     loss: Mapping[str, float] | None = field(default=None, metadata=OPTIONAL)
     tasks: PrunedTasks | None = field(default=None, metadata=OPTIONAL)
+    dtype: str | None = field(default=None, metadata=OPTIONAL)
 
     @classmethod
     def arranged(cls, values: Any) -> Any:
@@ -313,6 +322,12 @@ class ComparisonResult(Stored):
     def failed(self) -> list[CellResult]:
         """The cells that ended in an error."""
         return [cell for cell in self.cells if cell.error is not None]
+
+    @property
+    def precision(self) -> str:
+        """What models were measured in, in words."""
+        pruned = (cell.pruned for cell in self.cells)
+        return precision_of(each.dtype for each in (self.dense, *filter(None, pruned)))
 
     @property
     def dense_bytes(self) -> int | None:

@@ -43,11 +43,12 @@ from ..provenance import recipe_of
 from ..pruner import GRASPPruner
 from ..ratios import RatioRun, shared_run
 from ..record import SharedRun, installed_versions, read_json
+from ..record.describe import dtype_name
 from ..writing import results_folder, write_json
 from .accuracy import headline
 from .cells import SAME_FOR_ALL, Cell, as_given, evaluation_texts
 from .claims import cleared, turn
-from .models import LoadedBase, identity, in_fp32, widths_of
+from .models import LoadedBase, identity, widths_of
 from .results import (
     CellFile,
     CellInputs,
@@ -86,9 +87,10 @@ class Comparison:
 
     source: model folder or hub name.  corpora: evaluation corpora by name.  window: tokens in an evaluation window;
     None for the usual number, or as many as the model reads.
-    limits: windows of each corpus, from its start; None for all.  device: where the dense model is measured.
+    limits: windows of each corpus, from its start; None for all.
+    device, dtype: where the dense model is measured, and in which precision; a pruned one is measured as it was pruned.
     share_gates: whether a method that trains gates does so once for all its ratios, instead of once for each.
-    tasks: that the dense model and every cell are asked, in fp32; None for perplexity alone.
+    tasks: that the dense model and every cell are asked; None for perplexity alone.
     Raises GraspruneError.
     """
 
@@ -102,12 +104,14 @@ class Comparison:
         window: int | None = None,
         limits: Sequence[int] | None = None,
         device: str = "auto",
+        dtype: str = "auto",
         trust_remote_code: bool = False,
         revision: str | None = None,
         share_gates: bool = False,
         tasks: TaskSuite | None = None,
     ) -> None:
-        self.source, self.cells, self.output, self.device = source, tuple(cells), output, device
+        self.source, self.cells, self.output = source, tuple(cells), output
+        self.device, self.dtype = device, dtype
         self.share_gates, self.tasks = share_gates, tasks
         self.read_as: ReadAs = {"trust_remote_code": trust_remote_code, "revision": revision}
         config = load_config(source, **self.read_as)
@@ -234,6 +238,7 @@ class Comparison:
             evaluation=self.described,
             versions=installed_versions(python=False),
             tasks=self.tasks.asked if self.tasks else None,
+            dtype=self.dtype,
         )
 
     def _inputs_of(self, cell: Cell) -> CellInputs:
@@ -272,12 +277,18 @@ class Comparison:
             announce("dense: finished before")
             return stored.result
         announce("dense: measuring")
-        model = load_model(self.source, dtype="float32", device=self.device, **self.read_as)
+        model = load_model(self.source, dtype=self.dtype, device=self.device, **self.read_as)
         check_model(model)  # before the first forward pass: every cell would find the same
         perplexities, losses = self._measure(model)
         scored = self._scored(model)
         tasks = None if scored is None else DenseTasks(scores=scored.scores, answers=scored.answers)
-        result = DenseResult(parameters=count_parameters(model), perplexity=perplexities, loss=losses, tasks=tasks)
+        result = DenseResult(
+            parameters=count_parameters(model),
+            perplexity=perplexities,
+            loss=losses,
+            tasks=tasks,
+            dtype=dtype_name(model),
+        )
         write_json(path, DenseFile(inputs=inputs, result=result).to_dict())
         announce(f"dense: {_line_of(result)}")
         return result
@@ -308,8 +319,7 @@ class Comparison:
                 self._runs = {cell.entry: run}
             pruned = self._runs[cell.entry].prune(cell.config.keep_ratio)
         seconds = time.perf_counter() - start
-        wide = in_fp32(pruned.model)
-        perplexities, losses = self._measure(wide)
+        perplexities, losses = self._measure(pruned.model)
         return PrunedResult(
             kept=pruned.record.budget.kept,
             weight_bytes=WeightBytes(dense=weight_bytes(model), pruned=weight_bytes(pruned.model)),
@@ -321,7 +331,8 @@ class Comparison:
             choice_reused=known is not None and bool(known.candidates),
             perplexity=perplexities,
             loss=losses,
-            tasks=self._pruned_tasks(wide, session.dense.tasks),
+            tasks=self._pruned_tasks(pruned.model, session.dense.tasks),
+            dtype=dtype_name(pruned.model),
         )
 
     def _scored(self, model: PreTrainedModel) -> Scored | None:

@@ -110,7 +110,7 @@ def markdown(result: ComparisonResult) -> str:
     return (
         f"# Comparison of pruning methods on {result.model.source}\n\n"
         f"Calibrated on {_text_of(options.dataset, options.dataset_split)} with seed {options.seed}. "
-        f"Perplexity in fp32 on non-overlapping windows of:\n\n{corpora}\n\n"
+        f"Perplexity in {result.precision} on non-overlapping windows of:\n\n{corpora}\n\n"
         f"{body}\n\n"
         f"{explanation(result)}\n"
     )

@@ -1,6 +1,6 @@
 """What perplexity is measured on."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -32,6 +32,9 @@ class EvaluationOptions(Options):
         default=False,
         description="also by how many tokens a prediction can look back on; windows then have as many tokens as all "
         "models read, unless --seq-len says how many",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="precision that models are loaded and measured in; auto is each checkpoint's own"
     )
     device: Annotated[str, Flag("DEVICE")] = Field(
         default="auto", description="torch device, as in cpu or cuda:0; auto takes the first GPU, else the CPU"

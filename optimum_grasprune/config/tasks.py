@@ -43,9 +43,6 @@ class BackendOptions(Options):
     """What runs the models that tasks are asked of."""
 
     backend: Literal["hf", "vllm"] = Field(default="hf", description="what runs the models for tasks")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="precision for tasks, perplexity is in fp32; auto takes each checkpoint's own"
-    )
     model_args: Annotated[str | None, Flag("KEY=VALUE[,…]")] = Field(
         default=None,
         description="more for vLLM, as in tensor_parallel_size=2,max_model_len=2048 (model_args of the harness)",

@@ -62,7 +62,7 @@ def read_asked(
     one = bool(named) or (options.by_position and not entries)
     others = tasks.tasks is not None or needles.needles is not None
     if others and not entries and not one:
-        used = {"device"} | ({"bos", "text_column"} if needles.needles else set())
+        used = {"device", "dtype"} | ({"bos", "text_column"} if needles.needles else set())
         _refuse_without("a corpus: --ppl or --dataset", options, options.model_fields_set - used)
     check_vllm(backend, options.device)
     resolve_device(options.device)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from statistics import fmean
 
-from ..record.describe import public_name
+from ..record.describe import precision_of, public_name
 from .needles import Recall
 from .paired import differences, paired_mean
-from .perplexity import perplexity_of, shown
+from .perplexity import on_windows, perplexity_of, shown
 from .positions import RangeLoss, rise
 from .report import EvaluationReport, NeedleRecord, ReportedModel
 
@@ -60,8 +60,7 @@ def _by_position(report: EvaluationReport, name: str) -> Table:
             row.append(shown(perplexity_of(own.loss)))
             row += [rise(own, start).shown(".3f")] if report.beside_first else []
         rows.append(tuple(row))
-    first = dense.perplexity[name]
-    footer = f"{first.windows} windows of {first.window:,} tokens, fp32"
+    footer = on_windows([model.perplexity[name] for model in report.models])
     if report.beside_first:
         footer += "; nats added to the dense model's loss ± standard error over windows"
     columns = _columns(report, "tokens before", "nats added")
@@ -76,7 +75,8 @@ def _needles(report: EvaluationReport, asked: NeedleRecord) -> Iterator[Table]:
         groups[f"depth {depth:g} %"] = partial(_is_at, depth=depth)
     groups["all"] = _is_at
     numbers = (
-        f"{len(asked.depths)} seven-digit numbers in each of {asked.texts} texts a length, by greedy decoding, fp32"
+        f"{len(asked.depths)} seven-digit numbers in each of {asked.texts} texts a length, by greedy decoding, "
+        f"{precision_of(model.dtype for model in report.models)}"
     )
     paired = "; difference ± standard error, paired by question" if report.beside_first else ""
     for title, values, form, scale in (

@@ -1,4 +1,4 @@
-"""Perplexity of several models on one corpus, in fp32."""
+"""Perplexity of several models on one corpus."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from ..loading import (
 )
 from ..model_files import ReadAs
 from ..record import CorpusRecord, Stored, check_format
+from ..record.describe import precision_of
 from .perplexity import EVALUATION_WINDOW, Perplexity, perplexity, perplexity_of, shown
 
 EVALUATION_FORMAT = 1
@@ -81,7 +82,8 @@ class EvaluationResult(Stored):
         """What was measured on."""
         first = self.models[0].perplexity
         windows = f"{first.windows} windows of {first.window} tokens"
-        return f"{self.corpus.source} {self.corpus.split or ''}: {windows}, {first.tokens:,} predictions, fp32"
+        precision = precision_of(model.perplexity.dtype for model in self.models)
+        return f"{self.corpus.source} {self.corpus.split or ''}: {windows}, {first.tokens:,} predictions, {precision}"
 
 
 def evaluate(sources: Sequence[str], options: EvaluationOptions, read_as: ReadAs) -> EvaluationResult:
@@ -129,7 +131,7 @@ def shortest_context(configs: Mapping[str, PreTrainedConfig]) -> int | None:
 
 
 def _measure(source: str, corpus: Corpus, options: EvaluationOptions, window: int, read_as: ReadAs) -> MeasuredModel:
-    model = load_model(source, dtype="float32", device=options.device, **read_as)
+    model = load_model(source, dtype=options.dtype, device=options.device, **read_as)
     tokenizer = load_tokenizer(source, **read_as)
     tokenized = tokenize(corpus, tokenizer, model.config.vocab_size, bos=options.bos)
     result = perplexity(model, tokenized.windows(window, options.num_samples), options.batch_size)

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..corpora import first_tokens
 from ..errors import GraspruneError
 from ..execution import WholeModel
+from ..numerics import in_fp64
 from ..progress import bar
 from ..record import Stored
 from .haystacks import Haystack, ids_of
@@ -78,7 +79,7 @@ def scored(logits_TV: Tensor, ids_T: Tensor, answer: int) -> tuple[bool, float]:
     logits_TV: those at place t predict the token at t + 1.  answer: how many tokens it has, fewer than there are.
     Raises GraspruneError where that is not finite.
     """
-    log_p_AV = logits_TV[-answer - 1 : -1].log_softmax(dim=-1).double()
+    log_p_AV = in_fp64(logits_TV[-answer - 1 : -1].log_softmax(dim=-1))
     answer_A = ids_T[-answer:].to(log_p_AV.device)
     nats = -log_p_AV.gather(-1, answer_A[:, None]).sum()
     if not nats.isfinite():

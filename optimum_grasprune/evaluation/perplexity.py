@@ -1,4 +1,4 @@
-"""Perplexity: fp32 log-softmax, fp64 sum, non-overlapping windows.
+"""Perplexity: log-softmax in fp32 whatever the model computes in, fp64 sum, non-overlapping windows.
 
 Shape suffixes: W windows, S sequence.
 """
@@ -6,15 +6,16 @@ Shape suffixes: W windows, S sequence.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..execution import WholeModel
-from ..record import Stored
+from ..record import OPTIONAL, Stored
+from ..record.describe import dtype_name, precision_of
 
 EVALUATION_WINDOW = 512
 """Tokens in a window of the commands that measure perplexity, unless they are told another number."""
@@ -25,7 +26,7 @@ class Perplexity(Stored):
     """A measurement.
 
     perplexity: exp of the mean loss, infinite above 709.78 nats.  tokens: predicted tokens.  windows, window: their
-    number and length.  loss: the mean, in nats.
+    number and length.  loss: the mean, in nats.  dtype: what the model computed in; None of results that do not say.
     """
 
     perplexity: float
@@ -33,12 +34,13 @@ class Perplexity(Stored):
     windows: int
     window: int
     loss: float
+    dtype: str | None = field(default=None, metadata=OPTIONAL)
 
     @classmethod
-    def of(cls, loss: float, windows_WS: Tensor) -> Perplexity:
-        """That of a mean loss, in nats, over token windows of shape (W, S)."""
+    def of(cls, loss: float, windows_WS: Tensor, model: PreTrainedModel) -> Perplexity:
+        """That of a model's mean loss, in nats, over token windows of shape (W, S)."""
         count, window = windows_WS.shape
-        return cls(perplexity_of(loss), count * (window - 1), count, window, loss)
+        return cls(perplexity_of(loss), count * (window - 1), count, window, loss, dtype_name(model))
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON types; a perplexity that no float holds is None, and the loss tells it."""
@@ -55,6 +57,13 @@ class Perplexity(Stored):
     def finite(self) -> float | None:
         """The perplexity; None where no float holds it."""
         return self.perplexity if math.isfinite(self.perplexity) else None
+
+
+def on_windows(measured: Sequence[Perplexity]) -> str:
+    """What several models were measured on, and in which precision, in words."""
+    first = measured[0]
+    precision = precision_of(each.dtype for each in measured)
+    return f"{first.windows} windows of {first.window:,} tokens, {precision}"
 
 
 def perplexity_of(loss: float) -> float:
@@ -81,4 +90,4 @@ def perplexity(model: PreTrainedModel, windows_WS: Tensor, batch_size: int = 1) 
     windows_WS: shape (W, S), int64.  Raises GraspruneError on a non-finite loss instead of leaving it out; a finite one
     whose exponential no float holds gives infinity.
     """
-    return Perplexity.of(mean_loss(model, windows_WS, batch_size), windows_WS)
+    return Perplexity.of(mean_loss(model, windows_WS, batch_size), windows_WS, model)

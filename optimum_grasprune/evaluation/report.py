@@ -21,6 +21,7 @@ from ..loading import (
 )
 from ..model_files import ReadAs
 from ..record import OPTIONAL, CorpusRecord, Stored, check_format, installed_versions
+from ..record.describe import dtype_name
 from .asked import Asked, AskedNeedles
 from .harness import Scored, ask, ask_model, beside_dense
 from .haystacks import Haystack, haystacks, lengths_up_to
@@ -56,7 +57,8 @@ class ReportedModel(Stored):
 
     perplexity: by corpus.  tasks: scores by task or group, and their mean.  against_dense: the same names; None of the
     dense model.  harness: the results in lm-evaluation-harness's own form; None without tasks.  by_position: by corpus,
-    where it was asked for.  needles: by length and depth, likewise.
+    where it was asked for.  needles: by length and depth, likewise.  dtype: what it computed in; None where only an
+    engine ran it, and of results that do not say.
     """
 
     model: str
@@ -67,13 +69,14 @@ class ReportedModel(Stored):
     harness: Mapping[str, JsonValue] | None = field(default=None, metadata=OPTIONAL)
     by_position: Mapping[str, tuple[RangeLoss, ...]] | None = field(default=None, metadata=OPTIONAL)
     needles: tuple[Recall, ...] | None = field(default=None, metadata=OPTIONAL)
+    dtype: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport(Stored):
     """Models that were asked the same. beside_first: whether the first is the dense one, that the others are held to.
 
-    backend, dtype: of the tasks; perplexity is in fp32.
+    backend: of the tasks.  dtype: that was asked for.
     """
 
     format: int = REPORT_FORMAT
@@ -121,13 +124,14 @@ def report(sources: Sequence[str], asked: Asked, read_as: ReadAs, *, beside_firs
                 harness=scored.results if scored else None,
                 by_position=own.by_position,
                 needles=own.needles,
+                dtype=own.dtype,
             )
         )
     return EvaluationReport(
         corpora={name: CorpusRecord(**corpus.describe()) for name, corpus in asked.corpora.items()},
         tasks=asked.suite.asked if asked.suite else None,
         backend=asked.backend.backend,
-        dtype=asked.backend.dtype,
+        dtype=asked.options.dtype,
         beside_first=beside_first,
         models=tuple(models),
         versions=installed_versions(),
@@ -176,13 +180,15 @@ class _Measured:
     by_position: dict[str, tuple[RangeLoss, ...]] | None = None
     needles: tuple[Recall, ...] | None = None
     scored: Scored | None = None
+    dtype: str | None = None
 
 
 def _measured(source: str, asked: Asked, window: int, texts: Sequence[Haystack], read_as: ReadAs) -> _Measured:
     options, found = asked.options, _Measured()
     model = None
     if asked.corpora or texts:
-        model = load_model(source, dtype="float32", device=options.device, **read_as)
+        model = load_model(source, dtype=options.dtype, device=options.device, **read_as)
+        found.dtype = dtype_name(model)
         _measure_losses(model, source, asked, window, found, read_as)
         if texts:
             found.needles = recalls(model, load_tokenizer(source, **read_as), texts, bos=options.bos)
@@ -190,12 +196,12 @@ def _measured(source: str, asked: Asked, window: int, texts: Sequence[Haystack],
         return found
     if asked.backend.backend == "vllm":
         del model  # the engine takes all the memory that it finds
-        with engine(source, asked.backend, asked.suite.options.task_batch_size, read_as) as running:
+        with engine(source, asked.backend, options.dtype, asked.suite.options.task_batch_size, read_as) as running:
             found.scored = ask(running, asked.suite, source, "vllm")
         return found
-    if model is None or asked.backend.dtype != "float32":
-        model = None  # two at once may be more than the device holds
-        model = load_model(source, dtype=asked.backend.dtype, device=options.device, **read_as)
+    if model is None:
+        model = load_model(source, dtype=options.dtype, device=options.device, **read_as)
+        found.dtype = dtype_name(model)
     found.scored = ask_model(model, load_tokenizer(source, **read_as), asked.suite, source)
     return found
 
@@ -213,6 +219,6 @@ def _measure_losses(
             found.perplexity[name] = perplexity(model, windows_WS, options.batch_size)
             continue
         places[name] = loss_by_position(model, windows_WS, options.batch_size)
-        found.perplexity[name] = Perplexity.of(mean_of(places[name]), windows_WS)
+        found.perplexity[name] = Perplexity.of(mean_of(places[name]), windows_WS, model)
     if options.by_position:
         found.by_position = places

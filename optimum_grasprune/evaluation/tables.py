@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from .context_tables import Table, long_context_tables
 from .paired import CONFIDENCE, PairedDifference
-from .perplexity import perplexity_of, shown
+from .perplexity import on_windows, perplexity_of, shown
 from .report import EvaluationReport, ReportedModel
 from .scores import MEAN, AgainstDense, TaskScore
 
@@ -111,6 +111,5 @@ def _footer(report: EvaluationReport) -> str:
                 f"± of a score: standard error; of a difference: paired by question, {CONFIDENCE:.0%} interval"
             )
     for name in report.corpora:
-        first = report.models[0].perplexity[name]
-        parts.append(f"{name}: {first.windows} windows of {first.window} tokens, fp32")
+        parts.append(f"{name}: {on_windows([model.perplexity[name] for model in report.models])}")
     return "; ".join(parts)

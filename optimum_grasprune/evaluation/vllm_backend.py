@@ -47,9 +47,10 @@ def parsed_args(text: str | None) -> dict[str, Any]:
 
 
 @contextmanager
-def engine(source: str, options: BackendOptions, batch_size: int | None, read_as: ReadAs) -> Iterator[Any]:
-    """An engine on a checkpoint until the block ends, which gives its memory back. batch_size: None for what it takes.
+def engine(source: str, options: BackendOptions, dtype: str, batch_size: int | None, read_as: ReadAs) -> Iterator[Any]:
+    """An engine on a checkpoint until the block ends, which gives its memory back.
 
+    dtype: as in `EvaluationOptions`.  batch_size: None for what it takes.
     Raises GraspruneError where it does not start.
     """
     from lm_eval.models.vllm_causallms import VLLM
@@ -58,7 +59,7 @@ def engine(source: str, options: BackendOptions, batch_size: int | None, read_as
         with kv_cache_on_a_cpu():
             model = VLLM(
                 pretrained=source,
-                dtype=options.dtype,
+                dtype=dtype,
                 batch_size=batch_size or "auto",
                 **read_as,
                 **parsed_args(options.model_args),

@@ -3,9 +3,10 @@
 from ..record import CheckUp
 from .choice import runner_for
 from .course import Course
-from .distillation import LiveTeacher, RememberedTeacher, Teacher, Teaches, distillation_loss
+from .distillation import LiveTeacher, RememberedTeacher, Teacher, Teaches
 from .gathered import Gathered, KnownStatistics
 from .instrument import Gates, weights_given
+from .loss import distillation_loss
 from .offloaded import OffloadedModel
 from .peers import Peers
 from .processes import Launch, Processes, joined

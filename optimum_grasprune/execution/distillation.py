@@ -1,16 +1,18 @@
-"""The dense model as a teacher: next-token loss mixed with the divergence from what the dense model predicts.
+"""The dense model as a teacher: who says what it predicts.
 
-Shape suffixes: N sequences, B batch, S sequence, V vocabulary, D hidden, P predictions.
+Shape suffixes: N sequences, B batch, S sequence, V vocabulary, D hidden.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from .chunks import Predictions
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,12 @@ class Teacher:
     hidden_NSD: Tensor
     head: Callable[[Tensor], Tensor]
 
+    def predictions(self, indices_B: Tensor) -> Predictions:
+        """What it predicts of the sequences at these places."""
+        return Predictions(self.hidden_NSD[indices_B], self.head)
+
     def logits(self, indices_B: Tensor) -> Tensor:
-        """Logits of the sequences at these places, shape (B, S, V)."""
+        """All logits of those, shape (B, S, V)."""
         return self.head(self.hidden_NSD[indices_B])
 
 
@@ -33,15 +39,21 @@ class Teacher:
 class LiveTeacher:
     """The same, run when it is asked: as much work where each sequence is seen once, and nothing to keep.
 
-    tokens_NS: the sequences, int64.  model: from tokens, shape (B, S), to logits.
+    tokens_NS: the sequences, int64.  read: from tokens, shape (B, S), to last hidden states, (B, S, D).  head: as of
+    `Teacher`.
     """
 
     tokens_NS: Tensor
-    model: Callable[[Tensor], Tensor]
+    read: Callable[[Tensor], Tensor]
+    head: Callable[[Tensor], Tensor]
+
+    def predictions(self, indices_B: Tensor) -> Predictions:
+        """What it predicts of the sequences at these places."""
+        return Predictions(self.read(self.tokens_NS[indices_B]), self.head)
 
     def logits(self, indices_B: Tensor) -> Tensor:
-        """Logits of the sequences at these places, shape (B, S, V)."""
-        return self.model(self.tokens_NS[indices_B])
+        """All logits of those, shape (B, S, V)."""
+        return self.head(self.read(self.tokens_NS[indices_B]))
 
 
 class Teaches(Protocol):
@@ -77,34 +89,3 @@ class RememberedTeacher:
         if self._head is None:
             raise ValueError("there are no sequences to teach")
         return Teacher(torch.stack([self._hidden[row] for row in rows]), self._head)
-
-
-def distillation_loss(logits_BSV: Tensor, tokens_BS: Tensor, teacher_BSV: Tensor, kl_weight: float) -> Tensor:
-    """(1 − w) · cross-entropy of the next token + w · KL(teacher ‖ model), means over all predictions, in nats.
-
-    kl_weight: w, between 0 and 1. Computed in fp32; of the vocabulary, only the gradient is kept for the backward pass,
-    in the logits' dtype. A scalar; 0 for w = 1 where both predict the same.
-    """
-    return _Distillation.apply(logits_BSV[:, :-1], tokens_BS[:, 1:], teacher_BSV[:, :-1], kl_weight)
-
-
-class _Distillation(torch.autograd.Function):
-    """∂/∂logits = (p − (1 − w) onehot − w q) / P, which falls out of the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, logits_BPV: Tensor, next_BP: Tensor, teacher_BPV: Tensor, kl_weight: float) -> Tensor:
-        log_p = logits_BPV.float().log_softmax(-1)
-        log_q = teacher_BPV.float().log_softmax(-1)
-        next_BP1 = next_BP[..., None]
-        q = log_q.exp()
-        divergence_BP = (q * (log_q - log_p)).sum(-1)
-        entropy_BP = -log_p.gather(-1, next_BP1)[..., 0]
-        gradient = log_p.exp_().sub_(q, alpha=kl_weight)
-        gradient.scatter_add_(-1, next_BP1, torch.full_like(gradient[..., :1], kl_weight - 1.0))
-        ctx.save_for_backward(gradient.div_(next_BP.numel()).to(logits_BPV.dtype))
-        return (1 - kl_weight) * entropy_BP.mean() + kl_weight * divergence_BP.mean()
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream.to(gradient.dtype), None, None, None

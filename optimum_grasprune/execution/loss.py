@@ -1,21 +1,73 @@
-"""The next-token loss that gates are trained on and perplexity is measured with.
+"""The next-token loss that gates are trained on and perplexity is measured with; mixed with a teacher's, where one is.
 
-Shape suffixes: B batch, S sequence, V vocabulary.
+Shape suffixes: B batch, S sequence, P predictions, V vocabulary.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What losses are computed in from logits of this precision: fp32, and fp64 where they are in it already."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def next_token_loss(logits_BSV: Tensor, tokens_BS: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
-    """Cross-entropy of each token given those before it, in nats, computed in fp32.
+    """Cross-entropy of each token given those before it, in nats, computed in `wide_dtype`.
 
     Returns a scalar, or shape (B, S - 1) with reduction "none".
     """
-    logits = logits_BSV[:, :-1].float().flatten(0, 1)
+    logits = logits_BSV[:, :-1].to(wide_dtype(logits_BSV.dtype)).flatten(0, 1)
     losses = functional.cross_entropy(logits, tokens_BS[:, 1:].flatten(), reduction=reduction)
     return losses if reduction == "mean" else losses.view(tokens_BS.shape[0], -1)
+
+
+def distillation_loss(logits_BSV: Tensor, tokens_BS: Tensor, teacher_BSV: Tensor, kl_weight: float) -> Tensor:
+    """(1 − w) · cross-entropy of the next token + w · KL(teacher ‖ model), means over all predictions, in nats.
+
+    kl_weight: w, between 0 and 1. Computed in fp32; of the vocabulary, only the gradient is kept for the backward pass,
+    in the logits' dtype. A scalar; 0 for w = 1 where both predict the same.
+    """
+    return _Distillation.apply(logits_BSV[:, :-1], tokens_BS[:, 1:], teacher_BSV[:, :-1], kl_weight)
+
+
+def mixed_loss(
+    logits_PV: Tensor, next_P: Tensor, teacher_PV: Tensor | None, kl_weight: float, count: int
+) -> tuple[Tensor, Tensor]:
+    """(what some predictions add to `distillation_loss`, the gradient of that by their logits).
+
+    next_P: the tokens that come; there may be more axes before V.  teacher_PV: None for cross-entropy alone, whatever
+    kl_weight is.  count: predictions that the mean is over, these among them; 1 for a sum.
+    The gradient, (p − (1 − w) onehot − w q) / count, falls out of the forward pass: shape (P, V), in the logits' dtype.
+    """
+    log_p = logits_PV.log_softmax(-1, dtype=wide_dtype(logits_PV.dtype))
+    next_P1 = next_P[..., None]
+    entropy = -log_p.gather(-1, next_P1).sum() / count
+    if teacher_PV is None:
+        loss, own_share, gradient = entropy, 1.0, log_p.exp_()
+    else:
+        log_q = teacher_PV.log_softmax(-1, dtype=log_p.dtype)
+        q = log_q.exp()
+        divergence = log_q.sub_(log_p).mul_(q).sum(-1).sum() / count
+        loss, own_share = (1 - kl_weight) * entropy + kl_weight * divergence, 1.0 - kl_weight
+        gradient = log_p.exp_().sub_(q, alpha=kl_weight)
+    gradient.scatter_add_(-1, next_P1, torch.full_like(gradient[..., :1], -own_share))
+    return loss, gradient.div_(count).to(logits_PV.dtype)
+
+
+class _Distillation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_BPV: Tensor, next_BP: Tensor, teacher_BPV: Tensor, kl_weight: float) -> Tensor:
+        loss, gradient = mixed_loss(logits_BPV, next_BP, teacher_BPV, kl_weight, next_BP.numel())
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream.to(gradient.dtype), None, None, None

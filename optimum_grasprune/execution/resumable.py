@@ -67,7 +67,7 @@ class Resumable(Around):
         """See `Runner.losses`; one by one they are not kept."""
         return self.inner.losses(windows_NS, batch_size)
 
-    def mean_loss(self, windows_NS: Tensor, batch_size: int = 1) -> float:
+    def mean_loss(self, windows_NS: Tensor, batch_size: int | None = None) -> float:
         """See `Runner.mean_loss`."""
         of = fingerprint(windows_NS, batch_size)
         return self.state.number("loss", of, lambda: self.inner.mean_loss(windows_NS, batch_size))

@@ -85,6 +85,19 @@ class Training:
         )
 
 
+TOKENS_AT_ONCE = 4096
+"""Tokens in windows that are read together on a GPU without a backward pass, which takes less memory than a step of
+training: of one layer alone, activations are held."""
+
+
+def windows_at_once(window: int, device: torch.device) -> int:
+    """How many windows of so many tokens a device reads together. A CPU gains nothing by more than one.
+
+    By sizes alone, never by what memory is free just then: another batch may round the losses differently.
+    """
+    return 1 if device.type == "cpu" else max(1, TOKENS_AT_ONCE // window)
+
+
 class Runner(ABC):
     """Runs one model. A way of running models is a subclass; the rest of the project speaks to this class.
 
@@ -154,16 +167,18 @@ class Runner(ABC):
     def losses(self, windows_NS: Tensor, batch_size: int = 1) -> Iterator[Tensor]:
         """Next-token losses of token windows, each scored on its own, in nats: a tensor of shape (B, S - 1) a batch.
 
-        windows_NS: shape (N, S), int64. They are worked out in fp32 and given in fp64, where the model is.
+        windows_NS: shape (N, S), int64. They are worked out in fp32 and given in fp64, where the model is, or on the
+        CPU where that holds none.
         Raises GraspruneError on a loss that is not finite instead of leaving it out.
         """
 
-    def mean_loss(self, windows_NS: Tensor, batch_size: int = 1) -> float:
+    def mean_loss(self, windows_NS: Tensor, batch_size: int | None = None) -> float:
         """Mean next-token loss over token windows, each scored on its own, in nats: fp32 log-softmax, fp64 sum.
 
-        windows_NS, errors: as in `losses`.
+        windows_NS, errors: as in `losses`.  batch_size: windows at once; None for as many as suit the device.
         """
-        total = sum(losses_BS.sum().item() for losses_BS in self.losses(windows_NS, batch_size))
+        together = batch_size or windows_at_once(windows_NS.shape[1], self.device)
+        total = sum(losses_BS.sum().item() for losses_BS in self.losses(windows_NS, together))
         return total / (windows_NS.shape[0] * (windows_NS.shape[1] - 1))
 
     @abstractmethod

@@ -133,8 +133,7 @@ class StreamedModel(WholeModel):
         return torch.cat([losses(hidden_1SD) for hidden_1SD, losses in parts])
 
     def _summed_loss(self, tokens_BS: Tensor) -> Tensor:
-        losses = super()._losses
-        return _LossOf.apply(self._hidden(tokens_BS), self._of_each(lambda each: losses(each).sum(), tokens_BS))
+        return _LossOf.apply(self._hidden(tokens_BS), self._of_each(super()._summed_loss, tokens_BS))
 
     def _loss(
         self, tokens_BS: Tensor, indices_B: Tensor, kl_weight: float, teacher: Teacher | LiveTeacher | None

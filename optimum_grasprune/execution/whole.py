@@ -19,14 +19,15 @@ from transformers import PreTrainedModel
 
 from ..errors import GraspruneError
 from ..families import linear_at
-from ..numerics import precision_advice, tell_when_slow
+from ..numerics import in_fp64, precision_advice, tell_when_slow
 from ..progress import bar
 from ..statistics import Statistic
+from .chunks import Predictions, chunked_loss, chunked_losses, in_one
 from .course import Course
-from .distillation import LiveTeacher, Teacher, Teaches, distillation_loss
+from .distillation import LiveTeacher, Teacher, Teaches
 from .gathering import GatheringCourse
 from .instrument import Gates, frozen, gated, gradients_at, hidden_given, inputs_of
-from .loss import next_token_loss
+from .loss import distillation_loss, next_token_loss
 from .run_state import Piece
 from .runner import Runner, Training, loss_not_finite
 from .stream import LayerStream
@@ -51,12 +52,19 @@ class WholeModel(Runner):
         at_once, done = self._at_once(windows_NS.shape[1], batch_size), 0
         with self._frozen(), bar(len(windows_NS), "loss", "window") as stage:
             for tokens_BS in windows_NS.split(at_once):
-                for losses_BS in self._losses(tokens_BS).double().split(batch_size):
+                for losses_BS in in_fp64(self._losses(tokens_BS)).split(batch_size):
                     if not math.isfinite(losses_BS.sum().item()):
                         raise loss_not_finite(done, len(windows_NS))
                     yield losses_BS
                     done += len(losses_BS)
                     stage.update(len(losses_BS))
+
+    def _losses(self, tokens_BS: Tensor) -> Tensor:
+        """The losses of all predictions, shape (B, S - 1), whose logits may not all be there at once."""
+        if self._in_chunks(tokens_BS):
+            return chunked_losses(self._predictions(tokens_BS), tokens_BS, self._vocabulary)
+        tokens_BS, logits_BSV = self._logits(tokens_BS)
+        return next_token_loss(logits_BSV, tokens_BS, reduction="none")
 
     @torch.no_grad()
     def after(self, context_S: Tensor, continuations: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -196,6 +204,10 @@ class WholeModel(Runner):
     def _loss(
         self, tokens_BS: Tensor, indices_B: Tensor, kl_weight: float, teacher: Teacher | LiveTeacher | None
     ) -> Tensor:
+        if self._in_chunks(tokens_BS):
+            taught = None if teacher is None else teacher.predictions(indices_B)
+            predicted = self._predictions(tokens_BS)
+            return chunked_loss(predicted, tokens_BS, self._vocabulary, teacher=taught, kl_weight=kl_weight)
         tokens_BS, logits_BSV = self._logits(tokens_BS)
         if teacher is None:
             return next_token_loss(logits_BSV, tokens_BS)
@@ -206,8 +218,9 @@ class WholeModel(Runner):
         self, tokens_NS: Tensor, *, live: bool = False, hidden_NSD: Tensor | None = None
     ) -> Teacher | LiveTeacher:
         """See `Runner.teacher`."""
+        head = torch.no_grad()(self._head)
         if live:
-            return LiveTeacher(tokens_NS, self._predicted)
+            return LiveTeacher(tokens_NS, self._read, head)
         if hidden_NSD is None:
             states = []
             with self._frozen(), bar(len(tokens_NS), "teacher", "sequence") as stage:
@@ -215,12 +228,6 @@ class WholeModel(Runner):
                     states.append(self._hidden(tokens_BS).cpu())
                     stage.update(len(tokens_BS))
             hidden_NSD = torch.cat(states)
-
-        @torch.no_grad()
-        def head(hidden_BSD: Tensor) -> Tensor:
-            with hidden_given(self.model, hidden_BSD.to(self.device)):
-                return self.model(torch.zeros(1, 1, dtype=torch.int64, device=self.device), use_cache=False).logits
-
         return Teacher(hidden_NSD, head)
 
     @contextmanager
@@ -241,25 +248,41 @@ class WholeModel(Runner):
         """
         return least
 
-    def _losses(self, tokens_BS: Tensor) -> Tensor:
-        """Next-token losses, shape (B, S - 1), fp32."""
-        tokens_BS, logits_BSV = self._logits(tokens_BS)
-        return next_token_loss(logits_BSV, tokens_BS, reduction="none")
-
     def _summed_loss(self, tokens_BS: Tensor) -> Tensor:
-        """The sum of them, to be taken back through the layers."""
-        return self._losses(tokens_BS).sum()
+        """The sum of next-token losses, to be taken back through the layers."""
+        if self._in_chunks(tokens_BS):
+            return chunked_loss(self._predictions(tokens_BS), tokens_BS, self._vocabulary, total=True)
+        tokens_BS, logits_BSV = self._logits(tokens_BS)
+        return next_token_loss(logits_BSV, tokens_BS, reduction="none").sum()
 
     def _logits(self, tokens_BS: Tensor) -> tuple[Tensor, Tensor]:
         """The tokens where the model is, and its logits, shape (B, S, V)."""
         tokens_BS = self._placed(tokens_BS)
         return tokens_BS, self.model(tokens_BS, use_cache=False).logits
 
+    @property
+    def _vocabulary(self) -> int:
+        return self.model.config.vocab_size
+
+    def _in_chunks(self, tokens_BS: Tensor) -> bool:
+        """Whether the loss is made of the logits of a few tokens at a time."""
+        # Which leaves out the gradients of a head that is trained itself, as no stage of ours does.
+        head = self.model.get_output_embeddings().weight
+        return not in_one(tokens_BS.numel(), self._vocabulary) and not head.requires_grad
+
+    def _predictions(self, tokens_BS: Tensor) -> Predictions:
+        return Predictions(self._hidden(tokens_BS), self._head)
+
+    def _head(self, hidden_BSD: Tensor) -> Tensor:
+        """What the model makes of last hidden states, shape (B, S, V)."""
+        with hidden_given(self.model, hidden_BSD.to(self.device)):
+            return self.model(torch.zeros(1, 1, dtype=torch.int64, device=self.device), use_cache=False).logits
+
     @torch.no_grad()
-    def _predicted(self, tokens_BS: Tensor) -> Tensor:
-        """Its logits alone, shape (B, S, V), whatever it is in the midst of."""
+    def _read(self, tokens_BS: Tensor) -> Tensor:
+        """Its last hidden states, whatever it is in the midst of."""
         with self._frozen():
-            return self._logits(tokens_BS)[1]
+            return self._hidden(tokens_BS)
 
     def _hidden(self, tokens_BS: Tensor) -> Tensor:
         """The last hidden states, from the layers alone: logits of a large vocabulary are dear."""

@@ -84,7 +84,8 @@ def _metadata(record: Record, base: BaseCard, measured: Sequence[MeasuredText]) 
 def _results(measured: Sequence[MeasuredText]) -> str:
     if not measured:
         return ""
-    return f"## Results\n\n{results_table(measured)}\nMeasured in fp32 on windows that do not overlap.\n\n"
+    how = f"Measured in {measured[0].precision} on windows that do not overlap."
+    return f"## Results\n\n{results_table(measured)}\n{how}\n\n"
 
 
 def _use(record: Record, facts: CardFacts) -> str:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from huggingface_hub import EvalResult
 
 from ..corpora.tables import HUB_ALIASES
-from ..record import Stored
-from ..record.describe import public_name
+from ..record import OPTIONAL, Stored
+from ..record.describe import precision_of, public_name
 from ..writing import slug
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredText(Stored):
-    """Perplexities on one text, in fp32.
+    """Perplexities on one text.
 
     name: that the user gave it.  source, split: where it is from.  windows, window: their number, and tokens in each.
-    dense, pruned: mean next-token losses of the two models, in nats.
+    dense, pruned: mean next-token losses of the two models, in nats.  dtypes: what they computed in; None of
+    results that do not say.
     """
 
     name: str
@@ -29,6 +30,12 @@ class MeasuredText(Stored):
     window: int
     dense: float
     pruned: float
+    dtypes: tuple[str | None, str | None] | None = field(default=None, metadata=OPTIONAL)
+
+    @property
+    def precision(self) -> str:
+        """What they were measured in, in words."""
+        return precision_of(self.dtypes or (None,))
 
     def row(self) -> tuple[str, str, str, str, str]:
         """(name, dense perplexity, pruned one, the same ÷ dense, windows × tokens in each)."""

@@ -21,6 +21,7 @@ from ..errors import BudgetError, OptionError
 from ..execution import Runner
 from ..families import Family
 from ..loading import count_parameters
+from ..numerics import in_fp64
 from ..problem import Problem
 from ..progress import track
 from ..units import Budget, UnitInventory, UnitMask
@@ -133,7 +134,7 @@ def fitting(
 
 def influence(before_TD: Tensor, after_TD: Tensor) -> float:
     """1 − the mean cosine of what enters a layer and what leaves it, token by token.  (Equation 1 of the paper)"""
-    cosine_T = torch.cosine_similarity(before_TD.double(), after_TD.double(), dim=-1)
+    cosine_T = torch.cosine_similarity(in_fp64(before_TD), in_fp64(after_TD), dim=-1)
     return float(1 - cosine_T.mean())
 
 

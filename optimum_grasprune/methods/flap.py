@@ -30,7 +30,7 @@ def unit_fluctuation(weight_OI: Tensor, variance_I: Tensor, count: int) -> Tenso
 
     Returns shape (count,), fp32, on the CPU; zeros where all columns fluctuate alike.
     """
-    per_column_I = variance_I.float() * weight_OI.float().square().sum(0)
+    per_column_I = variance_I.float().to(weight_OI.device) * weight_OI.float().square().sum(0)
     return standardised(per_column_I).view(count, -1).mean(1).cpu()
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..config import BudgetOptions, GRASPConfig
 from ..errors import OptionError
 from ..families import linears
+from ..numerics import in_fp64
 from ..problem import Problem
 from ..recovery import chain_names, get_stage, stages_in
 from ..statistics import MOMENTS
@@ -74,10 +75,10 @@ def element_scores(weight_OI: Tensor, variance_I: Tensor, kappa: float | None = 
 
     kappa: KAPPA by default.  A channel that never varies scores 0 (for κ > 0); where none does, S is the magnitude.
     """
-    deviation_I = variance_I.to(weight_OI.device, torch.float64).sqrt()
+    deviation_I = in_fp64(variance_I).sqrt()
     mean = deviation_I.mean()
     weight_I = (deviation_I / mean).pow(KAPPA if kappa is None else kappa) if mean > 0 else torch.ones_like(deviation_I)
-    return weight_OI.float().abs() * weight_I.float()
+    return weight_OI.float().abs() * weight_I.float().to(weight_OI.device)
 
 
 def unit_scores(weight_OI: Tensor, variance_I: Tensor, count: int) -> Tensor:

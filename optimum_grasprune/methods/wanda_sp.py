@@ -30,5 +30,5 @@ def unit_metric(weight_OI: Tensor, norm_I: Tensor, count: int) -> Tensor:
 
     Returns shape (count,), fp32, on the CPU.
     """
-    per_column_I = norm_I.float() * weight_OI.float().abs().sum(0)
+    per_column_I = norm_I.float().to(weight_OI.device) * weight_OI.float().abs().sum(0)
     return per_column_I.view(count, -1).sum(1).cpu()

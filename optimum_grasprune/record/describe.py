@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Iterable
 from pathlib import PureWindowsPath
 
 from transformers import PreTrainedModel
@@ -32,6 +33,19 @@ def public_sources(source: str) -> list[str]:
     return [public_name(part.strip()) for part in source.split(",")]
 
 
+_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+
+
+def dtype_name(model: PreTrainedModel) -> str:
+    """What a model computes in, as in bfloat16."""
+    return str(model.dtype).removeprefix("torch.")
+
+
+def precision_of(dtypes: Iterable[str | None]) -> str:
+    """What models were measured in, as in "fp32" or "fp32 and bf16". None: of results that do not say, all in fp32."""
+    return " and ".join(dict.fromkeys(_PRECISIONS.get(dtype or "float32", str(dtype)) for dtype in dtypes))
+
+
 def describe_model(model: PreTrainedModel) -> ModelIdentity:
     """What identifies a base model."""
     config, family = model.config, family_of(model.config)
@@ -42,7 +56,7 @@ def describe_model(model: PreTrainedModel) -> ModelIdentity:
         num_hidden_layers=family.num_layers(config),
         head_dim=family.head_dimension(config),
         vocab_size=config.vocab_size,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(model),
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..numerics import in_fp64
 from ..statistics import MOMENTS
 from .base import WeightStage
 from .reference import Reference, Trial
@@ -38,6 +39,7 @@ def missing_mean(weight_OI: Tensor, mean_I: Tensor, kept_K: Tensor) -> Tensor:
 
     mean_I: mean input of the dense layer, shape (I,).  kept_K: indices of the columns that stay.
     """
-    cut_I = torch.ones(weight_OI.shape[1], dtype=torch.float64, device=weight_OI.device)
+    weight_OI = in_fp64(weight_OI)
+    cut_I = torch.ones_like(weight_OI[0])
     cut_I[kept_K.to(weight_OI.device)] = 0
-    return (weight_OI.double() @ (mean_I.to(weight_OI.device, torch.float64) * cut_I)).float()
+    return (weight_OI @ (in_fp64(mean_I).to(weight_OI.device) * cut_I)).float()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..numerics import fp64_device, in_fp64
 from ..statistics import MOMENTS, Moments
 from ..units import ElementMask
 from .base import WeightStage
@@ -38,7 +39,7 @@ class RowEnergy(WeightStage):
             weight_OK, shift_O = corrected(cut.before.weight, cut.after.weight, moments, cut.kept_K, has_bias=has_bias)
             cut.after.weight.copy_(weight_OK)
             if shift_O is not None:
-                cut.after.bias.copy_(cut.after.bias + shift_O)
+                cut.after.bias.copy_(cut.after.bias + shift_O.to(cut.after.bias.device))
 
 
 def corrected(
@@ -52,20 +53,20 @@ def corrected(
     before_OI: W.  after_OK: W⊙M, or the columns that stay of it.  kept_K: their indices; None for all, without which no
     bias is corrected.  Returns fp32.
     """
-    mean_I, variance_I = (part.to(before_OI.device) for part in (moments.mean_I, moments.variance_I))
+    mean_I, variance_I = (part.to(fp64_device(before_OI.device)) for part in (moments.mean_I, moments.variance_I))
     mean_K, variance_K = (part if kept_K is None else part[kept_K] for part in (mean_I, variance_I))
     before_O = row_energy(before_OI, torch.zeros_like(mean_I) if has_bias else mean_I, variance_I)
     after_O = row_energy(after_OK, torch.zeros_like(mean_K) if has_bias else mean_K, variance_K)
-    scaled_OK = after_OK.float() * energy_factors(before_O, after_O)[:, None]
+    scaled_OK = after_OK.float() * energy_factors(before_O, after_O)[:, None].to(after_OK.device)
     if not has_bias:
         return scaled_OK, None
-    return scaled_OK, ((before_OI.double() - scaled_OK.double()) @ mean_I).float()
+    return scaled_OK, ((in_fp64(before_OI) - in_fp64(scaled_OK)) @ mean_I).float()
 
 
 def row_energy(weight_OI: Tensor, mean_I: Tensor, variance_I: Tensor) -> Tensor:
     """E_i = (Σ_j w_ij μ_j)² + Σ_j w_ij² σ_j², the mean square of each output if inputs are uncorrelated; shape (O,)."""
-    weight_OI = weight_OI.double()
-    mean_I, variance_I = (part.to(weight_OI.device, torch.float64) for part in (mean_I, variance_I))
+    weight_OI = in_fp64(weight_OI)
+    mean_I, variance_I = (in_fp64(part).to(weight_OI.device) for part in (mean_I, variance_I))
     return (weight_OI @ mean_I).square() + weight_OI.square() @ variance_I
 
 

@@ -26,6 +26,7 @@ from typing_extensions import Self
 from ..errors import GraspruneError
 from ..execution import LayerStream, Runner
 from ..families import Block, linear_at
+from ..numerics import in_fp64
 from ..progress import track
 from ..statistics import TOKEN_WEIGHTS, Statistic, finite
 from ..surgery import OnDisk, in_memory
@@ -340,9 +341,10 @@ def _solve(gram_KK: Tensor, ridge: float, right_OK: Tensor, path: str) -> Tensor
     if factor_KK is not None:
         return torch.cholesky_solve(right_OK.T, factor_KK).T
     for _ in range(_LARGER_RIDGES):
-        factor_KK = _factor(gram_KK.double(), ridge)
+        factor_KK = _factor(in_fp64(gram_KK), ridge)
         if factor_KK is not None:
-            return torch.cholesky_solve(right_OK.double().T, factor_KK).T.to(gram_KK.dtype)
+            solved_OK = torch.cholesky_solve(in_fp64(right_OK).T, factor_KK).T
+            return solved_OK.to(gram_KK.dtype).to(gram_KK.device)
         ridge = 10 * max(ridge, torch.finfo(torch.float32).tiny)
     raise GraspruneError(f"the least squares of {path} cannot be solved, not even with a ridge of {ridge:.0e}")
 

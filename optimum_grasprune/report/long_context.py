@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from ..evaluation.context_tables import found_of
 from ..evaluation.needles import Recall
-from ..evaluation.perplexity import perplexity_of
+from ..evaluation.perplexity import on_windows, perplexity_of
 from ..evaluation.positions import RangeLoss
 from ..evaluation.report import EvaluationReport, ReportedModel
 from ..record.describe import public_name
@@ -89,8 +89,8 @@ def _draw_positions(axes: Axes, report: EvaluationReport, name: str) -> None:
     axes.set_xlabel("tokens before the predicted one (log scale)", fontsize=10, color=INK)
     axes.set_ylabel("perplexity (log scale)", fontsize=10, color=INK)
     dress(axes)
-    first = report.models[0].perplexity[name]
-    titled(axes, f"Perplexity on {public_name(name)}", f"{first.windows} windows of {first.window:,} tokens, fp32")
+    measured = on_windows([model.perplexity[name] for model in report.models])
+    titled(axes, f"Perplexity on {public_name(name)}", measured)
     axes.legend(fontsize=_FONT, frameon=False)
 
 

@@ -74,7 +74,7 @@ def _results(measured: Sequence[MeasuredText]) -> list[Section]:
     if not measured:
         return []
     columns = ("perplexity on", "dense", "pruned", "pruned ÷ dense", "windows × tokens")
-    note = "Measured in fp32 on windows that do not overlap."
+    note = f"Measured in {measured[0].precision} on windows that do not overlap."
     rows = [text.row() for text in measured]
     return [Section("Results", table=SortableTable.of_text(columns, rows, left=columns[:1], note=note))]
 

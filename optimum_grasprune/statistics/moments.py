@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ..errors import GraspruneError
 from ..families import Block
-from ..numerics import precision_advice
+from ..numerics import fp64_device, in_fp64, precision_advice
 from .base import Collector, Statistic
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Mean and spread of every feature over the tokens seen so far, in fp64.
+    """Mean and spread of every feature over the tokens seen so far, in fp64, where those were or on the CPU.
 
     count: tokens.  mean_I: shape (I,).  spread_I: Σ (x − mean)², shape (I,).
     """
@@ -42,7 +42,7 @@ class Moments:
         """
         if not len(x_TI):
             return self
-        x_TI = x_TI.double()
+        x_TI = in_fp64(x_TI)
         mean_I = x_TI.mean(0)
         return self.with_others(Moments(len(x_TI), mean_I, (x_TI - mean_I).square().sum(0)))
 
@@ -86,17 +86,21 @@ MOMENTS = InputMoments()
 class _Collector(Collector[dict[str, Moments]]):
     def __init__(self, moments: dict[str, Moments]) -> None:
         self._moments = moments
+        self._dtype = torch.float32
 
     def see(self, path: str, x_TI: Tensor) -> None:
-        self._moments[path] = self._moments[path].update(finite(x_TI, path))
+        # Not asked whether it is finite, which would stop the device at every map: that shows in the end.
+        self._dtype = x_TI.dtype
+        self._moments[path] = self._moments[path].update(x_TI)
 
     def kept(self) -> dict[str, Tensor]:
         return _as_tensors(self._moments)
 
     def take_up(self, kept: Mapping[str, Tensor], device: torch.device) -> None:
+        place = fp64_device(device)
         for path in self._moments:
             count, mean_I, spread_I = (kept[f"{path}:{name}"] for name in ("count", "mean", "spread"))
-            self._moments[path] = Moments(int(count), mean_I.to(device), spread_I.to(device))
+            self._moments[path] = Moments(int(count), mean_I.to(place), spread_I.to(place))
 
     def merged(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         every = _Collector(dict(self._moments))
@@ -107,6 +111,9 @@ class _Collector(Collector[dict[str, Moments]]):
         return _as_tensors(whole)
 
     def result(self, tokens: int) -> dict[str, Moments]:
+        for path, moments in self._moments.items():
+            if not moments.spread_I.isfinite().all():
+                raise _not_finite(path, self._dtype)
         return self._moments
 
 
@@ -121,5 +128,9 @@ def _as_tensors(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
 def finite(x_TI: Tensor, path: str) -> Tensor:
     """The input of the map at this path, as it is; GraspruneError, with the path, when it is not finite."""
     if not torch.isfinite(x_TI).all():
-        raise GraspruneError(f"the input of {path} is not finite; {precision_advice(x_TI.dtype)}")
+        raise _not_finite(path, x_TI.dtype)
     return x_TI
+
+
+def _not_finite(path: str, dtype: torch.dtype) -> GraspruneError:
+    return GraspruneError(f"the input of {path} is not finite; {precision_advice(dtype)}")

@@ -60,26 +60,37 @@ class _Collector(Collector[Tensor]):
         self._inventory = inventory_of(blocks)
         self._spans = {block.output: self._inventory.slice_of(block.address) for block in blocks}
         self._dtype = torch.float32
-        self._total_U = torch.zeros(self._inventory.num_units, dtype=torch.float32, device="cpu")
+        # Where their gradients are: to fetch them from a device in the midst of a backward pass would make it stop.
+        self._totals: dict[str, Tensor] = {}
 
     def see_gradient(self, path: str, x_TI: Tensor, gradient_TI: Tensor) -> None:
         span, self._dtype = self._spans[path], gradient_TI.dtype
         product_TI = x_TI.float() * gradient_TI.float()
-        self._total_U[span] += self._reduce(product_TI.unflatten(1, (span.stop - span.start, -1)).sum(2)).cpu()
+        added_K = self._reduce(product_TI.unflatten(1, (span.stop - span.start, -1)).sum(2)).float()
+        before_K = self._totals.get(path)
+        self._totals[path] = added_K if before_K is None else before_K + added_K
 
     def kept(self) -> dict[str, Tensor]:
         return {"total": self._total_U}
 
     def take_up(self, kept: Mapping[str, Tensor], device: torch.device) -> None:
-        self._total_U = kept["total"]
+        self._totals = {path: kept["total"][span].to(device) for path, span in self._spans.items()}
+
+    @property
+    def _total_U(self) -> Tensor:
+        total_U = torch.zeros(self._inventory.num_units, dtype=torch.float32, device="cpu")
+        for path, total_K in self._totals.items():
+            total_U[self._spans[path]] = total_K.cpu()
+        return total_U
 
     def merged(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         first, *others = (part["total"] for part in parts)
         return {"total": sum(others, start=first)}
 
     def result(self, tokens: int) -> Tensor:
-        infinite_U = ~torch.isfinite(self._total_U)
+        total_U = self._total_U
+        infinite_U = ~torch.isfinite(total_U)
         if infinite_U.any():
             address, _ = self._inventory.locate(int(infinite_U.nonzero()[0]))
             raise GraspruneError(f"the gradient in {address} is not finite; {precision_advice(self._dtype)}")
-        return self._total_U / tokens
+        return total_U / tokens

@@ -41,13 +41,13 @@ class _Collector(Collector[dict[str, Tensor]]):
         self._seen = seen
 
     def see_output_gradient(self, path: str, gradient_TO: Tensor) -> None:
-        self._seen[path].append(gradient_TO.float().square().sum(1).cpu())
+        self._seen[path].append(gradient_TO.float().square().sum(1))
 
     def kept(self) -> dict[str, Tensor]:
-        return {path: torch.stack(weights) for path, weights in self._seen.items() if weights}
+        return {path: torch.stack(weights).cpu() for path, weights in self._seen.items() if weights}
 
     def take_up(self, kept: Mapping[str, Tensor], device: torch.device) -> None:
-        self._seen = {path: list(kept[path]) if path in kept else [] for path in self._seen}
+        self._seen = {path: list(kept[path].to(device)) if path in kept else [] for path in self._seen}
 
     def merged(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         paths = [path for path in self._seen if any(path in part for part in parts)]
@@ -59,4 +59,4 @@ class _Collector(Collector[dict[str, Tensor]]):
         }
 
     def result(self, tokens: int) -> dict[str, Tensor]:
-        return {path: torch.stack(weights) for path, weights in self._seen.items()}
+        return {path: torch.stack(weights).cpu() for path, weights in self._seen.items()}

@@ -84,6 +84,17 @@ def test_everyday_options_come_first(cli: Cli) -> None:
     assert max(map(options.index, everyday)) < min(map(options.index, advanced))
 
 
+def test_perplexity_in_a_precision_of_choice(cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path) -> None:
+    losses, options = {}, ("--dataset", corpus_file, "--seq-len", 32, "--num-samples", 5)
+    for dtype, precision, stored in (("auto", "fp32", "float32"), ("bfloat16", "bf16", "bfloat16")):
+        outcome = cli("evaluate", "-m", model_folder, *options, "--dtype", dtype, "--json", tmp_path / "result.json")
+        assert outcome.code == 0 and f"predictions, {precision}" in outcome.out
+        (measured,) = json.loads((tmp_path / "result.json").read_text())["models"]
+        assert measured["dtype"] == stored
+        losses[dtype] = measured["loss"]
+    assert losses["auto"] != losses["bfloat16"] == pytest.approx(losses["auto"], rel=0.05)
+
+
 def test_export_evaluate_inspect(cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path) -> None:
     output, result = tmp_path / "pruned", tmp_path / "result.json"
     outcome = export(cli, model_folder, corpus_file, output, "--keep-ratio", "0.6", "--json", result)

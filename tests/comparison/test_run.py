@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,17 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
-from optimum_grasprune import GRASPConfig, GRASPPruner
+from optimum_grasprune import GRASPPruner
 from optimum_grasprune.comparison import Comparison, cells_of, read_corpora
-from optimum_grasprune.comparison.models import identity, in_fp32
+from optimum_grasprune.comparison.models import identity
 from optimum_grasprune.comparison.results import BaseModel
 from optimum_grasprune.comparison.run import check_folder
 from optimum_grasprune.errors import CheckpointError, DataError, OptionError
 from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.statistics import MOMENTS, PER_SEQUENCE, PER_TOKEN, TOKEN_WEIGHTS
-from tests.conftest import logits_of, make_model, make_tokenizer
+from tests.conftest import make_model, make_tokenizer
 
 QUICK = {"num_samples": 4, "seq_len": 24, "epochs": 1}
 
@@ -50,36 +49,36 @@ def test_identity_is_shapes_and_weights(
     assert saved(1) != saved(0)
 
 
-def test_widening_leaves_the_dense_model(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    dense = model.bfloat16()
-    before = {name: tensor.clone() for name, tensor in dense.state_dict().items()}
-    text = "Number one is followed by number two. " * 40
-    for method, options in (("magnitude", {}), ("statistical", {"pattern": "2:4"})):
-        config = GRASPConfig(method=method, compensation="none", **QUICK, **options)
-        pruned = GRASPPruner(config).prune_model(dense, tokenizer, [text])
-        wide = in_fp32(pruned)
-        assert {tensor.dtype for tensor in wide.parameters()} == {torch.float32}
-        assert {tensor.dtype for tensor in pruned.parameters()} == {torch.bfloat16}
-        assert set(before) == set(dense.state_dict())
-        for name, tensor in dense.state_dict().items():
-            assert tensor.dtype == before[name].dtype and torch.equal(tensor, before[name]), name
-        wide.model.embed_tokens.weight.data.zero_()
-        assert torch.equal(dense.model.embed_tokens.weight, before["model.embed_tokens.weight"])
-
-
-def test_a_model_in_fp32_is_not_copied(model: LlamaForCausalLM) -> None:
-    assert in_fp32(model) is model
-    tokens_BS = torch.arange(2, 12)[None]
-    assert torch.allclose(
-        logits_of(in_fp32(copy.deepcopy(model).bfloat16()), tokens_BS), logits_of(model, tokens_BS), atol=1
-    )
-
-
 def comparison(model_folder: Path, corpus_file: Path, output: Path, **options: Any) -> Comparison:
     cells = cells_of(["random"], [0.5], {**QUICK, "dataset": str(corpus_file), **options})
-    return Comparison(
-        str(model_folder), cells, read_corpora([f"end={corpus_file}[90%:]"], "text"), output, window=32, limits=[3]
-    )
+    corpora = read_corpora([f"end={corpus_file}[90%:]"], "text")
+    dtype = cells[0].config.dtype
+    return Comparison(str(model_folder), cells, corpora, output, window=32, limits=[3], dtype=dtype)
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("auto", "fp32"), ("bfloat16", "bf16")])
+def test_models_are_measured_in_what_they_are_pruned_in(
+    dtype: str, precision: str, model_folder: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[torch.dtype] = []
+    losses = WholeModel.losses
+
+    def watched(self: WholeModel, *given: Any) -> Any:
+        measured.append(self.model.dtype)
+        return losses(self, *given)
+
+    monkeypatch.setattr(WholeModel, "losses", watched)
+    own = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    result = comparison(model_folder, corpus_file, tmp_path, dtype=dtype).run()
+    assert set(measured) == {own} and result.precision == precision
+    assert result.dense.dtype == result.cells[0].pruned.dtype == str(own).removeprefix("torch.")
+    asked = [json.loads(file.read_text())["inputs"]["dtype"] for file in tmp_path.rglob("*.json")]
+    assert asked == [dtype] * 2
+    measured.clear()
+    comparison(model_folder, corpus_file, tmp_path, dtype=dtype).run()
+    assert not measured
+    comparison(model_folder, corpus_file, tmp_path, dtype="float16").run()
+    assert set(measured) == {torch.float16}
 
 
 def test_damaged_or_foreign_cells_are_run_again(model_folder: Path, corpus_file: Path, tmp_path: Path) -> None:

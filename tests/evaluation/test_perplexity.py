@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -10,10 +11,14 @@ from transformers import LlamaForCausalLM
 
 from optimum_grasprune.corpora import windows_of
 from optimum_grasprune.errors import DataError, GraspruneError
-from optimum_grasprune.evaluation import mean_loss, perplexity, perplexity_of
+from optimum_grasprune.evaluation import Perplexity, mean_loss, perplexity, perplexity_of
+from optimum_grasprune.evaluation.perplexity import on_windows
+from optimum_grasprune.execution import WholeModel, runner
 from optimum_grasprune.execution.loss import next_token_loss
 from optimum_grasprune.writing import write_json
 from tests.conftest import logits_of
+
+WINDOWS = torch.arange(100).view(5, 20)
 
 
 def test_loss_by_hand() -> None:
@@ -35,8 +40,29 @@ def test_uniform_model_has_the_vocabulary_as_perplexity(model: LlamaForCausalLM)
 
 
 def test_batches_do_not_change_the_result(model: LlamaForCausalLM) -> None:
-    windows = torch.arange(100).view(5, 20)
-    assert perplexity(model, windows, 1).perplexity == pytest.approx(perplexity(model, windows, 3).perplexity, rel=1e-5)
+    one, three = (perplexity(model, WINDOWS, batch_size).perplexity for batch_size in (1, 3))
+    assert one == pytest.approx(three, rel=1e-5)
+
+
+def test_it_says_what_the_model_computes_in(model: LlamaForCausalLM) -> None:
+    wide, half = perplexity(model, WINDOWS), perplexity(copy.deepcopy(model).bfloat16(), WINDOWS)
+    assert (wide.dtype, half.dtype) == ("float32", "bfloat16")
+    assert half.loss == pytest.approx(wide.loss, rel=0.05) and half.loss != wide.loss
+    assert on_windows([wide, half]) == "5 windows of 20 tokens, fp32 and bf16"
+    earlier = {name: value for name, value in wide.to_dict().items() if name != "dtype"}
+    assert on_windows([Perplexity.from_dict(earlier, "a file")]) == "5 windows of 20 tokens, fp32"
+
+
+def test_a_gpu_reads_several_windows_together(model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    for window, device, expected in ((512, "cpu", 1), (512, "cuda:1", 8), (300, "mps", 13), (8192, "cuda", 1)):
+        assert runner.windows_at_once(window, torch.device(device)) == expected
+    alone = mean_loss(model, WINDOWS, 1)
+    assert WholeModel(model).mean_loss(WINDOWS) == alone
+    shapes: list[tuple[int, ...]] = []
+    model.register_forward_pre_hook(lambda _, tokens: shapes.append(tuple(tokens[0].shape)))
+    monkeypatch.setattr(runner, "windows_at_once", lambda window, device: 40 // window)
+    assert WholeModel(model).mean_loss(WINDOWS) == pytest.approx(alone, rel=1e-5)
+    assert shapes == [(2, 20), (2, 20), (1, 20)]
 
 
 def test_losses_are_summed_in_double_precision(model: LlamaForCausalLM) -> None:

@@ -53,6 +53,16 @@ def test_metadata_of_the_base_model_is_taken_over() -> None:
     assert "model-index" not in data and "datasets" not in data
 
 
+def test_the_precision_of_results() -> None:
+    for dtypes, precision in (
+        (None, "fp32"),  # of an earlier version
+        (("bfloat16", "bfloat16"), "bf16"),
+        (("float32", "bfloat16"), "fp32 and bf16"),
+    ):
+        card = model_card(make_record(), CardFacts(), (replace(MEASURED, dtypes=dtypes),))
+        assert f"Measured in {precision} on windows that do not overlap." in card
+
+
 def test_nothing_is_said_that_is_not_known() -> None:
     data = of_hub(model_card(make_record()))
     assert set(data) == {"library_name", "pipeline_tag", "tags"}

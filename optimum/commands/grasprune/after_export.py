@@ -96,7 +96,16 @@ def beside_dense(args: argparse.Namespace, config: GRASPConfig, read_as: ReadAs)
 
     corpora = read_corpora(args.evaluate, config.text_column)
     window, limits = evaluation_windows(args.eval_seq_len, args.eval_samples, len(corpora))
-    return BesideDense(args.model, corpora, window, limits, bos=config.bos, device=config.device, read_as=read_as)
+    return BesideDense(
+        args.model,
+        corpora,
+        window,
+        limits,
+        bos=config.bos,
+        device=config.device,
+        dtype=config.dtype,
+        read_as=read_as,
+    )
 
 
 def page_of(html: str | None, ratio: float | None) -> str | None:
@@ -160,4 +169,6 @@ def _show(checkpoint: Written, texts: Sequence[MeasuredText]) -> None:
     from optimum_grasprune.report import print_table
 
     columns = ("perplexity on", "dense", "pruned", "÷ dense", "windows × tokens")
-    print_table(checkpoint.folder, columns, [text.row() for text in texts], "fp32; it is on the model card too")
+    print_table(
+        checkpoint.folder, columns, [text.row() for text in texts], f"{texts[0].precision}; it is on the model card too"
+    )

@@ -76,7 +76,7 @@ class CompareCommand(Subcommand):
             write_page(result, output, [] if plots is None else plots.write_plots(result, output))
             self.write_result(result.to_dict())
         where = f"tables and cells are in {output}" if whole else f"the cells so far, in {output}"
-        print_table("Comparison", *short_table(result), f"measured in fp32; {where}")
+        print_table("Comparison", *short_table(result), f"measured in {result.precision}; {where}")
         if failed := result.failed():
             names = ", ".join(cell.name for cell in failed)
             raise GraspruneError(f"{len(failed)} of {len(result.cells)} cells failed: {names} ({failed[0].error})")
@@ -114,6 +114,7 @@ class CompareCommand(Subcommand):
             window=window,
             limits=limits,
             device=config.device,
+            dtype=config.dtype,
             share_gates=args.share_gates,
             tasks=read_tasks(TaskOptions(**given(args, TaskOptions.model_fields)), args.model),
             **self.source_options(args.model),
@@ -158,7 +159,7 @@ def _declare(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
         metavar="N[,N…]",
         help="windows from the start of each corpus, one number for all or one for each; all by default",
     )
-    add_options(parser.add_argument_group("Accuracy in tasks of lm-evaluation-harness, in fp32"), TaskOptions)
+    add_options(parser.add_argument_group("Accuracy in tasks of lm-evaluation-harness"), TaskOptions)
     optional = parser.add_argument_group("Optional arguments, of all methods")
     add_everyday_options(optional, leave_out=OF_A_CELL)
     optional.add_argument(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class EvaluateCommand(Subcommand):
-    """Measure perplexity in fp32 on non-overlapping windows, accuracy in tasks, and what is recalled of a long text."""
+    """Measure perplexity on non-overlapping windows, accuracy in tasks, and what is recalled of a long text."""
 
     COMMAND = CommandInfo(name="evaluate", help="Measure perplexity and accuracy in tasks, dense beside pruned.")
 
