@@ -152,5 +152,6 @@ def test_files_that_go_away(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be read any more: it ends too early"):
         found.read(NAME)
     (folder / WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match="model.safetensors cannot be read any more: No such file"):
-        found.fetch(1)
+    for _ in range(2):  # a layer that was not read as a whole is not taken for one that is there
+        with pytest.raises(CheckpointError, match="model.safetensors cannot be read any more: No such file"):
+            found.fetch(1)
