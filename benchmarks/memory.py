@@ -142,7 +142,7 @@ def peak_of(command: Sequence[str], device: str) -> Used:
             time.sleep(INTERVAL)
         if process.returncode:
             errors.seek(0)
-            raise RuntimeError(errors.read().decode(errors="replace").strip().splitlines()[-1:])
+            raise RuntimeError((errors.read().decode(errors="replace").strip().splitlines() or ["without a word"])[-1])
     if not resident:  # no Linux; of all children, the largest so far
         resident = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     return Used(resident, free - lowest if device == "cuda" else None, time.monotonic() - begun)

@@ -62,22 +62,34 @@ def test_what_fits_on_which_card(bench: ModuleType) -> None:
     assert not any("whole" in row for row in rows if row.startswith("| LLaMA-2-70B"))
 
 
-def test_a_case_is_run_and_added_to_the_file(
+def test_cases_are_run_and_added_to_the_file(
     bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit = "1.3 × weights + activations"
-    cases = {
-        "magnitude": bench.Case("tiny", "whole", limit, ("--method", "magnitude")),
-        "unlikely": bench.Case("tiny", "whole", limit, ("--method", "magnitude", "--min-ffn-channels", "9999")),
-    }
+    limit, options = "1.3 × weights + activations", ("--method", "magnitude")
+    cases = {name: bench.Case("tiny", "whole", limit, options) for name in ("magnitude", "failing")}
     monkeypatch.setattr(bench, "CASES", cases)
     output = tmp_path / "results" / "memory.json"
-    for name in cases:
+
+    def run(name: str) -> None:
         monkeypatch.setattr(sys, "argv", ["memory.py", "--cases", name, "--output", str(output)])
         bench.main()
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such thing")
+
+    run("magnitude")
+    monkeypatch.setattr(bench, "peak_of", fail)
+    run("failing")
     found = json.loads(output.read_text())["cases"]
-    assert [*found] == ["magnitude", "unlikely"]
+    assert [*found] == ["magnitude", "failing"]
     case = found["magnitude"]
-    assert case["resident"] > case["libraries"] > 2**27 and case["estimate"] > case["weights"] > 0
-    assert "--min-ffn-channels" in found["unlikely"]["skipped"] and found["unlikely"]["resident"] is None
+    assert case["resident"] >= case["libraries"] > 2**27 and case["estimate"] > case["weights"] > 0
+    assert found["failing"]["skipped"] == "failed: no such thing" and found["failing"]["resident"] is None
     assert "| magnitude | tiny |" in output.with_suffix(".md").read_text()
+
+
+def test_a_command_that_fails_says_why(bench: ModuleType) -> None:
+    with pytest.raises(RuntimeError, match="^the last line$"):
+        bench.peak_of([sys.executable, "-c", "import sys; sys.exit('the first\\nthe last line')"], "cpu")
+    used = bench.peak_of([sys.executable, "-c", "import time; x = b'1' * 2**26; time.sleep(0.5)"], "cpu")
+    assert 2**26 < used.resident < 2**28 and used.device is None

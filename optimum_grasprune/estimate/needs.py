@@ -35,6 +35,8 @@ KERNELS = {"cpu": 64 * MIB}
 KERNELS_ELSEWHERE = 256 * MIB
 SLACK = {"cpu": 0.3}
 """Of what comes and goes, how much more an allocator holds than is in use; measured."""
+SLACK_STREAMED = {"cpu": 0.9}
+"""The same where layers come and go too."""
 SLACK_ELSEWHERE = 0.1
 
 HIDDEN_AT_ONCE = {"cpu": 64 * MIB}
@@ -102,17 +104,19 @@ def needs_of(job: Job) -> Needs:
 
 def _placed(job: Job, parts: Iterator[Part]) -> Iterator[Part]:
     """The parts with what an allocator adds, where the device's memory is."""
-    comes_and_goes = 0
+    comes_and_goes, streamed = 0, job.runner == "streamed"
     for part in parts:
         on_host = part.place == "device" and job.is_on_host
         yield Part(part.what, part.size, "host" if on_host else part.place, part.soft)
-        comes_and_goes += part.size if part.place == "device" and not part.what.startswith(_WEIGHTS) else 0
-    slack = SLACK.get(job.device, SLACK_ELSEWHERE) * comes_and_goes
+        moves = part.place == "device" and not part.what.startswith(_WEIGHTS)
+        comes_and_goes += part.size if moves or (part.what in _LAYERS and job.is_on_host) else 0
+    slack = (SLACK_STREAMED if streamed else SLACK).get(job.device, SLACK_ELSEWHERE) * comes_and_goes
     size = KERNELS.get(job.device, KERNELS_ELSEWHERE) + round(slack)
     yield Part("allocator and kernels", size, "host" if job.is_on_host else "device", soft=True)
 
 
 _WEIGHTS = "weights"
+_LAYERS = (f"{_WEIGHTS} of one layer", "a layer that is read")
 
 
 def _stages(job: Job) -> Iterator[tuple[str, Iterator[Part]]]:
@@ -146,8 +150,8 @@ def _weights(job: Job, sizes: Sizes) -> Iterator[Part]:
         yield Part(f"{_WEIGHTS} of two layers", 2 * layer, "device")
         yield Part(_WEIGHTS, sizes.parameters * job.element, "host")
     else:
-        yield Part(f"{_WEIGHTS} of one layer", layer, "device")
-        yield Part("a layer that is read", layer, "host")
+        yield Part(_LAYERS[0], layer, "device")
+        yield Part(_LAYERS[1], layer, "host")
 
 
 def _step(job: Job, sizes: Sizes, sequences: int, trained: Trained, *, teacher: bool = False) -> Iterator[Part]:
