@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from enum import Enum
 
+from ..execution.chunks import MOST_LOGITS
 from .sizes import LayerSizes, Sizes
 
 FP32, FP64 = 4, 8
@@ -28,8 +29,10 @@ def logits(tokens: int, vocabulary: int, element: int, *, backward: bool = False
     """Everything as wide as the vocabulary that is there at once, for a cross-entropy in fp32 over all tokens.
 
     Forward: logits, their fp32 copy and its log-softmax. Backward: the log-softmax and two gradients. With a teacher:
-    both logits, both log-softmaxes, the teacher's probabilities, and two products.
+    both logits, both log-softmaxes, the teacher's probabilities, and two products. Of a large vocabulary they are there
+    for as many tokens as `chunks.MOST_LOGITS` says.
     """
+    tokens = min(tokens, max(1, MOST_LOGITS // vocabulary))
     forward = element + FP32 + (FP32 if element < FP32 else 0)
     if teacher:
         forward = 2 * element + 5 * FP32

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import torch
 
-_SYSTEM, _GROUPS = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_SYSTEM, _GROUPS, _OWN_GROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_VERSIONS = (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes"))
+"""Files of control groups, version 2 and 1: the limit, and what is used of it."""
+_NO_LIMIT = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,12 @@ def free_memory(device: str = "auto", *, first: bool = False) -> FreeMemory:
     return FreeMemory({number: torch.cuda.mem_get_info(number)[0] for number in numbers}, free_host_memory())
 
 
-def free_host_memory(system: Path = _SYSTEM, groups: Path = _GROUPS) -> int:
-    """Bytes that processes may still take: what the system counts as available, or what a container's limit leaves.
+def free_host_memory(system: Path = _SYSTEM, groups: Path = _GROUPS, own: Path = _OWN_GROUP) -> int:
+    """Bytes that a process may still take: what the system has available, or less where a container's limit says so.
 
-    system, groups: where Linux tells. Elsewhere it is all that the machine has.
+    system, groups, own: where Linux tells. Elsewhere it is all that the machine has.
     """
-    return min([_available(system), *_left_in_container(groups), *_left_in_container(groups / "memory")])
+    return min([_available(system), *(_left(group) for group in _groups(groups, own))])
 
 
 def _available(system: Path) -> int:
@@ -44,16 +47,31 @@ def _available(system: Path) -> int:
         lines = dict(line.split(":", 1) for line in system.read_text(encoding="utf-8").splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, ValueError, KeyError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else _NO_LIMIT
 
 
-def _left_in_container(group: Path) -> list[int]:
-    """None or one number: control groups, version 2 or 1. Pages of files count as used, and give way."""
-    for most, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+def _groups(groups: Path, own: Path) -> list[Path]:
+    """The control groups that may limit this process: its own, and all above it."""
+    try:
+        entries = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        entries = []
+    found = {groups, groups / "memory"}
+    for entry in entries:
+        if len(entry) == 3 and entry[1] in ("", "memory"):
+            root = groups / entry[1]
+            path = Path(entry[2].lstrip("/"))
+            found |= {root / part for part in (path, *path.parents) if ".." not in path.parts}
+    return sorted(found)
+
+
+def _left(group: Path) -> int:
+    """What a control group's limit leaves; without end where it has none. Cached files count as used, and give way."""
+    for most, used in _VERSIONS:
         try:
             limit, taken = (int((group / name).read_text(encoding="utf-8")) for name in (most, used))
             pages = dict(line.split() for line in (group / "memory.stat").read_text(encoding="utf-8").splitlines())
-            return [limit - taken + int(pages.get("inactive_file", 0))]
         except (OSError, ValueError):  # no such file; "max" where there is no limit
             continue
-    return []
+        return max(0, limit - taken + sum(int(pages.get(name, 0)) for name in ("inactive_file", "active_file")))
+    return _NO_LIMIT

@@ -18,15 +18,23 @@ from .choice import SHARE_FOR_WEIGHTS, Choice, Limits, chosen, limits_of
 from .free_memory import FreeMemory, free_memory
 
 
-def placed_model(source: str, options: RunnerOptions, *, dtype: str, device: str, read_as: ReadAs) -> PreTrainedModel:
-    """The model of a folder or Hub name, loaded for the runner that is asked for, or for the one that fits.
+def choice_for(source: str, options: RunnerOptions, *, dtype: str, device: str, read_as: ReadAs) -> Choice:
+    """The runner that is asked for, or the one that fits; nothing but the configuration is read.
 
-    A runner that was chosen and is not the plain one is told in a line, with what speaks for it.
-    dtype, device, read_as: as in `load_model`, which says what else is raised. Raises OptionError for options that do
-    not go together.
+    Arguments as in `placed_model`. Raises OptionError for options that do not go together.
     """
     _check(options, device)
-    choice = _choice(source, options, dtype, device, read_as)
+    return _choice(source, options, dtype, device, read_as)
+
+
+def placed_model(
+    source: str, options: RunnerOptions, choice: Choice, *, dtype: str, device: str, read_as: ReadAs
+) -> PreTrainedModel:
+    """The model of a folder or Hub name, loaded for a runner.
+
+    A runner that was chosen and is not the plain one is told in a line, with what speaks for it.
+    dtype, device, read_as: as in `load_model`, which says what is raised.
+    """
     if choice.why:
         note(f"runner: {choice.runner}, since {choice.why}")
     if choice.runner == "offloaded":

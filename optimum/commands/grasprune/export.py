@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from optimum_grasprune.comparison.beside import BesideDense
-    from optimum_grasprune.config import GRASPConfig
+    from optimum_grasprune.config import GRASPConfig, RunnerOptions
     from optimum_grasprune.estimate import Estimate, Forecast, RunnerName
     from optimum_grasprune.execution import RunState
+    from optimum_grasprune.execution.choice import Choice
     from optimum_grasprune.export.outputs import Source
     from optimum_grasprune.pruned import PrunedModel
     from optimum_grasprune.pruner import GRASPPruner
@@ -164,45 +165,68 @@ class ExportCommand(Subcommand):
     def _loaded(
         self, config: GRASPConfig, ratios: tuple[float, ...]
     ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        from optimum_grasprune.config import RunnerOptions
-        from optimum_grasprune.config.flags import given
         from optimum_grasprune.execution.placed import placed_model
         from optimum_grasprune.export.base_card import CARD_NAME
         from optimum_grasprune.loading import load_tokenizer
         from optimum_grasprune.model_files import optional_file
 
         source, options = self.args.model, self.source_options(self.args.model)
-        self._require_fit(config, ratios)
+        choice = self._choice(config)
+        self._require_fit(config, ratios, choice)
         optional_file(source, CARD_NAME)  # of the Hub: into the cache, where the card of the checkpoint looks for it
-        runner = RunnerOptions(**given(self.args, RunnerOptions.model_fields))
-        model = placed_model(source, runner, dtype=config.dtype, device=config.device, read_as=options)
+        model = placed_model(
+            source, self._runner, choice, dtype=config.dtype, device=self._device(config), read_as=options
+        )
         return model, load_tokenizer(source, **options)
 
-    def _estimated(self, config: GRASPConfig, ratios: tuple[float, ...]) -> tuple[Estimate, Sequence[RunnerName]]:
+    @property
+    def _runner(self) -> RunnerOptions:
+        from optimum_grasprune.config import RunnerOptions
+        from optimum_grasprune.config.flags import given
+
+        return RunnerOptions(**given(self.args, RunnerOptions.model_fields))
+
+    def _device(self, config: GRASPConfig) -> str:
+        """The option's value; of several processes that have a GPU each, this one's own."""
+        import torch
+
+        if self.peers is None or config.device != "auto" or not torch.cuda.is_available():
+            return config.device
+        return f"cuda:{torch.cuda.current_device()}"
+
+    def _choice(self, config: GRASPConfig) -> Choice:
+        """How the model is to be run; reads no weights."""
+        from optimum_grasprune.execution.placed import choice_for
+        from optimum_grasprune.loading import load_config, require_unquantised
+
+        source, options = self.args.model, self.source_options(self.args.model)
+        require_unquantised(source, load_config(source, **options))
+        return choice_for(source, self._runner, dtype=config.dtype, device=self._device(config), read_as=options)
+
+    def _estimated(
+        self, config: GRASPConfig, ratios: tuple[float, ...], choice: Choice
+    ) -> tuple[Estimate, Sequence[RunnerName]]:
         """What the run needs, beside what there is, and the runners that it may choose from; reads no weights."""
         from optimum_grasprune.estimate import RUNNERS, Job, Machine, estimated
         from optimum_grasprune.families import family_of
-        from optimum_grasprune.loading import empty_model, load_config, require_unquantised, resolve_device, shapes_of
+        from optimum_grasprune.loading import empty_model, load_config, resolve_device, shapes_of
         from optimum_grasprune.model_files import check_stored
 
         source, options = self.args.model, self.source_options(self.args.model)
         model = load_config(source, **options)
-        require_unquantised(source, model)
         family_of(model)
-        device = resolve_device(config.device)
+        device = resolve_device(self._device(config))
         # Sizes that config.json has and the weights have not would need what nobody has.
         check_stored(source, shapes_of(empty_model(model)), self.args.revision)
         job = Job.of(config, model, device=device.type, ratios=ratios, replays=self.args.plan is not None)
-        asked = getattr(self.args, "runner", "whole")
-        runners = RUNNERS if hasattr(self.args, "runner") else RUNNERS[:1]
-        return estimated(job, Machine.here(device, self.args.output), runners, asked or "auto"), runners
+        return estimated(job, Machine.here(device, self.args.output), RUNNERS, choice.runner), RUNNERS
 
-    def _require_fit(self, config: GRASPConfig, ratios: tuple[float, ...]) -> None:
+    def _require_fit(self, config: GRASPConfig, ratios: tuple[float, ...], choice: Choice) -> None:
         """Refuse what cannot fit; say what is needed where that is much, and what the run will do."""
         from optimum_grasprune.estimate import require_fit, works_of
         from optimum_grasprune.progress import note
 
-        estimate, runners = self._estimated(config, ratios)
+        estimate, runners = self._estimated(config, ratios, choice)
         if not self.args.ignore_estimate:
             require_fit(estimate, runners)
         if estimate.is_worth_a_line:
@@ -214,7 +238,7 @@ class ExportCommand(Subcommand):
         from optimum_grasprune.estimate import require_fit
         from optimum_grasprune.report.tables import print_table
 
-        estimate, runners = self._estimated(config, ratios)
+        estimate, runners = self._estimated(config, ratios, self._choice(config))
         columns = ("", "needed", "free", "most for", "of which")
         print_table(f"{self.args.model}: what pruning it needs", columns, estimate.rows, estimate.footer)
         self.write_result(estimate.to_dict())
