@@ -33,10 +33,13 @@ PACKAGE = Path(numerics.__file__).parent
 KEPT = torch.tensor([0, 2])
 
 OF_CPU_TENSORS = {
+    "execution/several_processes.py": "losses that there are none of, where those that there are lie",
     "execution/trace.py": "the curves of a training that is done",
+    "export/sharded.py": "names of data types in files",
     "methods/gradients.py": "scores, which are gathered on the CPU",
     "record/scores.py": "scores of a mask",
     "statistics/moments.py": "moments of no token",
+    "stored_tensors.py": "names of data types in files",
     "units/inventory.py": "places of units",
     "units/masks.py": "a mask",
     "numerics.py": "the way there",

@@ -16,6 +16,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from optimum_grasprune import GRASPConfig, GRASPPruner, numerics
 from optimum_grasprune.errors import GraspruneError, GraspruneWarning, ModelError, OptionError
 from optimum_grasprune.evaluation import perplexity
+from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.families import family_of
 from optimum_grasprune.numerics import CUBLAS_VARIABLE, deterministic_algorithms, precision_advice
 from optimum_grasprune.units import Budget, project
@@ -211,16 +212,15 @@ def test_an_operation_without_such_an_algorithm_is_one_line() -> None:
 
 
 def test_pruning_and_replaying_follow_the_option(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`build_pruned_model` is called by both."""
+    """`Runner.draft` is called by both."""
     seen: list[bool] = []
-    import optimum_grasprune.recovery.chain as chain
 
     def spied(*arguments: Any, **options: Any) -> Any:
         seen.append(torch.are_deterministic_algorithms_enabled())
         return built(*arguments, **options)
 
-    built = chain.build_pruned_model
-    monkeypatch.setattr(chain, "build_pruned_model", spied)
+    built = WholeModel.draft
+    monkeypatch.setattr(WholeModel, "draft", spied)
     for deterministic in (False, True):
         seen.clear()
         pruner = GRASPPruner(GRASPConfig(**OPTIONS, method="fasp", dataset="sampled", deterministic=deterministic))

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from typing_extensions import Self
 
 from ..errors import GraspruneError, GraspruneWarning
+from ..numerics import fp64_device
 from ..statistics import Statistic
 from .around import Around
 from .course import Course
@@ -61,9 +62,9 @@ class SeveralProcesses(Around):
         mine = batches[rank::count]
         own = self.inner.losses(torch.cat(mine), batch_size) if mine else iter(())
         for first in range(0, len(batches), count):
-            of_all = self.peers.of_all({"losses": _next_of(own, self.device)})
+            of_all = self.peers.of_all({"losses": _next_of(own, fp64_device(self.device))})
             for place, found in enumerate(of_all[: len(batches) - first], start=first):
-                losses_BS = found["losses"].to(self.device)
+                losses_BS = found["losses"].to(fp64_device(self.device))
                 if not math.isfinite(losses_BS.sum().item()):
                     raise loss_not_finite(place * batch_size, len(windows_NS))
                 yield losses_BS

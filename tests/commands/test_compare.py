@@ -227,7 +227,7 @@ def test_same_perplexity_as_export_and_evaluate(
     data = ("--dataset", corpus_file, "--dataset-split")
     quick = ("--num-samples", 4, "--seq-len", 24, "--method", "flap", "--keep-ratio", 0.5, "--dtype", "bfloat16")
     assert cli("export", "-m", model_folder, *quick, *data, "[:90%]", tmp_path / "pruned").code == 0
-    windows = ("--seq-len", 32, "--num-samples", 4, "--json", tmp_path / "evaluated.json")
+    windows = ("--seq-len", 32, "--num-samples", 4, "--dtype", "bfloat16", "--json", tmp_path / "evaluated.json")
     models = ("-m", tmp_path / "pruned", "--dense", model_folder)
     assert cli("evaluate", *models, *data, "[90%:]", *windows).code == 0
     dense, flap = json.loads((tmp_path / "evaluated.json").read_text())["models"]

@@ -71,6 +71,7 @@ def test_one_bar_at_a_time_on_a_terminal(
         "teacher",
         "diagonals",
         "loss",
+        "writing",
     ]
     assert "Loading weights" not in shown
     assert shown.count("\n") == len(bars)  # every bar ends, and keeps its line
