@@ -64,7 +64,15 @@ def main() -> None:
         export(dense)
     grasprune("export", "-m", str(dense), *RECIPE, *precision(), "--overwrite", str(pruned))
     grasprune(
-        "evaluate", "-m", str(pruned), "--dense", str(dense), *HELD_OUT, "--json", str(output / "perplexity.json")
+        "evaluate",
+        "-m",
+        str(pruned),
+        "--dense",
+        str(dense),
+        *HELD_OUT,
+        *precision(),
+        "--json",
+        str(output / "perplexity.json"),
     )
     answers = {model: ask(model, output / f"{model.name}.log") for model in (dense, pruned)}
     show(answers, dense, pruned)
