@@ -27,6 +27,7 @@ from ..families import Block, Family, inventory_of, linear_at
 from ..units import PruningPlan
 from .build import built_model, pruned_config, shallower_model
 from .folding import scale_columns
+from .paging import let_pages_go
 from .slicing import feature_indices, keep_units, parameters_of, slice_block
 from .spill import OnDisk
 
@@ -360,3 +361,4 @@ def _let_go(dense: PreTrainedModel, names: list[str]) -> None:
         module = dense.get_submodule(path)
         old = module.get_parameter(leaf)
         module._parameters[leaf] = nn.Parameter(torch.empty_like(old, device="meta"), requires_grad=old.requires_grad)
+        let_pages_go(old.data)
