@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from ..config import GRASPConfig
 from ..errors import GraspruneError
-from ..families import Block, Family, family_of, inventory_of
+from ..families import Block, Family, family_of, inventory_of, linear_at
 from ..statistics import Statistic
 from ..surgery import Draft, drafted
 from ..units import PruningPlan, UnitInventory
@@ -84,6 +84,9 @@ class Training:
             warmup=warmup,
         )
 
+
+LEAN_FROM = 2**28
+"""Bytes of the maps out of all blocks from which on a draft's are not held in memory, on a CPU."""
 
 TOKENS_AT_ONCE = 4096
 """Tokens in windows that are read together on a GPU without a backward pass, which takes less memory than a step of
@@ -149,7 +152,13 @@ class Runner(ABC):
 
     def draft(self, plan: PruningPlan, *, output_bias: bool = False) -> Draft:
         """A cut of the model that can be run, beside it, before it is built; options and errors as in `drafted`."""
-        return drafted(self.model, plan, self.family, self.parameter, output_bias=output_bias)
+        return drafted(self.model, plan, self.family, self.parameter, output_bias=output_bias, lean=self.drafts_lean)
+
+    @property
+    def drafts_lean(self) -> bool:
+        """Whether a draft's maps are read when they are run: where they are large, and reading is quick beside that."""
+        bytes_of_maps = sum(linear_at(self.model, block.output).weight.nbytes for block in self.blocks)
+        return self.device.type == "cpu" and bytes_of_maps > LEAN_FROM
 
     def built(self, draft: Draft, *, inplace: bool = False) -> PreTrainedModel:
         """The smaller model of a draft, which `beside` can run; see `Draft.build`."""

@@ -19,8 +19,7 @@ from transformers import PreTrainedModel
 from typing_extensions import Self
 
 from ..layer_store import LayerStore, store_of
-from ..surgery import Draft, Narrower, OutputProjection, drafted
-from ..units import PruningPlan
+from ..surgery import Draft, Narrower, OutputProjection
 from .distillation import LiveTeacher, Teacher
 from .instrument import frozen, hidden_given
 from .layerwise import layerwise, skipped
@@ -83,10 +82,10 @@ class StreamedModel(WholeModel):
         parameter = super().parameter(name)
         return self.store.read(name) if parameter.is_meta and self.store is not None else parameter
 
-    def draft(self, plan: PruningPlan, *, output_bias: bool = False) -> Draft:
-        """See `Runner.draft`."""
-        lean = self.store is not None
-        return drafted(self.model, plan, self.family, self.parameter, output_bias=output_bias, lean=lean)
+    @property
+    def drafts_lean(self) -> bool:
+        """See `Runner.drafts_lean`."""
+        return self.store is not None or super().drafts_lean
 
     def built(self, draft: Draft, *, inplace: bool = False) -> PreTrainedModel:
         """See `Runner.built`. The layers of the smaller model are not in memory either."""

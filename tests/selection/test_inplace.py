@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
-from optimum_grasprune.execution import Taught, WholeModel
+from optimum_grasprune.execution import Taught, WholeModel, runner
 from optimum_grasprune.export.checkpoint import read_plan
 from optimum_grasprune.methods import Problem
 from optimum_grasprune.recovery.diagonals import Diagonals
@@ -60,6 +60,17 @@ def test_a_recipe_comes_to_the_same_bytes(recipe: str, corpus_file: Path, tokeni
     assert not models[0].get_parameter(LAYER).is_meta
     stays = recipe in ("single weights", "lora")
     assert models[1].get_parameter(LAYER).is_meta != stays
+
+
+def test_large_maps_are_read_when_they_are_run_and_the_same_comes_out(
+    corpus_file: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(corpus_file)
+    expected = state_of(GRASPPruner(config).prune_model(make_model(), tokenizer, inplace=True))
+    assert not WholeModel(make_model()).drafts_lean
+    monkeypatch.setattr(runner, "LEAN_FROM", 0)
+    assert WholeModel(make_model()).drafts_lean
+    assert same(state_of(GRASPPruner(config).prune_model(make_model(), tokenizer, inplace=True)), expected)
 
 
 def test_a_replay_takes_the_place_too(corpus_file: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
