@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ..dispatched import is_dispatched, state_of
+from ..dispatched import state_of
 from ..errors import CheckpointError, ModelError, first_line
-from ..families import Block, Family, family_of
+from ..families import Family, family_of
 from ..progress import without_library_bars
 from ..units import PruningPlan
 from .depth import layers_that_stay, shallower_config, shallower_state
-from .slicing import parameters_of, slice_block
 
 
 def pruned_config(config: PreTrainedConfig, plan: PruningPlan, *, output_bias: bool = False) -> Any:
@@ -59,44 +55,6 @@ def dense_config(config: PreTrainedConfig) -> Any:
         raise ModelError(f"no model can be built from the configuration of {config.name_or_path}: {what}") from None
 
 
-def built_model(
-    dense: PreTrainedModel,
-    plan: PruningPlan,
-    family: Family,
-    read: Callable[[str], Tensor],
-    outputs: Mapping[str, Tensor],
-    everywhere: bool,
-    let_go: Callable[[Block], None] | None = None,
-) -> PreTrainedModel:
-    """A new model of the plan's units, with maps out of the blocks that are given.
-
-    Weights that no unit runs through (embeddings, head, norms) are shared with the dense model.
-    read: gives the dense model's parameters by name.  outputs: weights and biases of the maps out of its blocks, cut;
-    they become the new model's own.  everywhere: whether all these maps have a bias.  let_go: called with each block
-    when what stays of it is cut out.
-    """
-    config = pruned_config(dense.config, plan, output_bias=everywhere)
-    state, dispatched = dict(dense.state_dict()), is_dispatched(dense)
-
-    def whole(name: str) -> Tensor:
-        tensor = read(name) if state[name].is_meta else state[name]
-        return tensor.cpu() if dispatched else tensor  # no device alone need hold what is left of it
-
-    for block in family.blocks(dense):
-        weight = f"{block.output}.weight"
-        own = slice_block(replace(block, slots=block.slots[:-1]), plan, whole)
-        if plan.group(block.address).kept:
-            own[weight] = outputs[weight].to(next(iter(own.values())).device)
-        for name in parameters_of(block, gone=not own):
-            del state[name]
-        state.update(own)
-        if let_go is not None:
-            let_go(block)
-    state.update({name: whole(name) for name in state})
-    _own_output_biases(state, outputs, family.output_biases(dense), dense, everywhere=everywhere)
-    return _materialise(family.pruned.causal_lm, config, state, dense)
-
-
 def shallower_model(
     model: PreTrainedModel, plan: PruningPlan, family: Family, *, shared: bool = False
 ) -> PreTrainedModel:
@@ -104,31 +62,17 @@ def shallower_model(
     kept = layers_that_stay(plan, family.num_layers(model.config))
     config = shallower_config(model.config, kept, family)
     state = shallower_state(state_of(model), kept, family, shared=shared)
-    return _materialise(type(model), config, state, model)
-
-
-def _own_output_biases(
-    state: dict[str, Tensor],
-    outputs: Mapping[str, Tensor],
-    biases: Mapping[str, Tensor | None],
-    dense: PreTrainedModel,
-    *,
-    everywhere: bool,
-) -> None:
-    device = next(iter(state.values())).device
-    for name, bias_O in biases.items():
-        if name in outputs:
-            state[name] = outputs[name].to(device)
-        elif bias_O is not None:  # of a block that was gone before
-            state[name] = state[name].clone()
-        elif everywhere:
-            state[name] = torch.zeros(dense.config.hidden_size, dtype=dense.dtype, device=device)
+    return materialised(type(model), config, state, model)
 
 
 @without_library_bars()
-def _materialise(
+def materialised(
     causal_class: type[PreTrainedModel], config: PreTrainedConfig, state: dict[str, Tensor], like: PreTrainedModel
 ) -> PreTrainedModel:
+    """The model of a configuration with these tensors, which become its own; all else is as of another model.
+
+    Raises CheckpointError when they do not fit.
+    """
     loaded: Any = causal_class.from_pretrained(
         None, config=config, state_dict=state, dtype=like.dtype, output_loading_info=True
     )

@@ -13,7 +13,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ..dispatched import rebind, tensor_at
+from ..dispatched import is_dispatched, rebind, tensor_at
 from ..families import Block, Family, inventory_of, linear_at
 from ..units import PruningPlan
-from .build import built_model, pruned_config, shallower_model
+from .build import materialised, pruned_config, shallower_model
 from .folding import scale_columns
 from .paging import let_pages_go
-from .slicing import feature_indices, keep_units, parameters_of, slice_block
+from .slicing import cut_parameter, feature_indices, keep_units, parameters_of
 from .spill import OnDisk
 
 Read = Callable[[str], Tensor]
@@ -169,45 +169,63 @@ class Narrower(Draft):
 
     def build(self, *, inplace: bool = False) -> PreTrainedModel:
         """See `Draft.build`. Weights that no unit runs through (embeddings, head, norms) are shared with the dense."""
-        outputs = self._own() if self._outputs is None else self._outputs
-        self.drop()
-        let_go = self._let_go_of if inplace else None
-        return built_model(self._dense, self._plan, self._family, self._read, outputs, self._everywhere, let_go)
+        outline, dense = self.outline(), self._dense
+        dispatched = is_dispatched(dense)
+
+        def taken(tensor: Tensor) -> Tensor:
+            return tensor.cpu() if dispatched else tensor  # no device alone need hold what is left of it
+
+        state = {name: taken(self._whole(name)) for name in dense.state_dict() if not self._in_layer(name)}
+        left = dict(outline.layers)
+        for block in self._blocks:
+            names = [slot.parameter for slot in block.slots]
+            state |= {name: taken(left.pop(name)()) for name in names if name in left}
+            if inplace:
+                _let_go(dense, names)
+        state |= {name: taken(gives()) for name, gives in left.items()}
+        return materialised(outline.causal_lm, outline.config, state, dense)
 
     def outline(self) -> Outline:
         """What it would be built of; the draft is used up."""
         outputs = self._own() if self._outputs is None else self._outputs
         self.drop()
         config = pruned_config(self._dense.config, self._plan, output_bias=self._everywhere)
-        state: dict[str, Callable[[], Tensor]] = {
-            name: partial(self._read, name)
-            for name in self._dense.state_dict()
-            if name.startswith(f"{self._family.layers}.")
+        layers: dict[str, Callable[[], Tensor]] = {
+            name: partial(self._whole, name) for name in self._dense.state_dict() if self._in_layer(name)
         }
         for block in self._blocks:
             gone = not self._plan.group(block.address).kept
             for name in parameters_of(block, gone=gone):
-                del state[name]
-            if not gone:
-                inner = replace(block, slots=block.slots[:-1])
-                state |= {name: partial(self._part, inner, name) for name in parameters_of(inner, gone=False)}
-                state[f"{block.output}.weight"] = partial(outputs.__getitem__, f"{block.output}.weight")
-        for name in self._family.output_biases(self._dense):
-            if name in outputs:
-                state[name] = partial(outputs.__getitem__, name)
-            elif name not in state and self._everywhere:
-                state[name] = partial(self._no_bias, self._dense.config.hidden_size)
-        return Outline(config, self._family.pruned.causal_lm, state)
+                del layers[name]
+                if not gone:
+                    layers[name] = partial(cut_parameter, name, block, self._plan, self._read)
+        for name, bias_O in self._family.output_biases(self._dense).items():
+            if bias_O is not None:  # also of a block that was gone before
+                layers[name] = partial(self._copied, name)
+            elif self._everywhere:
+                layers[name] = partial(self._no_bias, self._dense.config.hidden_size)
+        for name in outputs:
+            if name in layers:
+                layers[name] = partial(self._placed, outputs, name)
+        return Outline(config, self._family.pruned.causal_lm, layers)
 
-    def _part(self, block: Block, name: str) -> Tensor:
-        own = replace(block, slots=tuple(slot for slot in block.slots if slot.parameter == name))
-        return slice_block(own, self._plan, self._read)[name]
+    def _in_layer(self, name: str) -> bool:
+        return name.startswith(f"{self._family.layers}.")
+
+    def _whole(self, name: str) -> Tensor:
+        """A tensor of the dense model's state, shared with it where it is in memory."""
+        path, _, leaf = name.rpartition(".")
+        tensor = getattr(self._dense.get_submodule(path), leaf)
+        return self._read(name) if tensor.is_meta else tensor.detach()
+
+    def _copied(self, name: str) -> Tensor:
+        return self._whole(name).clone()
+
+    def _placed(self, outputs: Mapping[str, Tensor], name: str) -> Tensor:
+        return outputs[name].to(self._device)
 
     def _no_bias(self, size: int) -> Tensor:
         return torch.zeros(size, dtype=self._dense.dtype, device=self._device)
-
-    def _let_go_of(self, block: Block) -> None:
-        _let_go(self._dense, [slot.parameter for slot in block.slots])
 
     def _own(self) -> dict[str, Tensor]:
         """The tensors of its own maps by name, as they stand."""
@@ -323,7 +341,7 @@ class OutputProjection(nn.Linear):
     def _let_go(self) -> None:
         for leaf, parameter in self._parameters.items():
             if parameter is not None:
-                self._parameters[leaf] = nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+                self._parameters[leaf] = _emptied(parameter)
 
 
 def in_memory(linear: nn.Module) -> AbstractContextManager[None]:
@@ -360,5 +378,10 @@ def _let_go(dense: PreTrainedModel, names: list[str]) -> None:
         path, _, leaf = name.rpartition(".")
         module = dense.get_submodule(path)
         old = module.get_parameter(leaf)
-        module._parameters[leaf] = nn.Parameter(torch.empty_like(old, device="meta"), requires_grad=old.requires_grad)
+        module._parameters[leaf] = _emptied(old)
         let_pages_go(old.data)
+
+
+def _emptied(parameter: nn.Parameter) -> nn.Parameter:
+    """What stands for a parameter that is not in memory, with its shape and dtype."""
+    return nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad)

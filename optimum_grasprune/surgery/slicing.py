@@ -30,17 +30,13 @@ def keep_units(tensor: Tensor, slot: Slot, units: Sequence[int], count: int) -> 
     return tensor.index_select(slot.axis, kept_K.to(tensor.device))
 
 
-def slice_block(block: Block, plan: PruningPlan, read: Callable[[str], Tensor]) -> dict[str, Tensor]:
-    """The parameters of a block with the plan's cut made, copies; none where all of its units go.
-
-    read: gives a parameter by its name.
-    """
-    group = plan.group(block.address)
-    sliced: dict[str, Tensor] = {}
-    for slot in block.slots if group.kept else ():
-        whole = sliced[slot.parameter] if slot.parameter in sliced else read(slot.parameter)
-        sliced[slot.parameter] = keep_units(whole, slot, group.kept, group.count)
-    return sliced
+def cut_parameter(name: str, block: Block, plan: PruningPlan, read: Callable[[str], Tensor]) -> Tensor:
+    """What the plan leaves of a parameter of a block, a copy. read: gives a parameter by its name."""
+    group, tensor = plan.group(block.address), read(name)
+    for slot in block.slots:
+        if slot.parameter == name:
+            tensor = keep_units(tensor, slot, group.kept, group.count)
+    return tensor
 
 
 def parameters_of(block: Block, *, gone: bool) -> list[str]:
