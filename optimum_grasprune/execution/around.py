@@ -1,19 +1,23 @@
 """Runners that have another one do their work, and add something to it.
 
-Shape suffixes: N sequences, S sequence.
+Shape suffixes: N sequences, S sequence, U units.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..statistics import Statistic
 from ..surgery import Draft
 from ..units import PruningPlan
 from .instrument import Gates
+from .run_state import Piece
 from .runner import Runner
 from .stream import LayerStream
 
@@ -58,3 +62,22 @@ class Around(Runner):
     def stream(self, tokens_NS: Tensor) -> AbstractContextManager[LayerStream]:
         """See `Runner.stream`."""
         return self.inner.stream(tokens_NS)
+
+    def losses(self, windows_NS: Tensor, batch_size: int = 1) -> Iterator[Tensor]:
+        """See `Runner.losses`."""
+        return self.inner.losses(windows_NS, batch_size)
+
+    def gather(
+        self,
+        statistics: Iterable[Statistic[Any]],
+        tokens_NS: Tensor,
+        maps: Sequence[str] | None = None,
+        *,
+        kept_U: Tensor | None = None,
+        gradient_checkpointing: bool = False,
+        piece: Piece | None = None,
+    ) -> dict[Statistic[Any], Any]:
+        """See `Runner.gather`."""
+        return self.inner.gather(
+            statistics, tokens_NS, maps, kept_U=kept_U, gradient_checkpointing=gradient_checkpointing, piece=piece
+        )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import JsonValue
@@ -33,7 +33,7 @@ _OF_NO_MATTER = ("_name_or_path", "transformers_version")
 class Resumable(Around):
     """Another runner, which does what is not known yet.
 
-    Kept are losses, statistics, trainings and what a teacher came to; what runs layer by layer is run again.
+    Kept are mean losses, statistics, trainings and what a teacher came to; what runs layer by layer is run again.
     """
 
     def __init__(self, inner: Runner, state: RunState) -> None:
@@ -62,10 +62,6 @@ class Resumable(Around):
     def clock(self) -> float:
         """See `Runner.clock`."""
         return self.state.clock()
-
-    def losses(self, windows_NS: Tensor, batch_size: int = 1) -> Iterator[Tensor]:
-        """See `Runner.losses`; one by one they are not kept."""
-        return self.inner.losses(windows_NS, batch_size)
 
     def mean_loss(self, windows_NS: Tensor, batch_size: int | None = None) -> float:
         """See `Runner.mean_loss`."""

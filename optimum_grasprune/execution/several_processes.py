@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -18,12 +17,10 @@ from typing_extensions import Self
 
 from ..errors import GraspruneError, GraspruneWarning
 from ..numerics import fp64_device
-from ..statistics import Statistic
 from .around import Around
 from .course import Course
 from .distillation import LiveTeacher, Teacher, Teaches
 from .peers import Peers
-from .run_state import Piece
 from .runner import Runner, Training, loss_not_finite
 from .trainable import Trainable
 
@@ -40,7 +37,8 @@ class SeveralProcesses(Around):
     """The same model in all processes, and each of them goes through its share of the sequences.
 
     Losses are those of one process to the last bit; statistics and trainings to rounding, since sums are made in
-    another order. What runs layer by layer, each process runs by itself.
+    another order; what is gathered is put together by the course of the pass. What runs layer by layer, each process
+    runs by itself.
     """
 
     def __init__(self, inner: Runner, peers: Peers) -> None:
@@ -68,21 +66,6 @@ class SeveralProcesses(Around):
                 if not math.isfinite(losses_BS.sum().item()):
                     raise loss_not_finite(place * batch_size, len(windows_NS))
                 yield losses_BS
-
-    def gather(
-        self,
-        statistics: Iterable[Statistic[Any]],
-        tokens_NS: Tensor,
-        maps: Sequence[str] | None = None,
-        *,
-        kept_U: Tensor | None = None,
-        gradient_checkpointing: bool = False,
-        piece: Piece | None = None,
-    ) -> dict[Statistic[Any], Any]:
-        """See `Runner.gather`; what is gathered is put together by the course of the pass."""
-        return self.inner.gather(
-            statistics, tokens_NS, maps, kept_U=kept_U, gradient_checkpointing=gradient_checkpointing, piece=piece
-        )
 
     def learn(
         self,

@@ -157,7 +157,8 @@ class StreamedModel(WholeModel):
 class _LossOf(torch.autograd.Function):
     """The sum of the losses of all sequences, with its gradient by their hidden states, one sequence after another.
 
-    The logits of one sequence are in memory at a time, and the head runs once.
+    The logits of one sequence are in memory at a time, and the head runs once. Not by `chunks`, whose parts cross
+    sequences: by itself each comes to the whole model's bits, and near-ties of scores to the whole model's mask.
     """
 
     @staticmethod
