@@ -9,22 +9,26 @@ from transformers import PreTrainedModel
 
 from ..config import RunnerOptions
 from ..errors import OptionError
-from ..families import family_of
-from ..loading import empty_model, load_config, load_model, resolve_device, shapes_of
-from ..model_files import ReadAs, check_stored
+from ..loading import load_model, resolve_device
+from ..model_files import ReadAs
 from ..progress import note
 from ..streamed_loading import streamed_model
 from .choice import SHARE_FOR_WEIGHTS, Choice, Limits, chosen, limits_of
 from .free_memory import FreeMemory, free_memory
 
 
-def choice_for(source: str, options: RunnerOptions, *, dtype: str, device: str, read_as: ReadAs) -> Choice:
-    """The runner that is asked for, or the one that fits; nothing but the configuration is read.
+def choice_for(empty: PreTrainedModel, options: RunnerOptions, *, dtype: str, device: str) -> Choice:
+    """The runner that is asked for, or the one that fits. empty: the model, without memory for its weights.
 
-    Arguments as in `placed_model`. Raises OptionError for options that do not go together.
+    Other arguments as in `placed_model`. Raises OptionError for options that do not go together.
     """
     _check(options, device)
-    return _choice(source, options, dtype, device, read_as)
+    if options.runner == "offloaded":
+        return Choice("offloaded", limits=_limits(options, device))
+    # Of other devices torch does not tell what is free.
+    if options.runner != "auto" or resolve_device(device).type not in ("cuda", "cpu", "mps"):
+        return Choice("whole" if options.runner == "auto" else options.runner)
+    return _chosen(weight_bytes_of(empty, dtype), options, device)
 
 
 def placed_model(
@@ -66,19 +70,6 @@ def _check(options: RunnerOptions, device: str) -> None:
     for number in options.max_memory:
         if number != "cpu" and number not in range(torch.cuda.device_count()):
             raise OptionError("max_memory", number, f"is no GPU here, of which there are {torch.cuda.device_count()}")
-
-
-def _choice(source: str, options: RunnerOptions, dtype: str, device: str, read_as: ReadAs) -> Choice:
-    if options.runner == "offloaded":
-        return Choice("offloaded", limits=_limits(options, device))
-    # Of other devices torch does not tell what is free.
-    if options.runner != "auto" or resolve_device(device).type not in ("cuda", "cpu", "mps"):
-        return Choice("whole" if options.runner == "auto" else options.runner)
-    config = load_config(source, **read_as)
-    family_of(config)  # which refuses what no model can be built from
-    model = empty_model(config)
-    check_stored(source, shapes_of(model), read_as.get("revision"))  # before a size is told that nothing has
-    return _chosen(weight_bytes_of(model, dtype), options, device)
 
 
 def _chosen(weights: int, options: RunnerOptions, device: str) -> Choice:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from optimum_grasprune.comparison.beside import BesideDense
     from optimum_grasprune.config import GRASPConfig, RunnerOptions
-    from optimum_grasprune.estimate import Estimate, Forecast, RunnerName
+    from optimum_grasprune.estimate import Estimate, Forecast
     from optimum_grasprune.execution import RunState
     from optimum_grasprune.execution.choice import Choice
     from optimum_grasprune.export.outputs import Source
@@ -171,8 +171,7 @@ class ExportCommand(Subcommand):
         from optimum_grasprune.model_files import optional_file
 
         source, options = self.args.model, self.source_options(self.args.model)
-        choice = self._choice(config)
-        self._require_fit(config, ratios, choice)
+        choice = self._fitting(config, ratios)
         optional_file(source, CARD_NAME)  # of the Hub: into the cache, where the card of the checkpoint looks for it
         model = placed_model(
             source, self._runner, choice, dtype=config.dtype, device=self._device(config), read_as=options
@@ -194,56 +193,60 @@ class ExportCommand(Subcommand):
             return config.device
         return f"cuda:{torch.cuda.current_device()}"
 
-    def _choice(self, config: GRASPConfig) -> Choice:
-        """How the model is to be run; reads no weights."""
-        from optimum_grasprune.execution.placed import choice_for
-        from optimum_grasprune.loading import load_config, require_unquantised
-
-        source, options = self.args.model, self.source_options(self.args.model)
-        require_unquantised(source, load_config(source, **options))
-        return choice_for(source, self._runner, dtype=config.dtype, device=self._device(config), read_as=options)
-
-    def _estimated(
-        self, config: GRASPConfig, ratios: tuple[float, ...], choice: Choice
-    ) -> tuple[Estimate, Sequence[RunnerName]]:
-        """What the run needs, beside what there is, and the runners that it may choose from; reads no weights."""
-        from optimum_grasprune.estimate import RUNNERS, Job, Machine, estimated
+    def _empty(self) -> PreTrainedModel:
+        """The model without memory for its weights, which are of its sizes; none of them is read."""
         from optimum_grasprune.families import family_of
-        from optimum_grasprune.loading import empty_model, load_config, resolve_device, shapes_of
+        from optimum_grasprune.loading import empty_model, load_config, require_unquantised, shapes_of
         from optimum_grasprune.model_files import check_stored
 
-        source, options = self.args.model, self.source_options(self.args.model)
-        model = load_config(source, **options)
-        family_of(model)
-        device = resolve_device(self._device(config))
+        source = self.args.model
+        config = load_config(source, **self.source_options(source))
+        require_unquantised(source, config)
+        family_of(config)
+        empty = empty_model(config)
         # Sizes that config.json has and the weights have not would need what nobody has.
-        check_stored(source, shapes_of(empty_model(model)), self.args.revision)
-        job = Job.of(config, model, device=device.type, ratios=ratios, replays=self.args.plan is not None)
-        return estimated(job, Machine.here(device, self.args.output), RUNNERS, choice.runner), RUNNERS
+        check_stored(source, shapes_of(empty), self.args.revision)
+        return empty
 
-    def _require_fit(self, config: GRASPConfig, ratios: tuple[float, ...], choice: Choice) -> None:
-        """Refuse what cannot fit; say what is needed where that is much, and what the run will do."""
-        from optimum_grasprune.estimate import require_fit, works_of
+    def _estimated(self, config: GRASPConfig, ratios: tuple[float, ...]) -> tuple[Estimate, Choice]:
+        """What the run needs, beside what there is, by the runner that is chosen; reads no weights."""
+        from optimum_grasprune.estimate import RUNNERS, Job, Machine, estimated
+        from optimum_grasprune.execution.placed import choice_for
+        from optimum_grasprune.loading import resolve_device
+
+        empty, device = self._empty(), self._device(config)
+        choice = choice_for(empty, self._runner, dtype=config.dtype, device=device)
+        target = resolve_device(device)
+        job = Job.of(config, empty.config, device=target.type, ratios=ratios, replays=self.args.plan is not None)
+        return estimated(job, Machine.here(target, self.args.output), RUNNERS, choice.runner), choice
+
+    def _fitting(self, config: GRASPConfig, ratios: tuple[float, ...]) -> Choice:
+        """The runner; refuses what cannot fit, says what is needed where that is much, and what the run will do."""
+        from optimum_grasprune.estimate import works_of
         from optimum_grasprune.progress import note
 
-        estimate, runners = self._estimated(config, ratios, choice)
-        if not self.args.ignore_estimate:
-            require_fit(estimate, runners)
+        estimate, choice = self._estimated(config, ratios)
+        self._require_fit(estimate)
         if estimate.is_worth_a_line:
             note(estimate.line)
         self._forecast.expect(works_of(estimate.job))
+        return choice
+
+    def _require_fit(self, estimate: Estimate) -> None:
+        from optimum_grasprune.estimate import RUNNERS, require_fit
+
+        if not self.args.ignore_estimate:
+            require_fit(estimate, RUNNERS)
 
     def _show_needs(self, config: GRASPConfig, ratios: tuple[float, ...]) -> None:
         """What `--dry-run` prints; ends in an error where the run would."""
-        from optimum_grasprune.estimate import require_fit
         from optimum_grasprune.report.tables import print_table
 
-        estimate, runners = self._estimated(config, ratios, self._choice(config))
+        estimate, _ = self._estimated(config, ratios)
         columns = ("", "needed", "free", "most for", "of which")
         print_table(f"{self.args.model}: what pruning it needs", columns, estimate.rows, estimate.footer)
         self.write_result(estimate.to_dict())
-        if not self.args.ignore_estimate:
-            require_fit(estimate, runners)
+        self._require_fit(estimate)
 
     def _folders(self, pruner: GRASPPruner, ratios: Sequence[str], output: Path) -> dict[float, str]:
         """A folder for each of several ratios, largest first."""
