@@ -28,7 +28,7 @@ import torch
 
 from optimum_grasprune import GRASPConfig
 from optimum_grasprune.dummy import Dummy, shape_config, write_dummy
-from optimum_grasprune.estimate import RUNNERS, Estimate, Job, Machine
+from optimum_grasprune.estimate import Estimate, Job, Machine, runners_for
 from optimum_grasprune.record import installed_versions
 from optimum_grasprune.record.stored import OPTIONAL, Stored
 from optimum_grasprune.writing import write_file, write_json
@@ -270,7 +270,7 @@ def ways(recipe: Mapping[str, object], shape: str) -> Iterator[tuple[str, Job]]:
     yield "whole", Job.of(config, model, device="cuda")
     again = config.model_copy(update={"gradient_checkpointing": True})
     yield "whole, recomputing", Job.of(again, model, device="cuda")
-    for runner in RUNNERS[1:]:
+    for runner in runners_for(1)[1:]:
         yield runner, Job.of(again if runner == "offloaded" else config, model, device="cuda", runner=runner)
 
 

@@ -1,4 +1,4 @@
-"""The weights of decoder layers that stay in their files until a layer is run, and are in memory for one layer only."""
+"""The weights of decoder layers that stay elsewhere until a layer is run, and are in memory for one layer only."""
 
 from __future__ import annotations
 
@@ -48,12 +48,15 @@ class LayerStore:
         stored: Mapping[str, Stored],
         device: torch.device,
         check: Callable[[str, Tensor], None],
+        *,
+        in_step: bool = False,
     ) -> None:
         """model: has its layers, below the path `layers`, on the meta device.  stored: at least all tensors of these.
 
         device: where the model computes.  check: looks at each tensor when it is read for the first time.
+        in_step: whether several processes have to read each tensor at once.
         """
-        self.device = device
+        self.device, self.in_step = device, in_step
         self._check, self._stored, self._checked = check, stored, set[str]()
         self._edited: MutableMapping[str, Tensor] | None = None
         self._places = [
@@ -64,7 +67,7 @@ class LayerStore:
 
     @property
     def names(self) -> frozenset[str]:
-        """Parameters that stay in their files, as the model calls them."""
+        """Parameters that stay elsewhere, as the model calls them."""
         return frozenset(self._of_name)
 
     def fetch(self, layer: int) -> None:
@@ -116,7 +119,7 @@ class LayerStore:
             place.put(place.empty)
 
     def holds(self, parameter: nn.Parameter) -> bool:
-        """Whether it is one that stands for a tensor in the files."""
+        """Whether it is one that stands for a tensor that is elsewhere."""
         return any(place.empty is parameter for place in self._of_name.values())
 
 

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .errors import ModelError
 from .export.base_card import BaseCard
 from .export.card import CardFacts, model_card
-from .export.checkpoint import save_checkpoint
+from .export.checkpoint import save_checkpoint, tensors_to_save
 from .export.outputs import Source
 from .families import family_of
 from .families.shape import model_shape, tensor_parallel_sizes
+from .layer_store import store_of
 from .methods.selection import Selection
 from .record import Record, ReportNumbers
 from .units import PruningPlan
@@ -51,12 +52,24 @@ class PrunedModel:
             return CardFacts(self.base)
         return CardFacts(self.base, tuple(tensor_parallel_sizes(shape.layers)))
 
+    @property
+    def in_step(self) -> bool:
+        """Whether several processes hold it together: while one saves it, the others have to `read_along`."""
+        store = store_of(self.model)
+        return store is not None and store.in_step
+
+    def read_along(self, *, max_shard_size: int | str = "5GB") -> None:
+        """Take part in what another process does by `save`, with the same size of shards."""
+        for _ in tensors_to_save(self.model, max_shard_size):
+            pass
+
     def save(
         self, output: str | os.PathLike[str], *, overwrite: bool = False, max_shard_size: int | str = "5GB"
     ) -> None:
         """Write a checkpoint folder.
 
         overwrite: replace the files of an older checkpoint in it; all others stay.
+        One process of several does it; where they hold the model together (`in_step`) the others `read_along`.
         Raises CheckpointError when it cannot be written, or is, contains or lies in what the model was made from.
         """
         save_checkpoint(

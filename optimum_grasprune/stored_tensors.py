@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,6 +33,11 @@ class StoredTensor:
     start: int
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+    def rows(self, first: int, count: int) -> StoredTensor:
+        """Some of its rows."""
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        return replace(self, start=self.start + first * row, shape=(count, *self.shape[1:]))
 
     def read(self, device: torch.device = _CPU, dtype: torch.dtype | None = None) -> Tensor:
         """The tensor, where and as it is wanted; CheckpointError where the file has gone or become shorter.

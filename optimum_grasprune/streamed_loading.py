@@ -1,9 +1,12 @@
-"""Reading a model whose decoder layers stay in its files: all else is in memory, each layer comes when it is run."""
+"""Reading a model whose decoder layers stay in its files: all else is in memory, each layer comes when it is run.
+
+Or they are held in place of the files by something that has less than all of them in memory here.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,10 +18,14 @@ from .admission import check_tensor
 from .errors import ModelError
 from .families import Family, family_of
 from .generation import repaired_settings
-from .layer_store import LayerStore, attach_store
+from .layer_store import LayerStore, Stored, attach_store
 from .loading import empty_model, load_config, refuse_damage, require_unquantised, resolve_device, shapes_of
 from .model_files import check_stored
 from .stored_tensors import StoredTensor, stored_tensors
+
+Held = Callable[[Mapping[str, StoredTensor], Mapping[str, torch.dtype], torch.device], Mapping[str, Stored]]
+"""From the layers' tensors in the files, the dtypes that they are wanted in, and the device, to what they are read
+from while the model runs."""
 
 
 def streamed_model(
@@ -28,11 +35,14 @@ def streamed_model(
     device: str = "auto",
     trust_remote_code: bool = False,
     revision: str | None = None,
+    held: Held | None = None,
 ) -> PreTrainedModel:
     """A causal language model of a supported family whose decoder layers are read when they are run.
 
     Their parameters are on the meta device until then; `layer_store.store_of` gives what brings them into memory, and
     `StreamedModel` runs the model. Weights are checked as by `load_model`, those of layers as they are read.
+    held: what several processes hold the layers by together, each of which then has to read whatever another does;
+    None to read them from their files.
     Raises ModelError, UnsupportedFamilyError, OptionError or CheckpointError.
     """
     config = load_config(source, trust_remote_code=trust_remote_code, revision=revision)
@@ -47,8 +57,12 @@ def streamed_model(
     _check_names(source, model, stored, tied)
     _fill_buffers(model, target)
     _fill_outside(source, model, family, stored, tied, target)
+    layers: Mapping[str, Stored] = stored
+    if held is not None:
+        dtypes = {name: part.dtype for name, part in model.named_parameters() if name.startswith(f"{family.layers}.")}
+        layers = held({name: stored[name] for name in dtypes}, dtypes, target)
     check = partial(check_tensor, source)
-    attach_store(model, LayerStore(model, family.layers, stored, target, check))
+    attach_store(model, LayerStore(model, family.layers, layers, target, check, in_step=held is not None))
     if model.can_generate():
         model.generation_config = repaired_settings(source, revision) or _generation(source, revision)
     return model.eval()

@@ -25,7 +25,7 @@ from .pruning import PruningOptions
 from .recovery import RecoveryOptions
 from .run import RunOptions
 from .run_state import StateOptions
-from .runner import RunnerOptions
+from .runner import RunnerName, RunnerOptions
 from .scales import ScaleOptions
 from .search import SearchOptions
 from .sizes import Size
@@ -50,6 +50,7 @@ __all__ = [
     "PruningOptions",
     "RecoveryOptions",
     "RunOptions",
+    "RunnerName",
     "RunnerOptions",
     "ScaleOptions",
     "SearchOptions",

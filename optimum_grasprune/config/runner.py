@@ -13,6 +13,9 @@ from .sizes import Size
 
 _SIZES = TypeAdapter(Size)
 
+RunnerName = Literal["whole", "offloaded", "sharded", "streamed"]
+"""Ways to run a model."""
+
 
 def _by_device(value: Any) -> Any:
     """`0=20GiB,cpu=60GiB` as a mapping, which is taken too: GPUs by their numbers."""
@@ -42,10 +45,11 @@ MaxMemory = Annotated[dict[int | str, int], BeforeValidator(_by_device)]
 class RunnerOptions(Options):
     """How a model is run while it is pruned. It is no part of a recipe: whichever way, the same comes out."""
 
-    runner: Literal["auto", "whole", "offloaded", "streamed"] = Field(
+    runner: Literal["auto", RunnerName] = Field(
         default="auto",
         description="whole: on one device; offloaded: on several GPUs, the rest in CPU memory (needs accelerate); "
-        "streamed: layer by layer from its files; auto: the first of them that what is free allows",
+        "sharded: layer by layer from the memory of all processes of a launch; streamed: from the files; "
+        "auto: the first of them that what is free allows",
     )
     max_memory: Annotated[MaxMemory | None, Flag("DEVICE=SIZE,…")] = Field(
         default=None,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 from typing_extensions import Self
 
-from ..config import GRASPConfig
+from ..config import GRASPConfig, RunnerName
 from ..corpora.sequences import CALIBRATION_TOKENS
 from ..families import family_of
 from ..loading import calibration_length, empty_model
@@ -22,10 +22,13 @@ from ..selection.choose import FINALISTS
 from ..statistics import Statistic
 from .sizes import Sizes
 
-RunnerName = Literal["whole", "offloaded", "streamed"]
 
-RUNNERS: tuple[RunnerName, ...] = ("whole", "offloaded", "streamed")
-"""In the order in which they are tried: each needs less memory than the one before, and more time."""
+def runners_for(processes: int) -> tuple[RunnerName, ...]:
+    """In the order in which they are tried: each needs less memory than the one before, and more time.
+
+    processes: that do the work together. Several would each offload a model of their own, and share one instead.
+    """
+    return ("whole", "offloaded", "streamed") if processes == 1 else ("whole", "sharded", "streamed")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Job:
     ratios: keep ratios, largest first.  runner: how the model is run.
     device: the kind of device, as torch calls it; on "cpu" and "mps" its memory is the host's.
     replays: whether a saved plan says what is cut, so that nothing is chosen.
+    processes: that do the run together; this is the job of one of them.
     """
 
     config: GRASPConfig
@@ -46,6 +50,7 @@ class Job:
     runner: RunnerName = "whole"
     device: str = "cpu"
     replays: bool = False
+    processes: int = 1
 
     @classmethod
     def of(
@@ -57,6 +62,7 @@ class Job:
         ratios: tuple[float, ...] = (),
         runner: RunnerName = "whole",
         replays: bool = False,
+        processes: int = 1,
     ) -> Self:
         """By a recipe and the configuration of a model. Raises ModelError, UnsupportedFamilyError or OptionError."""
         sizes = Sizes.of(empty_model(model_config), family_of(model_config))
@@ -70,6 +76,7 @@ class Job:
             runner=runner,
             device=device,
             replays=replays,
+            processes=processes,
         )
 
     def asking(self, **options: object) -> Self:
@@ -78,6 +85,16 @@ class Job:
         length = int(config.seq_len) if config.seq_len is not None else self.length
         element = self.element if config.dtype == "auto" else _bytes_of(config.dtype)
         return replace(self, config=config, length=length, element=element)
+
+    @property
+    def by_layers(self) -> bool:
+        """Whether one decoder layer is in memory at a time."""
+        return self.runner in ("sharded", "streamed")
+
+    @property
+    def in_a_step(self) -> int:
+        """Sequences of a step of training that one process takes."""
+        return -(-self.config.batch_size // self.processes)
 
     @property
     def is_on_host(self) -> bool:

@@ -36,19 +36,20 @@ class Machine:
     folder: str = "/tmp"
 
     @classmethod
-    def here(cls, device: torch.device, output: str) -> Self:
+    def here(cls, device: torch.device, output: str, sharers: int = 1) -> Self:
         """This one, for a run on a device that writes to a folder, which need not be there yet.
 
-        device: without a number, the first of its kind, beside which the others may be used.
+        device: without a number, the first of its kind, beside which the others may be used.  sharers: processes that
+        share its memory and its temporary folder, of which each has its part.
         """
         target, folder = _nearest(resolved(output)), tempfile.gettempdir()
         numbers = range(torch.cuda.device_count()) if device.index is None else [device.index]
         gpus = [torch.cuda.mem_get_info(number)[0] for number in numbers] if device.type == "cuda" else []
         free = torch.cuda.mem_get_info(device)[0] if gpus else None
         return cls(
-            host=free_host_memory(),
+            host=free_host_memory() // sharers,
             output=shutil.disk_usage(target).free,
-            temporary=shutil.disk_usage(folder).free,
+            temporary=shutil.disk_usage(folder).free // sharers,
             device=free,
             devices=sum(gpus),
             one_disk=os.stat(target).st_dev == os.stat(folder).st_dev,

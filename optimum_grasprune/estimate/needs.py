@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from ..execution.streamed import BORDER_BYTES, BORDER_BYTES_ELSEWHERE, HIDDEN_BYTES, HIDDEN_BYTES_ELSEWHERE
 from ..recovery.base import TrainedStage
 from .activations import (
     FP32,
@@ -38,13 +39,6 @@ SLACK = {"cpu": 0.3}
 SLACK_STREAMED = {"cpu": 0.9}
 """The same where layers come and go too."""
 SLACK_ELSEWHERE = 0.1
-
-HIDDEN_AT_ONCE = {"cpu": 64 * MIB}
-"""Hidden states of the sequences that a streamed model takes through a layer together, as the runner has it."""
-HIDDEN_AT_ONCE_ELSEWHERE = 512 * MIB
-BORDERS_AT_ONCE = {"cpu": 256 * MIB}
-"""The same at the borders of all layers, where a backward pass follows."""
-BORDERS_AT_ONCE_ELSEWHERE = 16 * 2**30
 
 _ADAM = 4 * FP32
 """A number that is trained: itself, its gradient, two moments."""
@@ -104,13 +98,13 @@ def needs_of(job: Job) -> Needs:
 
 def _placed(job: Job, parts: Iterator[Part]) -> Iterator[Part]:
     """The parts with what an allocator adds, where the device's memory is."""
-    comes_and_goes, streamed = 0, job.runner == "streamed"
+    comes_and_goes = 0
     for part in parts:
         on_host = part.place == "device" and job.is_on_host
         yield Part(part.what, part.size, "host" if on_host else part.place, part.soft)
         moves = part.place == "device" and not part.what.startswith(_WEIGHTS)
         comes_and_goes += part.size if moves or (part.what in _LAYERS and job.is_on_host) else 0
-    slack = (SLACK_STREAMED if streamed else SLACK).get(job.device, SLACK_ELSEWHERE) * comes_and_goes
+    slack = (SLACK_STREAMED if job.by_layers else SLACK).get(job.device, SLACK_ELSEWHERE) * comes_and_goes
     size = KERNELS.get(job.device, KERNELS_ELSEWHERE) + round(slack)
     yield Part("allocator and kernels", size, "host" if job.is_on_host else "device", soft=True)
 
@@ -151,12 +145,14 @@ def _weights(job: Job, sizes: Sizes) -> Iterator[Part]:
         yield Part(_WEIGHTS, sizes.parameters * job.element, "host")
     else:
         yield Part(_LAYERS[0], layer, "device")
-        yield Part(_LAYERS[1], layer, "host")
+        if job.runner == "sharded":  # the dense model's, which the pruned one is cut out of
+            yield Part(f"{_WEIGHTS} in shares", job.sizes.in_layers * job.element // job.processes, "device")
+        yield Part(_LAYERS[1], layer, "device" if job.runner == "sharded" else "host")
 
 
 def _step(job: Job, sizes: Sizes, sequences: int, trained: Trained, *, teacher: bool = False) -> Iterator[Part]:
     """The activations of a forward and backward pass. sequences: in a step."""
-    if job.runner == "streamed":
+    if job.by_layers:
         yield from _streamed_step(job, sizes, sequences, trained, teacher=teacher)
         return
     tokens, element = sequences * job.length, job.element
@@ -174,8 +170,9 @@ def _streamed_step(
     element, tokens = job.element, job.length
     state = tokens * sizes.hidden * element
     borders = state * len(sizes.layers)
-    least = min(sequences, job.config.batch_size)
-    more = min(sequences, BORDERS_AT_ONCE.get(job.device, BORDERS_AT_ONCE_ELSEWHERE) // borders) - least
+    least = min(sequences, job.in_a_step)
+    room = BORDER_BYTES.get(job.device, BORDER_BYTES_ELSEWHERE // job.processes)
+    more = min(sequences, room // borders) - least
     layers = [saved_in_layer(layer, sizes.hidden, tokens, element, trained) for layer in sizes.layers]
     through = passing_through_layer(sizes.largest_layer, sizes.hidden, tokens, element)
     ends = logits(tokens, sizes.vocabulary, element, backward=True, teacher=teacher)
@@ -190,16 +187,16 @@ def _streamed_step(
 def _pass(job: Job, sizes: Sizes, sequences: int, *, predicts: bool) -> Iterator[Part]:
     """The activations of a forward pass, one sequence at a time. sequences: in all."""
     yield Part("activations", forward_pass(sizes, job.length, job.element, predicts=predicts), "device")
-    if job.runner == "streamed":
+    if job.by_layers:
         state = job.length * sizes.hidden * job.element
-        at_once = min(sequences, max(1, HIDDEN_AT_ONCE.get(job.device, HIDDEN_AT_ONCE_ELSEWHERE) // state))
+        at_once = min(sequences, max(1, HIDDEN_BYTES.get(job.device, HIDDEN_BYTES_ELSEWHERE) // state))
         yield Part("hidden states", 2 * at_once * state, "device", soft=True)
 
 
 def _statistics(job: Job) -> Iterator[Part]:
     yield from _weights(job, job.sizes)
     if job.has_gradients:
-        yield from _step(job, job.sizes, job.in_statistics if job.runner == "streamed" else 1, Trained.UNITS)
+        yield from _step(job, job.sizes, job.in_statistics if job.by_layers else 1, Trained.UNITS)
         yield Part("token weights", 2 * FP32 * len(job.sizes.layers) * job.in_statistics * job.length, "host")
         return
     yield from _pass(job, job.sizes, job.in_statistics, predicts=False)
@@ -222,7 +219,7 @@ def _scores(job: Job) -> Iterator[Part]:
 def _gates(job: Job) -> Iterator[Part]:
     yield from _weights(job, job.sizes)
     teacher = job.teaches(2 / 3 if job.config.method == "ddp" else 0.0)
-    yield from _step(job, job.sizes, job.config.batch_size, Trained.UNITS, teacher=teacher)
+    yield from _step(job, job.sizes, job.in_a_step, Trained.UNITS, teacher=teacher)
     yield Part("optimiser", job.sizes.units * _ADAM * (2 if job.config.multipliers == "joint" else 1), "device")
     if teacher:
         yield Part("the teacher's hidden states", _hidden(job, job.calibrated), "host")
@@ -231,7 +228,7 @@ def _gates(job: Job) -> Iterator[Part]:
 def _drafted(job: Job) -> Iterator[Part]:
     """A cut model that is judged: the dense one with other maps out of its blocks, in files where layers are."""
     size = sum(layer.leading_out for layer in job.cut.layers) * job.element
-    yield Part("maps of a candidate", size, "temporary" if job.runner == "streamed" else "device")
+    yield Part("maps of a candidate", size, "temporary" if job.by_layers else "device")
 
 
 def _judging(job: Job) -> Iterator[Part]:
@@ -268,7 +265,7 @@ def _training(job: Job, stage: TrainedStage) -> Iterator[Part]:
         yield from _weights(job, cut)
     trained, numbers = _trained(job, stage)
     teacher = job.teaches(0.0 if stage.name == "scales" else 0.5)
-    yield from _step(job, cut, config.batch_size, trained, teacher=teacher)
+    yield from _step(job, cut, job.in_a_step, trained, teacher=teacher)
     yield Part("optimiser", numbers, "device")
     if teacher and not stage.fine_tunes:
         samples = config.diagonal_samples if stage.name == "diagonals" else config.scale_samples

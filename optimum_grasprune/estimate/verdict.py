@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
+from ..config import RunnerName
 from ..errors import ResourceError
-from .job import Job, RunnerName
+from .job import Job, runners_for
 from .machine import Machine
 from .needs import Needs, Part, Place, needs_of
 
@@ -104,19 +106,20 @@ class Estimate:
         }
 
 
-def estimated(job: Job, machine: Machine, runners: Sequence[RunnerName], asked: str = "auto") -> Estimate:
-    """The estimate of a run by the runner that is asked for; by "auto", the first that fits, or else the first.
-
-    runners: those that there are.
-    """
-    known = [runner for runner in runners if not (runner == "offloaded" and job.is_on_host)]  # there it gains nothing
-    names = known if asked == "auto" else [runner for runner in runners if runner == asked]
+def estimated(job: Job, machine: Machine, asked: RunnerName | Literal["auto"] = "auto") -> Estimate:
+    """The estimate of a run by the runner that is asked for; by "auto", the first that fits, or else the first."""
+    names = known_runners(job) if asked == "auto" else [asked]
     tried = [Estimate.of(replace(job, runner=runner), machine) for runner in names]
     return next((estimate for estimate in tried if not estimate.shortages), tried[0])
 
 
-def require_fit(estimate: Estimate, runners: Sequence[RunnerName]) -> None:
-    """Raise ResourceError for a run that cannot fit, in a line that names what would. runners: those that there are."""
+def known_runners(job: Job) -> list[RunnerName]:
+    """Those that a job could be done by: on the host's memory alone, to offload gains nothing."""
+    return [runner for runner in runners_for(job.processes) if not (runner == "offloaded" and job.is_on_host)]
+
+
+def require_fit(estimate: Estimate) -> None:
+    """Raise ResourceError for a run that cannot fit, in a line that names what would."""
     if not estimate.shortages:
         return
     shortage = max(estimate.shortages, key=lambda each: each.needed - each.free)
@@ -125,17 +128,17 @@ def require_fit(estimate: Estimate, runners: Sequence[RunnerName]) -> None:
     parts = in_words([part for part in peak.largest_first(place) if not part.soft])
     raise ResourceError(
         f"the run needs {in_gib(shortage.needed)} on {machine.called(place)} for {peak.what} ({parts}), and "
-        f"{in_gib(shortage.free)} are free: {_advice(estimate, shortage, runners)}; {OVERRIDE}"
+        f"{in_gib(shortage.free)} are free: {_advice(estimate, shortage)}; {OVERRIDE}"
     )
 
 
-def _advice(estimate: Estimate, shortage: Shortage, runners: Sequence[RunnerName]) -> str:
+def _advice(estimate: Estimate, shortage: Shortage) -> str:
     if shortage.place == "output":
         return "give OUTPUT on another disk"
     if shortage.place == "temporary":
         return "the environment variable TMPDIR names another folder"
     found = None
-    for words, job in alternatives(estimate.job, runners):
+    for words, job in alternatives(estimate.job):
         other = Estimate.of(job, estimate.machine)
         if not other.shortages:
             return f"{words} needs {in_gib(other.needs.hard(shortage.place))} there"
@@ -146,12 +149,12 @@ def _advice(estimate: Estimate, shortage: Shortage, runners: Sequence[RunnerName
     return f"no option is enough; {found[0]} needs {in_gib(found[1])} there"
 
 
-def alternatives(job: Job, runners: Sequence[RunnerName]) -> Iterator[tuple[str, Job]]:
+def alternatives(job: Job) -> Iterator[tuple[str, Job]]:
     """Ways to run it in less memory, as words of a command line: those first that change nothing of what comes out."""
     if not job.config.gradient_checkpointing:
         yield "--gradient-checkpointing", job.asking(gradient_checkpointing=True)
-    for runner in runners:
-        if runner != job.runner and not (runner == "offloaded" and job.is_on_host):
+    for runner in known_runners(job):
+        if runner != job.runner:
             yield f"--runner {runner}", replace(job, runner=runner)
     if job.element > 2:
         yield "--dtype bfloat16", job.asking(dtype="bfloat16")

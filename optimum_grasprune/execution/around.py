@@ -35,6 +35,11 @@ class Around(Runner):
         return self.inner.in_memory
 
     @property
+    def in_step(self) -> bool:
+        """See `Runner.in_step`."""
+        return self.inner.in_step
+
+    @property
     def device(self) -> torch.device:
         """See `Runner.device`."""
         return self.inner.device

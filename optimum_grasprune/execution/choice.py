@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
+from ..config import RunnerName
 from ..dispatched import is_dispatched
 from ..layer_store import store_of
 from .free_memory import FreeMemory
@@ -30,7 +31,7 @@ class Choice:
     limits: most bytes of weights by device, where they are spread.
     """
 
-    runner: str
+    runner: RunnerName
     why: str = ""
     limits: Limits = field(default_factory=dict)
 
@@ -47,17 +48,29 @@ def needed_for_whole(weights: int) -> int:
     return weights * 3 // 2
 
 
-def chosen(weights: int, free: FreeMemory, share: float = SHARE_FOR_WEIGHTS, *, accelerate: bool = True) -> Choice:
+def chosen(
+    weights: int,
+    free: FreeMemory,
+    share: float = SHARE_FOR_WEIGHTS,
+    *,
+    accelerate: bool = True,
+    processes: int = 1,
+) -> Choice:
     """The first that what is free allows: whole on the first GPU, or the CPU where there is none; offloaded; streamed.
 
-    weights: bytes of all weights.  share: of what is free, for weights that are spread.  accelerate: whether it is
-    installed, which spreads them.
+    weights: bytes of all weights.  free: for each process.  share: of what is free, for weights that are spread.
+    accelerate: whether it is installed, which spreads them.  processes: that do the work together; several hold
+    weights in shares in place of offloading them, which each would for itself.
     """
     where, room = min(free.gpus.items(), default=("cpu", free.host))
     if (needed := needed_for_whole(weights)) <= room:
         return Choice("whole")
     name = "the CPU" if where == "cpu" else f"cuda:{where}"
     why = f"{_gib(weights)} of weights need {_gib(needed)} in one place, {name} has {_gib(room)} free"
+    if processes > 1:
+        if weights / processes <= share * room:
+            return Choice("sharded", f"{why} for a process; {processes} of them hold them together")
+        return Choice("streamed", f"{why} for a process, and {processes} of them do not hold them together")
     limits = limits_of(free, share)
     if not free.gpus or weights > sum(limits.values()):
         return Choice("streamed", f"{why}, and nothing else here holds them")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,18 +18,28 @@ from .peers import Peers
 from .run_state import Content, Piece
 from .state_file import Standing
 
+Taken = TypeVar("Taken")
+
 
 class GatheringCourse:
     """The course of one pass.
 
     collectors: what takes sequences in.  piece: where their state is kept; None to keep none.  device: where the model
-    is.  peers: who takes a share of the sequences, if all that is gathered can be put together.
+    is.  peers: who takes a share of the sequences, if all that is gathered can be put together.  in_step: whether all
+    of them have to make as many passes.
     """
 
     def __init__(
-        self, collectors: Sequence[Collector[Any]], piece: Piece | None, device: torch.device, peers: Peers
+        self,
+        collectors: Sequence[Collector[Any]],
+        piece: Piece | None,
+        device: torch.device,
+        peers: Peers,
+        *,
+        in_step: bool = False,
     ) -> None:
         self.collectors, self.device, self.peers = collectors, device, peers
+        self._in_step, self._counts = in_step, True
         self._shared = peers.count > 1 and all(_can_be_merged(each) for each in collectors)
         can_be_kept = all(each.kept() is not None for each in collectors) and (self._shared or peers.count == 1)
         self.piece = piece if can_be_kept else None
@@ -46,10 +56,15 @@ class GatheringCourse:
         if self._shared:
             if not done:
                 mine_NS = tokens_NS[self.peers.rank :: self.peers.count]
+                passes = -(-len(mine_NS) // at_once)
                 with bar(len(mine_NS), label, "sequence") as stage:
-                    for tokens_BS in mine_NS.split(at_once) if len(mine_NS) else ():
+                    for tokens_BS in mine_NS.split(at_once) if passes else ():
                         yield tokens_BS
                         stage.update(len(tokens_BS))
+                most = -(-len(tokens_NS[:: self.peers.count]) // at_once)
+                self._counts = False
+                for _ in range(most - passes if self._in_step else 0):
+                    yield tokens_NS[:1]
                 self._merge(len(tokens_NS))
             return
         with bar(len(tokens_NS), label, "sequence") as stage:
@@ -63,6 +78,10 @@ class GatheringCourse:
                     self.piece.step_done(partial(self._content, self.piece, done))
         if self.piece is not None:
             self.piece.finish(*self._content(self.piece, len(tokens_NS)))
+
+    def taking_in(self, collectors: Sequence[Taken]) -> Sequence[Taken]:
+        """Those of the collectors that the pass under way is for: none, where it is made for the others' sake."""
+        return collectors if self._counts else ()
 
     def _merge(self, count: int) -> None:
         """Have every process know what all of them have taken in. count: of sequences."""

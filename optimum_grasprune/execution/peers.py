@@ -21,20 +21,34 @@ Named = Mapping[str, Tensor]
 class Peers:
     """A process that is alone. Several are `Processes`.
 
-    rank: its number, from 0.  count: how many there are.
+    rank: its number, from 0.  count: how many there are.  local_count: how many of them are on one
+    machine, at the most.
     """
 
     rank: int = 0
     count: int = 1
+    local_count: int = 1
 
     @property
     def is_first(self) -> bool:
         """Whether this is the process that prints and writes."""
         return self.rank == 0
 
-    def mean(self, indices_B: Tensor, work: Gradients, numbers: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
-        """What `work` comes to over a batch, of which each process takes its share. numbers: what is trained."""
+    def mean(
+        self, indices_B: Tensor, work: Gradients, numbers: Sequence[Tensor], *, in_step: bool = False
+    ) -> tuple[Tensor, Sequence[Tensor]]:
+        """What `work` comes to over a batch, of which each process takes its share. numbers: what is trained.
+
+        in_step: whether all have to work, since each needs something of the others for it.
+        """
         return work(indices_B)
+
+    def whole(self, part: Tensor, rows: Sequence[int]) -> Tensor:
+        """A tensor of which each process has a part of the rows, which follow one another. rows: of each process.
+
+        It is in memory of its own, where the part is or on the CPU.
+        """
+        return part.clone()
 
     def of_all(self, tensors: Named) -> list[Named]:
         """The tensors of every process, in the order of ranks, on the CPU."""

@@ -36,7 +36,7 @@ _PATIENCE = timedelta(days=30)
 class Launch:
     """What a launcher says of this process in its environment.
 
-    rank, count: as in `Peers`.  local_rank: number of the process on its machine.  address, port: of the first one.
+    rank, count: as in `Peers`.  local_rank, local_count: the same of its machine.  address, port: of the first one.
     """
 
     rank: int
@@ -44,6 +44,7 @@ class Launch:
     local_rank: int
     address: str
     port: int
+    local_count: int
 
     @classmethod
     def found(cls, environment: Mapping[str, str] = os.environ) -> Self | None:
@@ -59,7 +60,8 @@ class Launch:
         if not (address := environment.get("MASTER_ADDR")):
             raise GraspruneError(f"WORLD_SIZE={count} in the environment, but no MASTER_ADDR: start it with torchrun")
         local_rank = _number(environment, "LOCAL_RANK") if "LOCAL_RANK" in environment else rank
-        return cls(rank, count, local_rank, address, _number(environment, "MASTER_PORT"))
+        local_count = _number(environment, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environment else count
+        return cls(rank, count, local_rank, address, _number(environment, "MASTER_PORT"), local_count)
 
     def take_device(self) -> bool:
         """Have `cuda` be the GPU of this process; whether there are GPUs. Raises GraspruneError for too few of them."""
@@ -82,10 +84,13 @@ class Processes(Peers):
 
     def __init__(self, rank: int, count: int, watch: Watch, *, on_gpu: bool) -> None:
         self.rank, self.count, self.watch, self.on_gpu = rank, count, watch, on_gpu
+        self.local_count = count
         self._asks = False
         self._agreed: Tensor | None = None
 
-    def mean(self, indices_B: Tensor, work: Gradients, numbers: Sequence[Tensor]) -> tuple[Tensor, Sequence[Tensor]]:
+    def mean(
+        self, indices_B: Tensor, work: Gradients, numbers: Sequence[Tensor], *, in_step: bool = False
+    ) -> tuple[Tensor, Sequence[Tensor]]:
         """See `Peers.mean`: one sum of one vector, which leaves the same bits everywhere.
 
         Sequence i of a batch is for rank i, and so on around; who has none adds zeros.
@@ -99,11 +104,24 @@ class Processes(Peers):
             share = len(part_B) / len(indices_B)
             for place, own in zip((loss, *gradients), (own_loss, *own_gradients), strict=True):
                 torch.mul(own.detach().flatten(), share, out=place)
+        elif in_step:
+            work(indices_B[:1])
         asks.fill_(float(self._asks))
         whole.copy_(self._summed(whole))
         self._agreed = asks
         of_numbers = zip(gradients, numbers, strict=True)
         return loss.reshape(()), [gradient.view_as(number) for gradient, number in of_numbers]
+
+    def whole(self, part: Tensor, rows: Sequence[int]) -> Tensor:
+        """See `Peers.whole`; on the CPU, where GPUs do not exchange."""
+        own = part if self.on_gpu else part.cpu()
+        # All parts are exchanged at one length, and as bytes: gloo does not know every dtype.
+        padded = torch.cat([own, own.new_zeros(max(rows) - len(own), *own.shape[1:])]).contiguous()
+        parts = padded.new_empty(self.count, *padded.shape)
+        self._exchanged(dist.all_gather, list(_bytes_of(parts.flatten(1))), _bytes_of(padded.flatten()))
+        if len(set(rows)) == 1:
+            return parts.flatten(0, 1)
+        return torch.cat([each[:count] for each, count in zip(parts, rows, strict=True)])
 
     def of_all(self, tensors: Named) -> list[Named]:
         """See `Peers.of_all`."""
@@ -178,6 +196,8 @@ def joined(launch: Launch, *, share_device: bool = False) -> Iterator[Processes]
     code: int | None = None
     try:
         peers._exchanged(_connect, launch, store, on_gpu)
+        counts = peers.of_all({"local": torch.tensor(launch.local_count, device="cpu")})
+        peers.local_count = max(int(each["local"]) for each in counts)
         yield peers
         code = 0
         if not peers.is_first:
@@ -225,6 +245,10 @@ def _packed(tensors: Named) -> Tensor:
     """Named tensors as bytes, shape (bytes,), on the CPU."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return torch.frombuffer(bytearray(save(plain)), dtype=torch.uint8)
+
+
+def _bytes_of(tensor: Tensor) -> Tensor:
+    return tensor.view(torch.uint8)
 
 
 def _unpacked(packed: Tensor) -> Named:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from pydantic import JsonValue
@@ -52,7 +53,11 @@ class Resumable(Around):
             raise GraspruneError("a run of several processes keeps its state in a SharedState, not in a RunState")
         # Sums are made in an order that depends on it.
         of = {**of, "number of processes": inner.peers.count}
-        state.begin(of, lambda: contents_of(inner, texts))
+        contents = partial(contents_of, inner, texts)
+        if inner.in_step:  # whose weights all processes read at once, while the first one alone asks, at any time
+            known = contents()
+            contents = partial(dict, known)
+        state.begin(of, contents)
         return cls(inner, state)
 
     def beside(self, model: PreTrainedModel) -> Self:

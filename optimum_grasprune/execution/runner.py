@@ -133,6 +133,11 @@ class Runner(ABC):
         return True
 
     @property
+    def in_step(self) -> bool:
+        """Whether all processes have to make every pass, since each needs something of the others for it."""
+        return False
+
+    @property
     def device(self) -> torch.device:
         """Where the model computes."""
         return self.model.device

@@ -38,7 +38,8 @@ class SeveralProcesses(Around):
 
     Losses are those of one process to the last bit; statistics and trainings to rounding, since sums are made in
     another order; what is gathered is put together by the course of the pass. What runs layer by layer, each process
-    runs by itself.
+    runs by itself. Who has no sequences left makes the passes of the others with one of theirs, where the inner runner
+    has to keep in step.
     """
 
     def __init__(self, inner: Runner, peers: Peers) -> None:
@@ -57,7 +58,9 @@ class SeveralProcesses(Around):
         """See `Runner.losses`: of all windows in their order, in every process."""
         rank, count = self.peers.rank, self.peers.count
         batches = windows_NS.split(batch_size)
-        mine = batches[rank::count]
+        mine = list(batches[rank::count])
+        if self.in_step:
+            mine += batches[:1] * (-(-len(batches) // count) - len(mine))
         own = self.inner.losses(torch.cat(mine), batch_size) if mine else iter(())
         for first in range(0, len(batches), count):
             of_all = self.peers.of_all({"losses": _next_of(own, fp64_device(self.device))})
@@ -94,14 +97,19 @@ class SeveralProcesses(Around):
         """See `Runner.teacher`: every sequence is read once, and what it came to is known to all."""
         if live or hidden_NSD is not None or len(tokens_NS) < self.peers.count:
             return self.inner.teacher(tokens_NS, live=live, hidden_NSD=hidden_NSD)
-        own = self.inner.teacher(tokens_NS[self.peers.rank :: self.peers.count])
+        most = -(-len(tokens_NS) // self.peers.count)
+        mine_NS = tokens_NS[self.peers.rank :: self.peers.count]
+        if self.in_step and len(mine_NS) < most:
+            mine_NS = torch.cat([mine_NS, tokens_NS[:1]])
+        own = self.inner.teacher(mine_NS)
         if isinstance(own, LiveTeacher):
             raise TypeError("a teacher that is not to be live is live")
         whole_NSD = own.hidden_NSD.new_empty(len(tokens_NS), *own.hidden_NSD.shape[1:])
-        for first in range(0, -(-len(tokens_NS) // self.peers.count), _AT_ONCE):
+        for first in range(0, most, _AT_ONCE):
             of_all = self.peers.of_all({"hidden": own.hidden_NSD[first : first + _AT_ONCE]})
             for rank, found in enumerate(of_all):
-                whole_NSD[rank :: self.peers.count][first : first + _AT_ONCE] = found["hidden"]
+                place_NSD = whole_NSD[rank :: self.peers.count][first : first + _AT_ONCE]
+                place_NSD.copy_(found["hidden"][: len(place_NSD)])
         return self.inner.teacher(tokens_NS, hidden_NSD=whole_NSD)
 
 

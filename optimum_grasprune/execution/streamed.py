@@ -37,6 +37,7 @@ HIDDEN_BYTES_ELSEWHERE = 512 * 2**20
 BORDER_BYTES = {"cpu": 256 * 2**20}
 """Bytes of the hidden states at the borders of all layers, which wait for the backward pass, in the host's memory."""
 BORDER_BYTES_ELSEWHERE = 16 * 2**30
+"""The same, of all processes on the machine together."""
 
 
 class StreamedModel(WholeModel):
@@ -67,6 +68,11 @@ class StreamedModel(WholeModel):
         return self.store is None
 
     @property
+    def in_step(self) -> bool:
+        """See `Runner.in_step`: where the layers come from the memory of all processes."""
+        return self.store is not None and self.store.in_step
+
+    @property
     def device(self) -> torch.device:
         """See `Runner.device`."""
         return self.model.device if self.store is None else self.store.device
@@ -91,7 +97,7 @@ class StreamedModel(WholeModel):
         """See `Runner.built`. The layers of the smaller model are not in memory either."""
         if self.store is None or not isinstance(draft, Narrower):
             return super().built(draft, inplace=inplace)
-        return streamed_pruned(draft.outline(), self.model, self.family, self.device)
+        return streamed_pruned(draft.outline(), self.model, self.family, self.device, in_step=self.in_step)
 
     def editing(self, linear: nn.Linear) -> AbstractContextManager[object]:
         """See `Runner.editing`."""
@@ -124,7 +130,9 @@ class StreamedModel(WholeModel):
         most = HIDDEN_BYTES.get(kind, HIDDEN_BYTES_ELSEWHERE) // bytes_of_one
         if backward:
             borders = self.family.num_layers(config) * bytes_of_one
-            most = min(most, BORDER_BYTES.get(kind, BORDER_BYTES_ELSEWHERE) // borders)
+            # By numbers that are the same in all processes, which may have to keep in step.
+            room = BORDER_BYTES.get(kind, BORDER_BYTES_ELSEWHERE // self.peers.local_count)
+            most = min(most, room // borders)
         return max(most // least, 1) * least
 
     def _losses(self, tokens_BS: Tensor) -> Tensor:

@@ -26,10 +26,13 @@ class _WorkedOut:
         return self.work().to(device, dtype)
 
 
-def streamed_pruned(outline: Outline, dense: PreTrainedModel, family: Family, device: torch.device) -> PreTrainedModel:
+def streamed_pruned(
+    outline: Outline, dense: PreTrainedModel, family: Family, device: torch.device, *, in_step: bool = False
+) -> PreTrainedModel:
     """A model with its layers on the meta device, and a store that cuts them out of the dense model's.
 
     What is in no layer is the dense model's own: embeddings, final norm, head, frequencies of rotary embeddings.
+    in_step: as the dense model's store has it.
     """
     with torch.device("meta"):
         pruned = outline.causal_lm(outline.config)
@@ -43,7 +46,7 @@ def streamed_pruned(outline: Outline, dense: PreTrainedModel, family: Family, de
         path, _, leaf = name.rpartition(".")
         pruned.get_submodule(path)._buffers[leaf] = dense.get_buffer(name)
     stored = {name: _WorkedOut(read) for name, read in outline.layers.items()}
-    attach_store(pruned, LayerStore(pruned, family.layers, stored, device, _as_it_is))
+    attach_store(pruned, LayerStore(pruned, family.layers, stored, device, _as_it_is, in_step=in_step))
     pruned.generation_config = copy.deepcopy(dense.generation_config)
     pruned.config.name_or_path = pruned.name_or_path = dense.config.name_or_path
     return pruned.train(dense.training)

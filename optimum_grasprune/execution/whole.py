@@ -99,20 +99,20 @@ class WholeModel(Runner):
         features = {path: linear.in_features for path, linear in watched.items()}
         collectors = {statistic: statistic.collector(self.blocks, features) for statistic in statistics}
         label = "sensitivity" if any(each.from_gradients for each in collectors) else "statistics"
-        course = GatheringCourse(list(collectors.values()), piece, self.device, self.peers)
+        course = GatheringCourse(list(collectors.values()), piece, self.device, self.peers, in_step=self.in_step)
         of_inputs = [collector for each, collector in collectors.items() if not each.from_gradients]
         of_gradients = [collector for each, collector in collectors.items() if each.from_gradients]
 
         def see(path: str, x_TI: Tensor) -> None:
-            for collector in of_inputs:
+            for collector in course.taking_in(of_inputs):
                 collector.see(path, x_TI.detach().to(self.device))  # layers may be on several
 
         def see_gradient(path: str, x_TI: Tensor, gradient_TI: Tensor) -> None:
-            for collector in of_gradients:
+            for collector in course.taking_in(of_gradients):
                 collector.see_gradient(path, x_TI, gradient_TI)
 
         def see_output_gradient(path: str, gradient_TO: Tensor) -> None:
-            for collector in of_gradients:
+            for collector in course.taking_in(of_gradients):
                 collector.see_output_gradient(path, gradient_TO)
 
         with ExitStack() as stack:
@@ -166,7 +166,7 @@ class WholeModel(Runner):
                 prepare(progress := (step - 1) / steps)
                 penalty = trained.penalty(numbers, progress)
                 work = partial(self._gradients, numbers, penalty, tokens_NS, training.kl_weight, teacher)
-                loss, gradients = self.peers.mean(indices_B, work, numbers)
+                loss, gradients = self.peers.mean(indices_B, work, numbers, in_step=self.in_step)
                 course.trace.note(loss, trained.readings())
                 _descend(numbers, gradients, optimizer, training.clip, schedule.factor(step - 1))
                 # Asked for when all of the step is on its way: this waits for the device, and the device for nobody.

@@ -33,7 +33,7 @@ from ..record import Record, ReportNumbers
 from ..units import PruningPlan
 from ..writing import resolved, write_json
 from .outputs import Source, check_apart
-from .sharded import save_sharded
+from .sharded import files_of, save_sharded
 from .staging import NUMBERS_NAME, RECORD_NAME, UnmovedError, check_output, staged_folder
 
 
@@ -77,6 +77,12 @@ def save_checkpoint(
         _write_record(folder, record, numbers)
         if card:
             (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def tensors_to_save(model: PreTrainedModel, max_shard_size: int | str = "5GB") -> Iterator[Tensor]:
+    """What `save_checkpoint` reads of a model, in the same order."""
+    tensor_of = _read_from(model)
+    return (tensor_of(name) for names in files_of(model, max_shard_size).values() for name in names)
 
 
 def _read_from(model: PreTrainedModel) -> Callable[[str], Tensor]:

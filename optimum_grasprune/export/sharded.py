@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
@@ -37,7 +37,7 @@ def save_sharded(
     wanted = _saved(empty)
     split = split_torch_state_dict_into_shards(wanted, max_shard_size=max_shard_size)
     with bar(len(wanted), "writing", "tensor") as stage:
-        for file, names in split.filename_to_tensors.items():
+        for file, names in _laid_out(split, wanted).items():
             _write_shard(folder / file, {name: wanted[name] for name in names}, tensor_of, stage.update)
     if split.is_sharded:
         index = {
@@ -46,6 +46,12 @@ def save_sharded(
         }
         content = json.dumps(index, indent=2, sort_keys=True) + "\n"
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(content, encoding="utf-8")
+
+
+def files_of(model: PreTrainedModel, max_shard_size: int | str = "5GB") -> dict[str, list[str]]:
+    """Names of the tensors in every file that `save_sharded` writes, in the order in which it asks for them."""
+    wanted = _saved(model)
+    return _laid_out(split_torch_state_dict_into_shards(wanted, max_shard_size=max_shard_size), wanted)
 
 
 def _saved(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -70,11 +76,10 @@ def _by_number(name: str) -> list[tuple[int, int | str]]:
 def _write_shard(
     file: Path, wanted: Mapping[str, Tensor], tensor_of: Callable[[str], Tensor], written: Callable[[], None]
 ) -> None:
-    """One safetensors file. wanted: tensors with the shapes and dtypes of its tensors, by name."""
-    names = _laid_out(wanted)
+    """One safetensors file. wanted: tensors with the shapes and dtypes of its tensors, by name, in their order."""
     with file.open("wb") as stream:
-        stream.write(_header({name: wanted[name] for name in names}))
-        for name in names:
+        stream.write(_header(wanted))
+        for name in wanted:
             tensor = tensor_of(name).detach()
             if tensor.shape != wanted[name].shape or tensor.dtype != wanted[name].dtype:
                 raise ValueError(
@@ -85,10 +90,13 @@ def _write_shard(
             written()
 
 
-def _laid_out(wanted: Mapping[str, Tensor]) -> list[str]:
-    """The order of tensors in a safetensors file: the dtypes of the strictest alignment first, then by name."""
+def _laid_out(split: StateDictSplit, wanted: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """The tensors of each file in the order of safetensors: dtypes of the strictest alignment first, then by name."""
     rank = {dtype: place for place, dtype in enumerate(_DTYPES)}
-    return sorted(wanted, key=lambda name: (rank[wanted[name].dtype], name))
+    return {
+        file: sorted(names, key=lambda name: (rank[wanted[name].dtype], name))
+        for file, names in split.filename_to_tensors.items()
+    }
 
 
 def _header(wanted: Mapping[str, Tensor]) -> bytes:

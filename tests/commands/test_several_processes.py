@@ -132,7 +132,14 @@ def test_two_processes_make_what_one_does(
     pair = start(*options, "--json", tmp_path / "two.json", tmp_path / "two")
     assert cli(*options, tmp_path / "one").code == 0
     assert pair.codes() == [0, 0], pair.printed("err")
-    one, two = record(tmp_path / "one"), record(tmp_path / "two")
+    check_same(tmp_path / "one", tmp_path / "two")
+    assert (tmp_path / "two.json").exists() and {each.name for each in tmp_path.iterdir()} == {"one", "two", "two.json"}
+    assert pair.printed("out")[0] and not pair.printed("out")[1] and not pair.printed("err")[1]
+
+
+def check_same(first: Path, second: Path) -> None:
+    """Both checkpoints have the same units, and by rounding the same losses."""
+    one, two = record(first), record(second)
     assert [group["kept"] for group in one["plan"]["groups"]] == [group["kept"] for group in two["plan"]["groups"]]
     for of_one, of_two in zip(one["plan"]["groups"], two["plan"]["groups"], strict=True):
         assert (of_one.get("scales") or 1) == pytest.approx(of_two.get("scales") or 1, rel=1e-5)
@@ -140,8 +147,21 @@ def test_two_processes_make_what_one_does(
         assert of_one == {**of_two, "loss": pytest.approx(of_two["loss"], rel=1e-5)}
     for name in one.keys() - {"plan", "choice"}:
         assert one[name] == two[name], name
-    assert (tmp_path / "two.json").exists() and {each.name for each in tmp_path.iterdir()} == {"one", "two", "two.json"}
-    assert pair.printed("out")[0] and not pair.printed("out")[1] and not pair.printed("err")[1]
+
+
+def test_two_processes_hold_a_model_together(
+    start: Start, export: tuple[object, ...], cli: Cli, tmp_path: Path
+) -> None:
+    """One sequence a step: one of them has nothing to do each time. Two ratios, and a state to go on from."""
+    options = (*export, 0.8, *SMALL[:-2], "--diagonal-samples", 3, "--statistic-samples", 3)
+    assert cli(*options, tmp_path / "one").code == 0
+    sharded = (*options, "--runner", "sharded", tmp_path / "two")
+    pair = start(*sharded, stops="1 5")
+    assert pair.codes() == [143, 143], pair.printed("err")
+    pair = start(*sharded)
+    assert pair.codes() == [0, 0], pair.printed("err")
+    for name in ("keep-0.5", "keep-0.8"):
+        check_same(tmp_path / "one" / name, tmp_path / "two" / name)
 
 
 def test_the_same_command_makes_the_same_bytes(start: Start, export: tuple[object, ...], tmp_path: Path) -> None:
@@ -235,15 +255,16 @@ def check_one_killed(pair: Pair, killed: int, output: Path) -> None:
     assert not output.exists()
 
 
+@pytest.mark.parametrize("runner", ["whole", "sharded"])
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_process_that_is_killed_ends_the_other(
-    kills: int, start: Start, export: tuple[object, ...], tmp_path: Path
+    kills: int, runner: str, start: Start, export: tuple[object, ...], tmp_path: Path
 ) -> None:
     chance = random.Random(kills)
     for number in range(kills):
         output = tmp_path / str(number) / "out"
         output.parent.mkdir()
-        pair = start(*export, *LONG, "--batch-size", 2, output)
+        pair = start(*export, *LONG, "--batch-size", 2, "--runner", runner, output)
         pair.wait_until_met()
         time.sleep(chance.uniform(0, 2.5))
         check_one_killed(pair, number % 2, output)

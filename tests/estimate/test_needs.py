@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from optimum_grasprune import GRASPConfig
 from optimum_grasprune.dummy import shape_config
 from optimum_grasprune.errors import OptionError
-from optimum_grasprune.estimate import RUNNERS, Job, Needs, needs_of, works_of
+from optimum_grasprune.estimate import Job, Needs, needs_of, runners_for, works_of
 from optimum_grasprune.estimate.activations import Trained, logits, saved_in_layer
 from optimum_grasprune.estimate.sizes import LayerSizes, Sizes
 from optimum_grasprune.families import family_of
@@ -79,14 +80,26 @@ def test_logits() -> None:
 
 
 def test_weights_lie_where_the_runner_has_them() -> None:
-    whole, offloaded, streamed = (parts(needs_of(job(runner=runner)), "gates") for runner in RUNNERS)
+    whole, offloaded, streamed = (parts(needs_of(job(runner=runner)), "gates") for runner in runners_for(1))
     weights, outside, layer = 2 * 6_738_415_616, 2 * (2 * 32000 * 4096 + 4096), 2 * 202_383_360
     assert whole["weights"] == offloaded["weights"] == weights
     assert offloaded["weights outside of the layers"] == streamed["weights outside of the layers"] == outside
     assert offloaded["weights of two layers"] == 2 * layer and streamed["weights of one layer"] == layer
     assert "weights" not in streamed
-    by_runner = [needs_of(job(runner=runner)).size("device") for runner in RUNNERS]
+    by_runner = [needs_of(job(runner=runner)).size("device") for runner in runners_for(1)]
     assert by_runner == sorted(by_runner, reverse=True)
+
+
+def test_of_a_model_that_is_shared_each_process_has_its_part() -> None:
+    shared = parts(needs_of(replace(job(batch_size=8), runner="sharded", processes=4)), "gates")
+    layer, layers = 2 * 202_383_360, 32 * 2 * 202_383_360
+    assert shared["weights in shares"] == layers // 4
+    assert shared["weights of one layer"] == shared["a layer that is read"] == layer
+    by_two = needs_of(replace(job(batch_size=8), runner="sharded", processes=2))
+    assert by_two.size("device") > layers // 2 and by_two.hard("host") < layers // 8
+    streamed = parts(needs_of(job(batch_size=2, runner="streamed")), "gates")
+    waiting = "hidden states at the borders of layers"
+    assert shared[waiting] == streamed[waiting]  # of two sequences each
 
 
 def test_on_a_cpu_all_is_the_hosts() -> None:

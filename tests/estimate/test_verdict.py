@@ -11,7 +11,7 @@ import pytest
 from optimum_grasprune import GRASPConfig
 from optimum_grasprune.dummy import shape_config
 from optimum_grasprune.errors import ResourceError
-from optimum_grasprune.estimate import RUNNERS, Estimate, Job, Machine, estimated, require_fit
+from optimum_grasprune.estimate import Estimate, Job, Machine, estimated, require_fit
 from optimum_grasprune.estimate.machine import free_host_memory
 from optimum_grasprune.estimate.verdict import alternatives, in_gib
 
@@ -23,16 +23,16 @@ def job(shape: str = "llama-2-7b", device: str = "cuda", **options: Any) -> Job:
     return Job.of(GRASPConfig(**options), shape_config(shape), device=device)
 
 
-def refusal(estimate: Estimate, runners: Any = RUNNERS) -> str:
+def refusal(estimate: Estimate) -> str:
     with pytest.raises(ResourceError) as error:
-        require_fit(estimate, runners)
+        require_fit(estimate)
     return str(error.value)
 
 
 def test_what_fits_is_not_refused() -> None:
     estimate = Estimate.of(job(), ROOMY)
     assert estimate.shortages == []
-    require_fit(estimate, RUNNERS)
+    require_fit(estimate)
     line = estimate.line
     assert line.startswith("needed at most, whole: 15.6 GiB of 80.0 GiB free on cuda:0, 0.8 GiB of 500.0 GiB free on ")
     assert estimate.to_dict()["fits"] is True
@@ -42,7 +42,7 @@ def test_only_what_a_run_cannot_go_on_without_is_refused() -> None:
     needs = Estimate.of(job(), ROOMY).needs
     at_the_limit = replace(ROOMY, device=needs.hard("device"))
     assert needs.hard("device") < needs.size("device")
-    require_fit(Estimate.of(job(), at_the_limit), RUNNERS)
+    require_fit(Estimate.of(job(), at_the_limit))
     below = replace(ROOMY, device=needs.hard("device") - 1)
     assert "the run needs" in refusal(Estimate.of(job(), below))
 
@@ -59,7 +59,6 @@ def test_a_runner_is_named_where_the_weights_are_too_large() -> None:
     assert "12.0 GiB are free: --runner offloaded needs" in refusal(Estimate.of(job(), small))
     no_memory = replace(small, host=3 * GIB)
     assert "--runner streamed needs" in refusal(Estimate.of(job(batch_size=1), no_memory))
-    assert "--runner" not in refusal(Estimate.of(job(), small), RUNNERS[:1])
 
 
 def test_several_gpus_hold_what_the_host_need_not() -> None:
@@ -73,7 +72,7 @@ def test_where_nothing_is_enough_the_best_is_named() -> None:
     line = refusal(Estimate.of(job(), replace(ROOMY, device=GIB // 4, devices=GIB // 4)))
     assert "are free: no option is enough; --runner streamed needs" in line
     tight = job("tiny", device="cpu", gradient_checkpointing=True, seq_len=32, method="magnitude", dtype="bfloat16")
-    assert "no option needs less" in refusal(Estimate.of(tight, replace(ROOMY, host=1)), RUNNERS[:1])
+    assert "no option needs less" in refusal(Estimate.of(replace(tight, runner="streamed"), replace(ROOMY, host=1)))
 
 
 def test_disks() -> None:
@@ -83,30 +82,30 @@ def test_disks() -> None:
     line = refusal(Estimate.of(job(), replace(ROOMY, temporary=GIB, folder="/scratch")))
     assert "the disk of /scratch" in line and "the environment variable TMPDIR names another folder" in line
     both = replace(ROOMY, output=10 * GIB, temporary=10 * GIB)
-    require_fit(Estimate.of(job(), both), RUNNERS)
+    require_fit(Estimate.of(job(), both))
     assert [each.place for each in Estimate.of(job(), replace(both, one_disk=True)).shortages] == ["output"]
 
 
 def test_the_first_runner_that_fits() -> None:
     def chosen(gib: int, host: int = 100) -> str:
         machine = replace(ROOMY, device=gib * GIB, devices=gib * GIB, host=host * GIB)
-        return estimated(job(), machine, RUNNERS).needs.runner
+        return estimated(job(), machine).needs.runner
 
     assert (chosen(24), chosen(10), chosen(10, host=6)) == ("whole", "offloaded", "streamed")
-    assert estimated(job(), ROOMY, RUNNERS, "streamed").needs.runner == "streamed"
-    nothing = estimated(job(), replace(ROOMY, host=0, device=0, devices=0), RUNNERS)
+    assert estimated(job(), ROOMY, "streamed").needs.runner == "streamed"
+    nothing = estimated(job(), replace(ROOMY, host=0, device=0, devices=0))
     assert nothing.needs.runner == "whole" and nothing.shortages
 
 
 def test_alternatives_come_in_order_and_change_only_what_they_say() -> None:
     asked = job(batch_size=2, dtype="float32", seq_len=256)
-    found = dict(alternatives(asked, RUNNERS))
+    found = dict(alternatives(asked))
     assert [*found] == [
         *("--gradient-checkpointing", "--runner offloaded", "--runner streamed", "--dtype bfloat16"),
         *("--batch-size 1", "--seq-len 128", "--seq-len 64"),
     ]
     assert found["--dtype bfloat16"].element == 2 and found["--seq-len 64"].length == 64
-    assert "--runner offloaded" not in dict(alternatives(job(device="cpu"), RUNNERS))
+    assert "--runner offloaded" not in dict(alternatives(job(device="cpu")))
 
 
 def test_a_device_that_tells_nothing_is_not_refused() -> None:

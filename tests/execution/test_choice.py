@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoConfig, LlamaConfig
 
 from optimum_grasprune.config import RunnerOptions
@@ -14,7 +16,8 @@ from optimum_grasprune.errors import OptionError
 from optimum_grasprune.execution import placed
 from optimum_grasprune.execution.choice import Choice, chosen, limits_of, needed_for_whole
 from optimum_grasprune.execution.free_memory import FreeMemory, free_host_memory, free_memory
-from optimum_grasprune.loading import empty_model
+from optimum_grasprune.execution.peers import Peers
+from optimum_grasprune.loading import empty_model, load_config
 from tests.conftest import make_model
 
 GIB = 2**30
@@ -71,6 +74,38 @@ def test_what_is_told() -> None:
     assert without.runner == "streamed" and "accelerate is not installed, which would spread them" in without.why
 
 
+def test_several_processes_share_what_none_of_them_holds() -> None:
+    def by_four(weights: int, host: int, *gpus: int) -> Choice:
+        free = FreeMemory({number: size * GIB for number, size in enumerate(gpus)}, host * GIB)
+        return chosen(weights * GIB, free, processes=4)
+
+    assert by_four(15, 64, 24) == Choice("whole")
+    shared = by_four(70, 64, 24)
+    assert (shared.runner, by_four(70, 64).runner, by_four(77, 0, 24).runner) == ("sharded", "sharded", "streamed")
+    sizes = "70.0 GiB of weights need 105.0 GiB in one place, cuda:0 has 24.0 GiB free for a process"
+    assert shared.why == f"{sizes}; 4 of them hold them together"
+    assert by_four(77, 0, 24).why.endswith("for a process, and 4 of them do not hold them together")
+
+
+def test_all_processes_go_by_what_each_of_them_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the others have less: of two machines, one with two processes, the smaller GPU and the smaller memory."""
+
+    class Others(Peers):
+        count, local_count = 3, 2
+
+        def of_all(self, tensors: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
+            return [tensors, {"free": torch.tensor([20, 90])}, {"free": torch.tensor([30, 8])}]
+
+    assert placed._least(FreeMemory({1: 24}, 20), Others()) == FreeMemory({1: 20}, 8)
+    assert placed._least(FreeMemory({}, 20), Peers()) == FreeMemory({}, 20)
+
+
+def test_shares_are_for_several_processes(model_folder: Path) -> None:
+    empty = empty_model(load_config(str(model_folder)))
+    with pytest.raises(OptionError, match="runner='sharded': is for several processes, as torchrun starts them"):
+        placed.choice_for(empty, RunnerOptions(runner="sharded"), dtype="auto", device="cpu")
+
+
 def test_what_a_user_allows_is_allowed_in_full() -> None:
     assert run_on(26, 10, 17, share=1.0).limits == {0: 17 * GIB, "cpu": 10 * GIB}
     assert run_on(26, 10, 15, share=1.0).runner == "streamed"
@@ -98,14 +133,14 @@ def test_gpus_are_asked_as_far_as_they_are_needed(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "mem_get_info", info)
     monkeypatch.setattr("optimum_grasprune.execution.free_memory.free_host_memory", lambda: GIB)
     monkeypatch.setattr(placed, "find_spec", lambda name: name)
-    assert placed._chosen(6 * GIB, RunnerOptions(), "auto").runner == "whole" and asked == [0]
-    spread = placed._chosen(7 * GIB, RunnerOptions(), "auto")
+    assert placed._chosen(6 * GIB, RunnerOptions(), "auto", Peers()).runner == "whole" and asked == [0]
+    spread = placed._chosen(7 * GIB, RunnerOptions(), "auto", Peers())
     assert spread.runner == "offloaded" and list(spread.limits) == [0, 1, 2, "cpu"]
     asked.clear()
-    assert placed._chosen(7 * GIB, RunnerOptions(), "cuda:2").runner == "whole" and asked == [2]
-    assert placed._chosen(7 * GIB, RunnerOptions(), "cpu").runner == "streamed" and asked == [2]
+    assert placed._chosen(7 * GIB, RunnerOptions(), "cuda:2", Peers()).runner == "whole" and asked == [2]
+    assert placed._chosen(7 * GIB, RunnerOptions(), "cpu", Peers()).runner == "streamed" and asked == [2]
     allowed = RunnerOptions(max_memory={1: 5 * GIB, "cpu": 4 * GIB})
-    assert placed._chosen(7 * GIB, allowed, "auto").limits == {1: 5 * GIB, "cpu": 4 * GIB} and asked == [2]
+    assert placed._chosen(7 * GIB, allowed, "auto", Peers()).limits == {1: 5 * GIB, "cpu": 4 * GIB} and asked == [2]
 
 
 @pytest.mark.parametrize(

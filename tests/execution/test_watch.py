@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -185,7 +186,9 @@ LAUNCHED = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "n
 
 
 def test_what_a_launcher_says() -> None:
-    assert Launch.found(LAUNCHED) == Launch(rank=1, count=2, local_rank=0, address="node7", port=29500)
+    alone_there = Launch(rank=1, count=2, local_rank=0, address="node7", port=29500, local_count=1)
+    assert Launch.found({**LAUNCHED, "LOCAL_WORLD_SIZE": "1"}) == alone_there
+    assert Launch.found(LAUNCHED) == replace(alone_there, local_count=2)
     assert Launch.found({**LAUNCHED, "WORLD_SIZE": "1"}) is None and Launch.found({}) is None
     assert Launch.found({"WORLD_SIZE": "4"}) is None
 
@@ -195,6 +198,7 @@ def test_what_a_launcher_says() -> None:
     [
         ({"MASTER_ADDR": ""}, "WORLD_SIZE=2 in the environment, but no MASTER_ADDR: start it with torchrun"),
         ({"MASTER_PORT": "http"}, "MASTER_PORT='http' in the environment is no number: start it with torchrun"),
+        ({"LOCAL_WORLD_SIZE": "all"}, "LOCAL_WORLD_SIZE='all' in the environment is no number: start it with torchrun"),
         ({"RANK": "2"}, "RANK=2 in the environment is not below WORLD_SIZE=2"),
     ],
 )

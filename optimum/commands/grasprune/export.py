@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from optimum_grasprune.comparison.beside import BesideDense
     from optimum_grasprune.config import GRASPConfig, RunnerOptions
     from optimum_grasprune.estimate import Estimate, Forecast
-    from optimum_grasprune.execution import RunState
+    from optimum_grasprune.execution import Peers, RunState
     from optimum_grasprune.execution.choice import Choice
     from optimum_grasprune.export.outputs import Source
     from optimum_grasprune.pruned import PrunedModel
@@ -82,6 +82,13 @@ class ExportCommand(Subcommand):
             self.write_result({"checkpoints": checkpoints})
         else:
             self.write_result(results[0])
+
+    @property
+    def _all(self) -> Peers:
+        """All processes that do this."""
+        from optimum_grasprune.execution import Peers
+
+        return self.peers or Peers()
 
     @property
     def _is_first(self) -> bool:
@@ -147,11 +154,21 @@ class ExportCommand(Subcommand):
     def _save(self, pruned: PrunedModel, output: str) -> None:
         from optimum_grasprune.report import print_summary
 
+        writes = self._all_told(pruned, writes=True)
         if not self._is_first:
+            if writes:
+                pruned.read_along(max_shard_size=self.args.max_shard_size)
             return
         with nullcontext() if self.peers is None else self.peers.watch.finishing():
             pruned.save(output, overwrite=self.args.overwrite, max_shard_size=self.args.max_shard_size)
         print_summary(pruned.record, f"{self.args.model} -> {output}")
+
+    def _all_told(self, pruned: PrunedModel, *, writes: bool) -> bool:
+        """Whether the first process writes a model of which every process has to read what is written.
+
+        writes: whether it does, in that process.
+        """
+        return pruned.in_step and self._all.text_of_first(lambda: "writes" if writes else "") != ""
 
     def _prune(self, pruner: GRASPPruner, state: RunState) -> PrunedModel:
         from optimum_grasprune.export.checkpoint import read_plan
@@ -173,8 +190,9 @@ class ExportCommand(Subcommand):
         source, options = self.args.model, self.source_options(self.args.model)
         choice = self._fitting(config, ratios)
         optional_file(source, CARD_NAME)  # of the Hub: into the cache, where the card of the checkpoint looks for it
+        device, peers = self._device(config), self._all
         model = placed_model(
-            source, self._runner, choice, dtype=config.dtype, device=self._device(config), read_as=options
+            source, self._runner, choice, dtype=config.dtype, device=device, read_as=options, peers=peers
         )
         return model, load_tokenizer(source, **options)
 
@@ -210,15 +228,15 @@ class ExportCommand(Subcommand):
 
     def _estimated(self, config: GRASPConfig, ratios: tuple[float, ...]) -> tuple[Estimate, Choice]:
         """What the run needs, beside what there is, by the runner that is chosen; reads no weights."""
-        from optimum_grasprune.estimate import RUNNERS, Job, Machine, estimated
+        from optimum_grasprune.estimate import Job, Machine, estimated
         from optimum_grasprune.execution.placed import choice_for
         from optimum_grasprune.loading import resolve_device
 
-        empty, device = self._empty(), self._device(config)
-        choice = choice_for(empty, self._runner, dtype=config.dtype, device=device)
-        target = resolve_device(device)
-        job = Job.of(config, empty.config, device=target.type, ratios=ratios, replays=self.args.plan is not None)
-        return estimated(job, Machine.here(target, self.args.output), RUNNERS, choice.runner), choice
+        empty, device, peers = self._empty(), self._device(config), self._all
+        choice = choice_for(empty, self._runner, dtype=config.dtype, device=device, peers=peers)
+        target, replays = resolve_device(device), self.args.plan is not None
+        job = Job.of(config, empty.config, device=target.type, ratios=ratios, replays=replays, processes=peers.count)
+        return estimated(job, Machine.here(target, self.args.output, peers.local_count), choice.runner), choice
 
     def _fitting(self, config: GRASPConfig, ratios: tuple[float, ...]) -> Choice:
         """The runner; refuses what cannot fit, says what is needed where that is much, and what the run will do."""
@@ -233,10 +251,10 @@ class ExportCommand(Subcommand):
         return choice
 
     def _require_fit(self, estimate: Estimate) -> None:
-        from optimum_grasprune.estimate import RUNNERS, require_fit
+        from optimum_grasprune.estimate import require_fit
 
         if not self.args.ignore_estimate:
-            require_fit(estimate, RUNNERS)
+            require_fit(estimate)
 
     def _show_needs(self, config: GRASPConfig, ratios: tuple[float, ...]) -> None:
         """What `--dry-run` prints; ends in an error where the run would."""
@@ -284,8 +302,9 @@ class ExportCommand(Subcommand):
 
         name, record = Path(folder).name, pruned.record.to_dict()
         if not self._is_first:
-            return Written.of(pruned, folder, repository, page)
+            return self._written(pruned, folder, repository, page)
         if name in state.outputs and (before := read_record(folder)) is not None and before.to_dict() == record:
+            self._all_told(pruned, writes=False)
             print_summary(pruned.record, f"{self.args.model} -> {folder}, written before")
             return Written.of(pruned, folder, repository, page)
         self._check_free(folder)
