@@ -44,7 +44,7 @@ class StoredTensor:
 
         dtype: as it is stored, by default.
         """
-        numbers = _in_pages_of_its_own(self.shape, self.dtype)
+        numbers = in_pages_of_its_own(self.shape, self.dtype)
         unread = numbers.flatten().view(torch.uint8).numpy().data
         try:
             with self.file.open("rb", buffering=0) as stream:
@@ -58,11 +58,11 @@ class StoredTensor:
             what = error.strerror or error
             raise CheckpointError(f"the weights in {self.file} cannot be read any more: {what}") from None
         if device.type == "cpu" and dtype not in (None, self.dtype):
-            return _in_pages_of_its_own(self.shape, dtype).copy_(numbers)
+            return in_pages_of_its_own(self.shape, dtype).copy_(numbers)
         return numbers.to(device, dtype)
 
 
-def _in_pages_of_its_own(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def in_pages_of_its_own(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """A new tensor on the CPU whose memory, where it is more than little, goes back to the system when it is let go.
 
     Layers come and go, and the holes that they would leave in the heap are not filled: on the model above, in fp32,

@@ -19,6 +19,7 @@ from torch import distributed as dist
 from typing_extensions import Self
 
 from ..errors import GraspruneError, first_line
+from ..stored_tensors import in_pages_of_its_own
 from .peers import Gradients, Named, Peers
 from .watch import Watch
 
@@ -114,11 +115,13 @@ class Processes(Peers):
 
     def whole(self, part: Tensor, rows: Sequence[int]) -> Tensor:
         """See `Peers.whole`; on the CPU, where GPUs do not exchange."""
-        own = part if self.on_gpu else part.cpu()
+        own, longest = (part if self.on_gpu else part.cpu()), max(rows)
         # All parts are exchanged at one length, and as bytes: gloo does not know every dtype.
-        padded = torch.cat([own, own.new_zeros(max(rows) - len(own), *own.shape[1:])]).contiguous()
-        parts = padded.new_empty(self.count, *padded.shape)
-        self._exchanged(dist.all_gather, list(_bytes_of(parts.flatten(1))), _bytes_of(padded.flatten()))
+        if len(own) < longest:
+            own = torch.cat([own, own.new_zeros(longest - len(own), *own.shape[1:])])
+        shape = (self.count, longest, *own.shape[1:])
+        parts = in_pages_of_its_own(shape, own.dtype) if own.device.type == "cpu" else own.new_empty(shape)
+        self._exchanged(dist.all_gather, list(_bytes_of(parts.flatten(1))), _bytes_of(own.contiguous().flatten()))
         if len(set(rows)) == 1:
             return parts.flatten(0, 1)
         return torch.cat([each[:count] for each, count in zip(parts, rows, strict=True)])
