@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from ..config import RunnerName
 from ..execution.streamed import BORDER_BYTES, BORDER_BYTES_ELSEWHERE, HIDDEN_BYTES, HIDDEN_BYTES_ELSEWHERE
 from ..recovery.base import TrainedStage
 from .activations import (
@@ -74,7 +75,7 @@ class Stage:
 class Needs:
     """What a run needs. runner: how the model is run."""
 
-    runner: str
+    runner: RunnerName
     stages: tuple[Stage, ...]
 
     def peak(self, place: Place) -> Stage:

@@ -47,7 +47,14 @@ class Estimate:
     @property
     def shortages(self) -> list[Shortage]:
         """What is missing for it to run at all: weights, a step, and files; what is soft is not counted."""
-        needed: dict[Place, int] = {place: self.needs.hard(place) for place in PLACES}
+        return self._missing({place: self.needs.hard(place) for place in PLACES})
+
+    @property
+    def tight(self) -> list[Shortage]:
+        """What is missing for it to run as it best would, what is soft included."""
+        return self._missing({place: self.needs.size(place) for place in PLACES})
+
+    def _missing(self, needed: dict[Place, int]) -> list[Shortage]:
         if self.needs.runner == "offloaded" and self.machine.device is not None:
             # What the devices have room for beside the work need not lie in the host's memory.
             needed["host"] -= max(0, min(self.machine.devices - needed["device"], self._offloaded))
@@ -106,23 +113,38 @@ class Estimate:
         }
 
 
-def estimated(job: Job, machine: Machine, asked: RunnerName | Literal["auto"] = "auto") -> Estimate:
-    """The estimate of a run by the runner that is asked for; by "auto", the first that fits, or else the first."""
-    names = known_runners(job) if asked == "auto" else [asked]
+def estimated(job: Job, machine: Machine, asked: RunnerName | Literal["auto"] = "auto") -> tuple[Estimate, str]:
+    """The estimate of a run by the runner that is asked for, or chosen, and why it is not the first that there is.
+
+    By "auto" it is the first that has all that it needs, then the first that can run at all, or else the first.
+    """
+    names = known_runners(job, machine) if asked == "auto" else [asked]
     tried = [Estimate.of(replace(job, runner=runner), machine) for runner in names]
-    return next((estimate for estimate in tried if not estimate.shortages), tried[0])
+    first = tried[0]
+    found = next((each for each in tried if not each.tight), None)
+    found = found or next((each for each in tried if not each.shortages), first)
+    if found is first:
+        return found, ""
+    lacks = _largest(first.tight)
+    called = machine.called(lacks.place)
+    return found, f"{names[0]} needs {in_gib(lacks.needed)} on {called}, and {in_gib(lacks.free)} are free"
 
 
-def known_runners(job: Job) -> list[RunnerName]:
-    """Those that a job could be done by: on the host's memory alone, to offload gains nothing."""
-    return [runner for runner in runners_for(job.processes) if not (runner == "offloaded" and job.is_on_host)]
+def known_runners(job: Job, machine: Machine) -> list[RunnerName]:
+    """Those that a job could be done by: accelerate offloads, and on the host's memory alone that gains nothing."""
+    offloads = machine.accelerate and not job.is_on_host
+    return [runner for runner in runners_for(job.processes) if runner != "offloaded" or offloads]
+
+
+def _largest(shortages: Sequence[Shortage]) -> Shortage:
+    return max(shortages, key=lambda each: each.needed - each.free)
 
 
 def require_fit(estimate: Estimate) -> None:
     """Raise ResourceError for a run that cannot fit, in a line that names what would."""
     if not estimate.shortages:
         return
-    shortage = max(estimate.shortages, key=lambda each: each.needed - each.free)
+    shortage = _largest(estimate.shortages)
     machine, place = estimate.machine, shortage.place
     peak = max(estimate.needs.stages, key=lambda stage: stage.size(place, hard=True))
     parts = in_words([part for part in peak.largest_first(place) if not part.soft])
@@ -138,7 +160,7 @@ def _advice(estimate: Estimate, shortage: Shortage) -> str:
     if shortage.place == "temporary":
         return "the environment variable TMPDIR names another folder"
     found = None
-    for words, job in alternatives(estimate.job):
+    for words, job in alternatives(estimate.job, estimate.machine):
         other = Estimate.of(job, estimate.machine)
         if not other.shortages:
             return f"{words} needs {in_gib(other.needs.hard(shortage.place))} there"
@@ -149,11 +171,11 @@ def _advice(estimate: Estimate, shortage: Shortage) -> str:
     return f"no option is enough; {found[0]} needs {in_gib(found[1])} there"
 
 
-def alternatives(job: Job) -> Iterator[tuple[str, Job]]:
+def alternatives(job: Job, machine: Machine) -> Iterator[tuple[str, Job]]:
     """Ways to run it in less memory, as words of a command line: those first that change nothing of what comes out."""
     if not job.config.gradient_checkpointing:
         yield "--gradient-checkpointing", job.asking(gradient_checkpointing=True)
-    for runner in known_runners(job):
+    for runner in known_runners(job, machine):
         if runner != job.runner:
             yield f"--runner {runner}", replace(job, runner=runner)
     if job.element > 2:

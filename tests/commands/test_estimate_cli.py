@@ -22,7 +22,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def make(**free: Any) -> None:
         there = Machine(**{"host": 8 * GIB, "output": 8 * GIB, "temporary": 8 * GIB, **free})
-        monkeypatch.setattr(Machine, "here", lambda *_: there)
+        monkeypatch.setattr(Machine, "here", lambda *_, **__: there)
 
     return make
 

@@ -11,6 +11,8 @@ import pytest
 from transformers import PreTrainedModel
 
 from optimum_grasprune.dispatched import is_offloaded
+from optimum_grasprune.estimate import Estimate, Job, Machine
+from optimum_grasprune.estimate.verdict import Shortage
 from optimum_grasprune.execution import placed
 from optimum_grasprune.execution.free_memory import FreeMemory
 from optimum_grasprune.pruner import GRASPPruner
@@ -18,6 +20,7 @@ from tests.commands.conftest import Outcome
 from tests.conftest import make_model, make_tokenizer
 
 Cli = Callable[..., Outcome]
+GIB = 2**30
 FASP = ("--method", "fasp", "--num-samples", "4", "--seq-len", "16", "--keep-ratio", "0.5", "--runner")
 
 
@@ -76,20 +79,24 @@ def test_what_is_chosen_is_told_unless_it_is_the_plain_one(
     pytest.importorskip("accelerate")
     asked = ("export", "-m", wide, "--dataset", corpus_file, *FASP, "auto")
     assert cli(*asked, tmp_path / "whole").error_lines == []
-    monkeypatch.setattr(placed, "free_memory", lambda device, first=False: FreeMemory({0: 0}, 4 * 2**20))
+    there = Machine(host=GIB, output=GIB, temporary=GIB, device=2**20, devices=2**20, name="cuda:0")
+    monkeypatch.setattr(Machine, "here", lambda *_, **__: there)
+    monkeypatch.setattr(Job, "is_on_host", False)  # a GPU with too little memory for a whole model
+    too_little = [Shortage("device", 3 * 2**20, 2**20)]
+    for what in ("tight", "shortages"):
+        missing = property(lambda estimate: too_little if estimate.needs.runner == "whole" else [])
+        monkeypatch.setattr(Estimate, what, missing)
+    monkeypatch.setattr(placed, "free_memory", lambda device: FreeMemory({0: 0}, 4 * 2**20))
     outcome = cli(*asked, tmp_path / "offloaded")
     assert outcome.code == 0
-    assert outcome.error_lines == [
-        "runner: offloaded, since 0.0 GiB of weights need 0.0 GiB in one place, cuda:0 has 0.0 GiB free; "
-        "it and CPU memory hold them together"
-    ]
+    assert outcome.error_lines == ["runner: offloaded, since whole needs 3 MiB on cuda:0, and 1 MiB are free"]
     assert files_of(tmp_path / "offloaded") == files_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("elsewhere",), "--runner elsewhere: input should be 'auto', 'whole', 'offloaded' or 'streamed'"),
+        (("elsewhere",), "--runner elsewhere: input should be 'auto', 'whole', 'offloaded', 'sharded' or 'streamed'"),
         (("auto", "--max-memory", "0"), "--max-memory 0: should be each device with a size, as in 0=20GiB"),
         (("auto", "--max-memory", "99=20GiB"), "--max-memory 99: is no GPU here, of which there are "),
         (("whole", "--max-memory", "cpu=1GiB"), "--runner whole: has no meaning beside --max-memory"),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from optimum_grasprune import GRASPConfig
 from optimum_grasprune.dummy import shape_config
 from optimum_grasprune.errors import ResourceError
-from optimum_grasprune.estimate import Estimate, Job, Machine, estimated, require_fit
+from optimum_grasprune.estimate import Estimate, Job, Machine, estimated, needs_of, require_fit
 from optimum_grasprune.estimate.machine import free_host_memory
 from optimum_grasprune.estimate.verdict import alternatives, in_gib
+from optimum_grasprune.execution import Peers
 
 GIB = 2**30
 ROOMY = Machine(host=500 * GIB, output=500 * GIB, temporary=500 * GIB, device=80 * GIB, devices=80 * GIB, name="cuda:0")
@@ -89,23 +94,96 @@ def test_disks() -> None:
 def test_the_first_runner_that_fits() -> None:
     def chosen(gib: int, host: int = 100) -> str:
         machine = replace(ROOMY, device=gib * GIB, devices=gib * GIB, host=host * GIB)
-        return estimated(job(), machine).needs.runner
+        return estimated(job(), machine)[0].needs.runner
 
     assert (chosen(24), chosen(10), chosen(10, host=6)) == ("whole", "offloaded", "streamed")
-    assert estimated(job(), ROOMY, "streamed").needs.runner == "streamed"
-    nothing = estimated(job(), replace(ROOMY, host=0, device=0, devices=0))
-    assert nothing.needs.runner == "whole" and nothing.shortages
+    asked, why = estimated(job(), ROOMY, "streamed")
+    assert asked.needs.runner == "streamed" and not why
+    nothing, why = estimated(job(), replace(ROOMY, host=0, device=0, devices=0))
+    assert nothing.needs.runner == "whole" and nothing.shortages and not why
+
+
+def test_one_with_all_that_it_needs_comes_before_one_that_can_just_run() -> None:
+    needs = needs_of(job())
+    tight = replace(ROOMY, device=needs.hard("device"), devices=needs.hard("device"))
+    assert not Estimate.of(job(), tight).shortages
+    found, why = estimated(job(), tight)
+    assert found.needs.runner == "offloaded" and why == "whole needs 15.6 GiB on cuda:0, and 15.1 GiB are free"
+    alone = replace(tight, accelerate=False, host=0)
+    assert estimated(job(batch_size=1), alone)[0].needs.runner != "offloaded"
+
+
+def test_several_processes_share_what_none_of_them_holds() -> None:
+    def runner(shape: str, gib: int) -> str:
+        each = replace(ROOMY, device=gib * GIB, devices=gib * GIB)
+        return estimated(replace(job(shape, batch_size=4), processes=4), each)[0].needs.runner
+
+    assert [runner("llama-2-7b", 24), runner("llama-2-13b", 24)] == ["whole", "sharded"]
+    assert [runner("llama-3.1-70b", 80), runner("llama-3.1-70b", 24)] == ["sharded", "streamed"]
+
+
+def test_all_processes_go_by_what_each_of_them_has() -> None:
+    """Here the others have less: of two machines, one with two processes, a smaller GPU, less memory, a full disk."""
+
+    class Others(Peers):
+        count, local_count = 3, 2
+
+        def of_all(self, tensors: Mapping[str, Tensor]) -> list[Mapping[str, Tensor]]:
+            others = torch.tensor([[20, 90, 9, 7], [30, 8, 9, 7]])
+            return [tensors, *({"free": each} for each in others)]
+
+    own = Machine(host=20, output=8, temporary=12, device=24, devices=24)
+    assert own.of_each(Others()) == replace(own, host=8, output=7, temporary=6, device=20, devices=20)
+    assert own.of_each(Peers()) == own
+    assert replace(own, device=None, devices=0).of_each(Others()).device == 20
+
+
+def test_what_a_user_allows() -> None:
+    own = Machine(host=20, output=8, temporary=12, device=24, devices=48)
+    assert own.allowing(None) == own
+    assert own.allowing({2: 7, 1: 5, "cpu": 3}) == replace(own, host=3, device=5, devices=12)
+    assert own.allowing({"cpu": 3}) == replace(own, host=3, device=None, devices=0)
+    assert own.allowing({1: 5}) == replace(own, host=0, device=5, devices=5)
+
+
+def test_gpus_are_asked_as_far_as_they_are_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def info(device: Any) -> tuple[int, int]:
+        asked.append(str(device))
+        return 10 * GIB, 80 * GIB
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", info)
+    assert Machine.here(torch.device("cuda"), str(tmp_path), first=True).devices == 10 * GIB and asked == ["cuda"]
+    assert Machine.here(torch.device("cuda:2"), str(tmp_path)).devices == 10 * GIB and asked == ["cuda", "cuda:2"]
+    assert Machine.here(torch.device("cuda"), str(tmp_path)).devices == 30 * GIB and asked[2:] == ["cuda", "1", "2"]
+    assert Machine.here(torch.device("cpu"), str(tmp_path)).devices == 0 and len(asked) == 5
+
+
+def test_the_table_of_the_page() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "runners.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| GPUs, GB .*(?:\n\|.*)+", page, flags=re.MULTILINE)
+    header, _, *rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.splitlines()]
+    assert len(rows) == 5 and header[2:] == ["llama-2-7b", "llama-3.1-8b", "llama-2-13b", "llama-3.1-70b"]
+    for gpus, host, *runners in rows:
+        sizes = [] if gpus == "none" else [int(size) * 10**9 for size in gpus.split(",")]
+        device = {"device": sizes[0], "devices": sum(sizes)} if sizes else {"device": None, "devices": 0}
+        machine = replace(ROOMY, host=int(host) * 10**9, **device)
+        for shape, runner in zip(header[2:], runners, strict=True):
+            found, _ = estimated(job(shape, "cuda" if sizes else "cpu"), machine)
+            assert found.needs.runner == runner, (gpus, host, shape)
 
 
 def test_alternatives_come_in_order_and_change_only_what_they_say() -> None:
     asked = job(batch_size=2, dtype="float32", seq_len=256)
-    found = dict(alternatives(asked))
+    found = dict(alternatives(asked, ROOMY))
     assert [*found] == [
         *("--gradient-checkpointing", "--runner offloaded", "--runner streamed", "--dtype bfloat16"),
         *("--batch-size 1", "--seq-len 128", "--seq-len 64"),
     ]
     assert found["--dtype bfloat16"].element == 2 and found["--seq-len 64"].length == 64
-    assert "--runner offloaded" not in dict(alternatives(job(device="cpu")))
+    assert "--runner offloaded" not in dict(alternatives(job(device="cpu"), ROOMY))
 
 
 def test_a_device_that_tells_nothing_is_not_refused() -> None:

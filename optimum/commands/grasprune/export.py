@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -19,10 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from optimum_grasprune.comparison.beside import BesideDense
-    from optimum_grasprune.config import GRASPConfig, RunnerOptions
+    from optimum_grasprune.config import GRASPConfig, RunnerName, RunnerOptions
     from optimum_grasprune.estimate import Estimate, Forecast
     from optimum_grasprune.execution import Peers, RunState
-    from optimum_grasprune.execution.choice import Choice
     from optimum_grasprune.export.outputs import Source
     from optimum_grasprune.pruned import PrunedModel
     from optimum_grasprune.pruner import GRASPPruner
@@ -188,11 +188,11 @@ class ExportCommand(Subcommand):
         from optimum_grasprune.model_files import optional_file
 
         source, options = self.args.model, self.source_options(self.args.model)
-        choice = self._fitting(config, ratios)
+        runner = self._fitting(config, ratios)
         optional_file(source, CARD_NAME)  # of the Hub: into the cache, where the card of the checkpoint looks for it
         device, peers = self._device(config), self._all
         model = placed_model(
-            source, self._runner, choice, dtype=config.dtype, device=device, read_as=options, peers=peers
+            source, runner, self._runner, dtype=config.dtype, device=device, read_as=options, peers=peers
         )
         return model, load_tokenizer(source, **options)
 
@@ -226,29 +226,37 @@ class ExportCommand(Subcommand):
         check_stored(source, shapes_of(empty), self.args.revision)
         return empty
 
-    def _estimated(self, config: GRASPConfig, ratios: tuple[float, ...]) -> tuple[Estimate, Choice]:
-        """What the run needs, beside what there is, by the runner that is chosen; reads no weights."""
+    def _estimated(self, config: GRASPConfig, ratios: tuple[float, ...]) -> tuple[Estimate, str]:
+        """What the run needs, beside what there is, by the runner that is chosen, and why; reads no weights."""
         from optimum_grasprune.estimate import Job, Machine, estimated
-        from optimum_grasprune.execution.placed import choice_for
+        from optimum_grasprune.execution.placed import check_runner, computing_device
         from optimum_grasprune.loading import resolve_device
 
-        empty, device, peers = self._empty(), self._device(config), self._all
-        choice = choice_for(empty, self._runner, dtype=config.dtype, device=device, peers=peers)
-        target, replays = resolve_device(device), self.args.plan is not None
+        empty, options, device, peers = self._empty(), self._runner, self._device(config), self._all
+        check_runner(options, device, peers)
+        target, replays = resolve_device(computing_device(options, device)), self.args.plan is not None
         job = Job.of(config, empty.config, device=target.type, ratios=ratios, replays=replays, processes=peers.count)
-        return estimated(job, Machine.here(target, self.args.output, peers.local_count), choice.runner), choice
+        for first in (True, False):  # the other GPUs where the first one is not enough
+            machine = Machine.here(target, self.args.output, first=first).of_each(peers)
+            estimate, why = estimated(job, machine.allowing(options.max_memory), options.runner)
+            if estimate.needs.runner == "whole":
+                break
+        # What is allowed is so for weights: it decides how a model is run, not whether.
+        return replace(estimate, machine=machine), why
 
-    def _fitting(self, config: GRASPConfig, ratios: tuple[float, ...]) -> Choice:
+    def _fitting(self, config: GRASPConfig, ratios: tuple[float, ...]) -> RunnerName:
         """The runner; refuses what cannot fit, says what is needed where that is much, and what the run will do."""
         from optimum_grasprune.estimate import works_of
         from optimum_grasprune.progress import note
 
-        estimate, choice = self._estimated(config, ratios)
+        estimate, why = self._estimated(config, ratios)
         self._require_fit(estimate)
+        if why:
+            note(f"runner: {estimate.needs.runner}, since {why}")
         if estimate.is_worth_a_line:
             note(estimate.line)
         self._forecast.expect(works_of(estimate.job))
-        return choice
+        return estimate.needs.runner
 
     def _require_fit(self, estimate: Estimate) -> None:
         from optimum_grasprune.estimate import require_fit
