@@ -39,3 +39,7 @@ class EvaluationOptions(Options):
     device: Annotated[str, Flag("DEVICE")] = Field(
         default="auto", description="torch device, as in cpu or cuda:0; auto takes the first GPU, else the CPU"
     )
+    runner: Literal["whole", "streamed"] = Field(
+        default="whole",
+        description="whole: a model is in memory; streamed: one of its layers is, read from its files, for perplexity",
+    )

@@ -64,6 +64,10 @@ def read_asked(
     if others and not entries and not one:
         used = {"device", "dtype"} | ({"bos", "text_column"} if needles.needles else set())
         _refuse_without("a corpus: --ppl or --dataset", options, options.model_fields_set - used)
+    if options.runner == "streamed" and (needles.needles is not None or (tasks.tasks and backend.backend == "hf")):
+        raise OptionError(
+            "runner", options.runner, "measures perplexity alone, and what is asked here needs a whole model"
+        )
     check_vllm(backend, options.device)
     resolve_device(options.device)
     suite = read_tasks(tasks, model)  # which refuses what is of no use without tasks, before a corpus is read

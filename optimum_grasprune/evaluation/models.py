@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import JsonValue
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..config import EvaluationOptions
 from ..corpora import Corpus, load_corpus, tokenize
@@ -24,6 +24,7 @@ from ..loading import (
 from ..model_files import ReadAs
 from ..record import CorpusRecord, Stored, check_format
 from ..record.describe import precision_of
+from ..streamed_loading import streamed_model
 from .perplexity import EVALUATION_WINDOW, Perplexity, perplexity, perplexity_of, shown
 
 EVALUATION_FORMAT = 1
@@ -130,8 +131,14 @@ def shortest_context(configs: Mapping[str, PreTrainedConfig]) -> int | None:
     return min(longest, default=None)
 
 
+def loaded(source: str, options: EvaluationOptions, read_as: ReadAs) -> PreTrainedModel:
+    """A model as it is to be measured: in memory, or to be read layer by layer. Errors as of `load_model`."""
+    load = streamed_model if options.runner == "streamed" else load_model
+    return load(source, dtype=options.dtype, device=options.device, **read_as)
+
+
 def _measure(source: str, corpus: Corpus, options: EvaluationOptions, window: int, read_as: ReadAs) -> MeasuredModel:
-    model = load_model(source, dtype=options.dtype, device=options.device, **read_as)
+    model = loaded(source, options, read_as)
     tokenizer = load_tokenizer(source, **read_as)
     tokenized = tokenize(corpus, tokenizer, model.config.vocab_size, bos=options.bos)
     result = perplexity(model, tokenized.windows(window, options.num_samples), options.batch_size)

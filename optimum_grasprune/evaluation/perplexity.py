@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..execution import WholeModel
+from ..execution import runner_for
 from ..record import OPTIONAL, Stored
 from ..record.describe import dtype_name, precision_of
 
@@ -81,7 +81,7 @@ def shown(value: float) -> str:
 
 def mean_loss(model: PreTrainedModel, windows_WS: Tensor, batch_size: int = 1) -> float:
     """Mean next-token loss of a model over token windows, as in `Runner.mean_loss`; windows_WS: shape (W, S), int64."""
-    return WholeModel(model).mean_loss(windows_WS, batch_size)
+    return runner_for(model).mean_loss(windows_WS, batch_size)
 
 
 def perplexity(model: PreTrainedModel, windows_WS: Tensor, batch_size: int = 1) -> Perplexity:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..execution import WholeModel
+from ..execution import runner_for
 from ..record import Stored
 from .paired import PairedMean, differences, paired_mean
 
@@ -62,7 +62,7 @@ def loss_by_position(model: PreTrainedModel, windows_WS: Tensor, batch_size: int
     means_WR = torch.cat(
         [
             torch.stack([losses_BP[:, start - 1 : stop - 1].mean(dim=1) for start, stop in places], dim=1).cpu()
-            for losses_BP in WholeModel(model).losses(windows_WS, batch_size)
+            for losses_BP in runner_for(model).losses(windows_WS, batch_size)
         ]
     )
     return tuple(

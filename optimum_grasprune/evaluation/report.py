@@ -16,7 +16,6 @@ from ..loading import (
     count_parameters,
     empty_model,
     load_config,
-    load_model,
     load_tokenizer,
 )
 from ..model_files import ReadAs
@@ -25,7 +24,7 @@ from ..record.describe import dtype_name
 from .asked import Asked, AskedNeedles
 from .harness import Scored, ask, ask_model, beside_dense
 from .haystacks import Haystack, haystacks, lengths_up_to
-from .models import configs_of, shortest_context, window_of
+from .models import configs_of, loaded, shortest_context, window_of
 from .needles import Recall, recalls
 from .perplexity import Perplexity, perplexity
 from .positions import RangeLoss, loss_by_position, mean_of
@@ -187,7 +186,7 @@ def _measured(source: str, asked: Asked, window: int, texts: Sequence[Haystack],
     options, found = asked.options, _Measured()
     model = None
     if asked.corpora or texts:
-        model = load_model(source, dtype=options.dtype, device=options.device, **read_as)
+        model = loaded(source, options, read_as)
         found.dtype = dtype_name(model)
         _measure_losses(model, source, asked, window, found, read_as)
         if texts:
@@ -200,7 +199,7 @@ def _measured(source: str, asked: Asked, window: int, texts: Sequence[Haystack],
             found.scored = ask(running, asked.suite, source, "vllm")
         return found
     if model is None:
-        model = load_model(source, dtype=options.dtype, device=options.device, **read_as)
+        model = loaded(source, options, read_as)
         found.dtype = dtype_name(model)
     found.scored = ask_model(model, load_tokenizer(source, **read_as), asked.suite, source)
     return found

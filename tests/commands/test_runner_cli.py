@@ -15,6 +15,7 @@ from optimum_grasprune.estimate import Estimate, Job, Machine
 from optimum_grasprune.estimate.verdict import Shortage
 from optimum_grasprune.execution import placed
 from optimum_grasprune.execution.free_memory import FreeMemory
+from optimum_grasprune.layer_store import LayerStore
 from optimum_grasprune.pruner import GRASPPruner
 from tests.commands.conftest import Outcome
 from tests.conftest import make_model, make_tokenizer
@@ -115,3 +116,30 @@ def test_without_accelerate(cli: Cli, wide: Path, tmp_path: Path, monkeypatch: p
     outcome = cli("export", "-m", wide, "--method", "magnitude", "--runner", "offloaded", tmp_path / "out")
     assert outcome.code == 2
     assert outcome.error_lines[0].endswith("--runner offloaded: needs accelerate: pip install accelerate")
+
+
+def test_perplexity_is_measured_layer_by_layer(
+    cli: Cli, wide: Path, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a dense and a pruned model, on one corpus, on several, by position."""
+    assert cli("export", "-m", wide, "--method", "magnitude", "--keep-ratio", 0.5, tmp_path / "pruned").code == 0
+    fetched: list[int] = []
+    fetch = LayerStore.fetch
+    monkeypatch.setattr(LayerStore, "fetch", lambda store, layer: fetched.append(layer) or fetch(store, layer))
+    windows = ("--seq-len", 32, "--num-samples", 3, "--batch-size", 2)
+    for what in (("--dataset", corpus_file), ("--ppl", f"one={corpus_file}", f"two={corpus_file}[:50%]"), ()):
+        by_position = () if what else ("--by-position", "--dataset", corpus_file)
+        asked = ("evaluate", "-m", tmp_path / "pruned", "--dense", wide, *what, *by_position, *windows)
+        assert cli(*asked, "--json", tmp_path / "whole.json").code == 0 and not fetched
+        assert cli(*asked, "--runner", "streamed", "--json", tmp_path / "streamed.json").code == 0
+        assert {0, 1, 2} == set(fetched)
+        assert (tmp_path / "streamed.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+        fetched.clear()
+
+
+@pytest.mark.parametrize("what", [("--needles", "novels.txt"), ("--tasks", "arc_easy")])
+def test_what_needs_a_whole_model_is_not_streamed(
+    cli: Cli, wide: Path, corpus_file: Path, what: tuple[str, ...]
+) -> None:
+    outcome = cli("evaluate", "-m", wide, "--dataset", corpus_file, "--runner", "streamed", *what)
+    assert outcome.code == 2 and "--runner streamed: measures perplexity alone" in outcome.error_lines[0]
