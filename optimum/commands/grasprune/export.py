@@ -228,6 +228,8 @@ class ExportCommand(Subcommand):
 
     def _estimated(self, config: GRASPConfig, ratios: tuple[float, ...]) -> tuple[Estimate, str]:
         """What the run needs, beside what there is, by the runner that is chosen, and why; reads no weights."""
+        import torch
+
         from optimum_grasprune.estimate import Job, Machine, estimated
         from optimum_grasprune.execution.placed import check_runner, computing_device
         from optimum_grasprune.loading import resolve_device
@@ -236,8 +238,9 @@ class ExportCommand(Subcommand):
         check_runner(options, device, peers)
         target, replays = resolve_device(computing_device(options, device)), self.args.plan is not None
         job = Job.of(config, empty.config, device=target.type, ratios=ratios, replays=replays, processes=peers.count)
+        here = torch.device(target.type) if options.max_memory else target  # several may be allowed
         for first in (True, False):  # the other GPUs where the first one is not enough
-            machine = Machine.here(target, self.args.output, first=first).of_each(peers)
+            machine = Machine.here(here, self.args.output, first=first).of_each(peers)
             estimate, why = estimated(job, machine.allowing(options.max_memory), options.runner)
             if estimate.needs.runner == "whole":
                 break
