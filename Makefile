@@ -3,6 +3,10 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL ?= examples/tiny-llama
+JOBS ?= 2
+# Two processes with two threads each on two cores are many times slower than with one.
+PYTEST := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1) $(BIN)/python -m pytest \
+	--numprocesses $(JOBS) --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help setup demo test test-all fuzz check bench bench-fasp bench-memory bench-ratios
 
@@ -15,11 +19,11 @@ setup: $(READY) ## Make the environment: vLLM for the GPU if there is one, else 
 demo: $(READY) ## Prune a small real model and serve it
 	@$(BIN)/python examples/demo.py
 
-test: $(READY) ## Run the tests; choose some with ARGS="-k budget"
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## Run the tests; choose some with ARGS="-k budget", and JOBS=0 for this process alone
+	@$(PYTEST) $(ARGS)
 
 test-all: $(READY) ## Run those too that are left out for their time: a server of its own for every family
-	@$(BIN)/python -m pytest --slow $(ARGS)
+	@$(PYTEST) --slow $(ARGS)
 
 fuzz: $(READY) ## Run ten thousand damaged models, corpora, options and records; choose kinds with ARGS="-k weights"
 	@$(BIN)/python -m pytest tests/fuzz --hypothesis-profile=fuzz $(ARGS)

@@ -36,6 +36,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests with an engine come first: where several processes share the suite, these take one of them half of its time.
+
+    They stay in one process, whose engine they share, and so do the tests of a file, which share what it has made.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("engine") is None)
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            group = "engine" if item.get_closest_marker("engine") else str(item.path)
+            item.add_marker(pytest.mark.xdist_group(group))
     if not config.getoption("--slow"):
         for item in items:
             if item.get_closest_marker("slow"):
