@@ -1,6 +1,6 @@
 """Seconds that projecting a million units onto the budget takes, beside one gate-training step of a real model.
 
-    python benchmarks/projection.py MODEL [--units 1000000] [--repeats 7] [--device cuda]
+    python benchmarks/projection.py MODEL [--units 1000000] [--repeats 7] [--device cuda] [--dtype float32]
 
 Projection runs at every training step, so it must vanish beside it. The step is measured on MODEL as it is; a model
 with a million units is many times larger, so the share printed here is an upper bound. Beside them stand the units of
@@ -27,6 +27,7 @@ from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.families import family_of
 from optimum_grasprune.gates import train_gates
 from optimum_grasprune.loading import count_parameters, load_model
+from optimum_grasprune.record.describe import dtype_name
 from optimum_grasprune.units import FFN, KV, kept_units
 
 LAYERS = 80
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=1_000_000)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    parser.add_argument("--dtype", default="auto", help="that the model computes in; its own by default")
     parser.add_argument("--shapes", nargs="*", default=["llama-2-7b", "llama-3.1-8b"], help="published shapes")
     args = parser.parse_args()
 
@@ -107,7 +109,7 @@ def main() -> None:
     scores = torch.randn(inventory.num_units, generator=torch.Generator().manual_seed(0)).to(args.device)
     projection = timed(scores, inventory, budget, args.repeats)
 
-    model = load_model(args.model).to(args.device)
+    model = load_model(args.model, dtype=args.dtype).to(args.device)
     family = family_of(model.config)
     units = family.inventory(model)
     limit = Budget.resolve(config, units, count_parameters(model))
@@ -122,6 +124,7 @@ def main() -> None:
         "model_units": units.num_units,
         "model_projection_seconds": round(own, 4),
         "gate_step_seconds": round(step, 4),
+        "dtype": dtype_name(model),
         "share": round(projection / step, 4),
         "shapes": {shape: of_shape(shape, args.repeats, args.device) for shape in args.shapes},
         "device": torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else str(args.device),

@@ -36,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests with an engine come first: where several processes share the suite, these take one of them half of its time.
+    """Tests with an engine come first: where processes share the suite, these take one of them half of its time.
 
     They stay in one process, whose engine they share, and so do the tests of a file, which share what it has made.
     """
