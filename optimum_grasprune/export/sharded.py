@@ -37,7 +37,7 @@ def save_sharded(
     wanted = _saved(empty)
     split = split_torch_state_dict_into_shards(wanted, max_shard_size=max_shard_size)
     with bar(len(wanted), "writing", "tensor") as stage:
-        for file, names in _laid_out(split, wanted).items():
+        for file, names in _by_file(split, wanted).items():
             _write_shard(folder / file, {name: wanted[name] for name in names}, tensor_of, stage.update)
     if split.is_sharded:
         index = {
@@ -51,7 +51,7 @@ def save_sharded(
 def files_of(model: PreTrainedModel, max_shard_size: int | str = "5GB") -> dict[str, list[str]]:
     """Names of the tensors in every file that `save_sharded` writes, in the order in which it asks for them."""
     wanted = _saved(model)
-    return _laid_out(split_torch_state_dict_into_shards(wanted, max_shard_size=max_shard_size), wanted)
+    return _by_file(split_torch_state_dict_into_shards(wanted, max_shard_size=max_shard_size), wanted)
 
 
 def _saved(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -90,13 +90,16 @@ def _write_shard(
             written()
 
 
-def _laid_out(split: StateDictSplit, wanted: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    """The tensors of each file in the order of safetensors: dtypes of the strictest alignment first, then by name."""
-    rank = {dtype: place for place, dtype in enumerate(_DTYPES)}
+def _by_file(split: StateDictSplit, wanted: Mapping[str, Tensor]) -> dict[str, list[str]]:
     return {
-        file: sorted(names, key=lambda name: (rank[wanted[name].dtype], name))
-        for file, names in split.filename_to_tensors.items()
+        file: _laid_out({name: wanted[name] for name in names}) for file, names in split.filename_to_tensors.items()
     }
+
+
+def _laid_out(wanted: Mapping[str, Tensor]) -> list[str]:
+    """The order of tensors in a safetensors file: the dtypes of the strictest alignment first, then by name."""
+    rank = {dtype: place for place, dtype in enumerate(_DTYPES)}
+    return sorted(wanted, key=lambda name: (rank[wanted[name].dtype], name))
 
 
 def _header(wanted: Mapping[str, Tensor]) -> bytes:

@@ -181,7 +181,7 @@ def test_refusals_before_a_model_is_loaded(
     monkeypatch.setattr(
         TaskManager, "__init__", lambda self, **given: whole(self, **given | {"include_defaults": False})
     )
-    monkeypatch.setattr("optimum_grasprune.evaluation.report.load_model", None)
+    monkeypatch.setattr("optimum_grasprune.evaluation.report.loaded", None)
     outcome = cli("evaluate", "-m", model_folder, *asked, *options)
     assert outcome.code == 2 and len(outcome.error_lines) == 1, outcome.error_lines
     assert outcome.error_lines[0].startswith(f"optimum-cli grasprune evaluate: error: {line.format(files=TASK_FILES)}")
