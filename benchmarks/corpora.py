@@ -26,9 +26,8 @@ from optimum_grasprune.comparison import (
     read_corpora,
     write_tables,
 )
-from optimum_grasprune.corpora import source_and_split
 from optimum_grasprune.errors import GraspruneError
-from optimum_grasprune.record.describe import public_name
+from optimum_grasprune.evaluation.texts import public_entry
 from optimum_grasprune.writing import slug, write_file, write_json
 
 CALIBRATED, MEASURED = "[:90%]", "[90%:]"
@@ -111,13 +110,6 @@ def markdown(rows: Mapping[str, Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def listing(entry: str) -> str:
-    """NAME=SOURCE[PART] for the page, without paths of this machine."""
-    name, _, source = entry.partition("=")
-    source, split = source_and_split(source)
-    return f"{name}, `{public_name(source)}`" + (f", `{split}`" if split else "")
-
-
 def write(args: argparse.Namespace, tables: Mapping[str, Mapping[str, Row]]) -> str:
     """Write both files; returns the page. tables: rows by ratio."""
     ranks = {ratio: mean_ranks(means_of(rows)) for ratio, rows in tables.items()}
@@ -129,8 +121,10 @@ def write(args: argparse.Namespace, tables: Mapping[str, Mapping[str, Row]]) -> 
         "Rise of the loss over the dense model, ln(perplexity ÷ dense), in nats, by what was calibrated on and what\n"
         f"was measured on. {seeds}.\n\n"
     )
-    listed = "".join(f"- {listing(e)}: `{CALIBRATED}` calibrated on, `{MEASURED}` measured on\n" for e in args.corpora)
-    listed += "".join(f"- {listing(entry)}: measured on\n" for entry in args.evaluate)
+    listed = "".join(
+        f"- {public_entry(e)}: `{CALIBRATED}` calibrated on, `{MEASURED}` measured on\n" for e in args.corpora
+    )
+    listed += "".join(f"- {public_entry(entry)}: measured on\n" for entry in args.evaluate)
     page += listed + "\n" + "\n".join(f"## ρ = {ratio}\n\n{markdown(rows)}" for ratio, rows in tables.items())
     write_file(args.output / "corpora.md", page.encode())
     return page

@@ -31,9 +31,10 @@ from transformers import PreTrainedModel
 
 from optimum_grasprune import GRASPPruner
 from optimum_grasprune.comparison import cells_of, evaluation_texts, evaluation_windows, read_corpora
-from optimum_grasprune.corpora import load_corpus, source_and_split
+from optimum_grasprune.corpora import load_corpus
 from optimum_grasprune.errors import GraspruneError
 from optimum_grasprune.evaluation import perplexity, perplexity_of
+from optimum_grasprune.evaluation.texts import public_entry
 from optimum_grasprune.loading import load_model, load_tokenizer
 from optimum_grasprune.record.describe import public_name
 from optimum_grasprune.record.stored import Stored
@@ -161,11 +162,7 @@ def table(runs: Mapping[str, Run]) -> str:
 def listing(args: argparse.Namespace) -> str:
     """What was calibrated on and measured on, without paths of this machine."""
     lines = [f"calibrated on `{public_name(args.dataset)}`" + (f", `{args.dataset_split}`" * bool(args.dataset_split))]
-    for entry in args.evaluate:
-        name, _, source = entry.partition("=")
-        source, split = source_and_split(source)
-        lines.append(f"{name}: `{public_name(source)}`" + (f", `{split}`" if split else ""))
-    return "".join(f"- {line}\n" for line in lines)
+    return "".join(f"- {line}\n" for line in [*lines, *map(public_entry, args.evaluate)])
 
 
 def parsed() -> tuple[argparse.ArgumentParser, argparse.Namespace]:

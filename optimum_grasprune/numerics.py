@@ -148,3 +148,8 @@ def precision_advice(dtype: torch.dtype) -> str:
     if dtype in _HALF:
         return "try --dtype float32"
     return "it is computed in float32 already, so look at the weights of the model"
+
+
+def even_shares(number: int, parts: int) -> tuple[int, ...]:
+    """A number split evenly, the first parts taking one more where it does not divide."""
+    return tuple(number // parts + (place < number % parts) for place in range(parts))

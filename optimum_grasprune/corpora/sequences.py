@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..config import CalibrationOptions
 from ..errors import DataError, OptionError
+from ..numerics import even_shares
 from ..progress import bar
 from .corpus import Corpus
 
@@ -41,7 +42,7 @@ class TokenizedCorpus:
         Returns at most `count` sequences, shape (N, S); at most an eighth of each part, so that of a short corpus there
         are fewer, or none.
         """
-        own, shares = self._own(length), _shares(count, len(self.parts))
+        own, shares = self._own(length), even_shares(count, len(self.parts))
         split = [hold_out(tokens_T, share, own) for tokens_T, share in zip(self.parts, shares, strict=True)]
         rest = TokenizedCorpus(self.corpus, tuple(tokens_T for tokens_T, _ in split), self.first)
         return rest, self._begun(in_turns([held_NS for _, held_NS in split]))
@@ -52,7 +53,7 @@ class TokenizedCorpus:
         N is `num_samples`, or what CALIBRATION_TOKENS make. Raises DataError or OptionError, see `sample_sequences`.
         """
         count = options.num_samples or max(1, CALIBRATION_TOKENS // length)
-        own, shares = self._own(length), _shares(count, len(self.parts))
+        own, shares = self._own(length), even_shares(count, len(self.parts))
         drawn = [
             sample_sequences(tokens_T, options.model_copy(update={"num_samples": share, "dataset": name}), own, seed)
             for name, tokens_T, share in zip(self.corpus.parts, self.parts, shares, strict=True)
@@ -140,11 +141,6 @@ def in_turns(several: Sequence[Tensor]) -> Tensor:
     longest = max(len(part_NS) for part_NS in several)
     turns = [part_NS[turn : turn + 1] for turn in range(longest) for part_NS in several]
     return torch.cat([several[0][:0], *turns])
-
-
-def _shares(count: int, parts: int) -> list[int]:
-    """A number split evenly, the first parts taking one more where it does not divide."""
-    return [count // parts + (position < count % parts) for position in range(parts)]
 
 
 def sample_sequences(tokens_T: Tensor, options: CalibrationOptions, length: int, seed: int) -> Tensor:

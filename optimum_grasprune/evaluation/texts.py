@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..corpora import Corpus, load_corpus, source_and_split
 from ..errors import OptionError
+from ..record.describe import public_name
 from ..writing import slug
 
 _CORPUS = re.compile(r"(?P<name>[^=]+)=(?P<source>.+)")
@@ -26,6 +27,13 @@ def read_corpora(entries: Sequence[str], text_column: str, option: str = "evalua
             raise OptionError(option, entry, "another corpus has this name")
         corpora[match["name"]] = read_corpus(match["source"], text_column, option, entry)
     return corpora
+
+
+def public_entry(entry: str) -> str:
+    """NAME=SOURCE[PART] for a page, without paths of this machine."""
+    name, _, source = entry.partition("=")
+    source, split = source_and_split(source)
+    return f"{name}, `{public_name(source)}`" + (f", `{split}`" if split else "")
 
 
 def read_corpus(source: str, text_column: str, option: str, entry: str | None = None) -> Corpus:

@@ -23,14 +23,11 @@ class FreeMemory:
     host: int
 
 
-def free_memory(device: str = "auto", *, first: bool = False) -> FreeMemory:
-    """What is free for a model on a device, as the option of that name has it: auto means every GPU there is.
-
-    first: only the first of them.
-    """
+def free_memory(device: str = "auto") -> FreeMemory:
+    """What is free for a model on a device, as the option of that name has it: auto means every GPU there is."""
     numbers = [torch.device(device).index or 0] if device.startswith("cuda") else []
     if device == "auto" and torch.cuda.is_available():
-        numbers = list(range(1 if first else torch.cuda.device_count()))
+        numbers = list(range(torch.cuda.device_count()))
     return FreeMemory({number: torch.cuda.mem_get_info(number)[0] for number in numbers}, free_host_memory())
 
 

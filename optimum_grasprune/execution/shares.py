@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..layer_store import Stored
+from ..numerics import even_shares
 from ..progress import bar
 from ..stored_tensors import StoredTensor
 from ..streamed_loading import Held
@@ -62,8 +63,3 @@ def _held(
                 held[name] = Share(own.read(device, dtypes[name]), rows, peers)
             stage.update()
     return held
-
-
-def even_shares(rows: int, count: int) -> tuple[int, ...]:
-    """Rows of each of so many processes, which differ by one at the most, the larger shares first."""
-    return tuple(rows // count + (rank < rows % count) for rank in range(count))

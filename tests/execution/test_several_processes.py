@@ -34,9 +34,10 @@ from optimum_grasprune.execution import (
     several_processes,
     streamed,
 )
-from optimum_grasprune.execution.shares import Share, even_shares, shared_out
+from optimum_grasprune.execution.shares import Share, shared_out
 from optimum_grasprune.execution.watch import Watch
 from optimum_grasprune.families import Block
+from optimum_grasprune.numerics import even_shares
 from optimum_grasprune.statistics import (
     MOMENTS,
     PER_SEQUENCE,

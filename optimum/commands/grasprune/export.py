@@ -93,7 +93,7 @@ class ExportCommand(Subcommand):
     @property
     def _is_first(self) -> bool:
         """Whether this is the process that writes; where several work together, the others do not."""
-        return self.peers is None or self.peers.is_first
+        return self._all.is_first
 
     def check_outputs(self, output: str | None = None) -> None:
         """See `Subcommand.check_outputs`; whoever writes nothing has nothing to check."""
@@ -239,7 +239,8 @@ class ExportCommand(Subcommand):
         target, replays = resolve_device(computing_device(options, device)), self.args.plan is not None
         job = Job.of(config, empty.config, device=target.type, ratios=ratios, replays=replays, processes=peers.count)
         here = torch.device(target.type) if options.max_memory else target  # several may be allowed
-        for first in (True, False):  # the other GPUs where the first one is not enough
+        spreads = options.runner in ("auto", "offloaded")
+        for first in (True, False) if spreads else (True,):  # the other GPUs where the first one is not enough
             machine = Machine.here(here, self.args.output, first=first).of_each(peers)
             estimate, why = estimated(job, machine.allowing(options.max_memory), options.runner)
             if estimate.needs.runner == "whole":
