@@ -51,7 +51,7 @@ def test_what_is_supported_is_what_there_is() -> None:
 
 
 def options_of_all_commands() -> set[str]:
-    found: set[str] = {"--help", "--changes", "--ours", "--enforce-eager"}  # of benchmarks and vLLM
+    found: set[str] = {"--help", "--changes", "--ours", "--only", "--enforce-eager"}  # of benchmarks and vLLM
     for command in GraspruneCommand.SUBCOMMANDS:
         parser = argparse.ArgumentParser()
         command.subcommand_class.parse_args(parser)

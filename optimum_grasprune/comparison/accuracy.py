@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from ..evaluation.scores import MEAN, TaskScore
 from ..evaluation.tables import NOTHING, scaled, share
+from ..evaluation.tasks import AskedTasks
 from .results import CellResult, ComparisonResult, PrunedResult, PrunedTasks
 
 WITHIN_NOISE = "≈"
@@ -124,12 +125,19 @@ def accuracy_note(result: ComparisonResult) -> str:
     """What a page says of those columns; nothing where there are none."""
     if result.tasks is None:
         return ""
-    questions = sum(task.documents for task in result.tasks.tasks.values())
     return (
-        f" *Tasks*: {questions:,} questions of lm-evaluation-harness {result.tasks.lm_eval}, in {result.precision}, "
-        f"accuracies in %, acc_norm where a task has it. {WITHIN_NOISE}: within the noise of the dense model's, paired "
-        "by question. "
+        f" {questions_note(result.tasks, result.precision)} {WITHIN_NOISE}: within the noise of the dense model's, "
+        "paired by question. "
         "*Recovery*, *above chance kept*: of the mean, or of the first task where there is none."
+    )
+
+
+def questions_note(tasks: AskedTasks, precision: str) -> str:
+    """What was asked, and how the scores are given. precision: as in `ComparisonResult`."""
+    questions = sum(task.documents for task in tasks.tasks.values())
+    return (
+        f"*Tasks*: {questions:,} questions of lm-evaluation-harness {tasks.lm_eval}, in {precision}, "
+        "accuracies in %, acc_norm where a task has it."
     )
 
 
