@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import GRASPConfig
 from .corpora import FEW_HELD_OUT, Corpus, TokenizedCorpus, corpus_in_memory, load_corpus, source_and_split, tokenize
-from .corpora.sources import BUILTIN, SAMPLED
+from .corpora.sources import BUILTIN, SAMPLED, UNREHEARSED, rehearsal_text
 from .corpora.standard_library import SPLITS, split_of
 from .errors import DataError, GraspruneError, GraspruneWarning, OptionError
 from .loading import calibration_length
@@ -24,6 +24,8 @@ from .record import CalibrationRecord, CorpusRecord
 NO_TOKENS_NS = torch.empty(0, 0, dtype=torch.int64, device="cpu")
 """The sequences of what looks at no data."""
 
+_CHARACTERS_OF_A_TOKEN = 16
+"""Of English, no tokenizer takes so many for one."""
 WATCHED_SEQUENCES = 16
 """Sequences, at most, of each text that says when weights are trained enough: it is looked at again and again."""
 
@@ -34,17 +36,21 @@ class Calibration:
 
     tokens_NS: what methods and compensations learn from, shape (N, S).  held_out_NS: what choices are judged on; none
     where nothing is to be chosen.  recovery_text: what weights are trained on, where they are.
+    rehearsed_NS: text of another kind, of which a stage learns what the dense model predicts; none where none does.
     """
 
     tokenized: TokenizedCorpus
     tokens_NS: Tensor
     held_out_NS: Tensor
     recovery_text: RecoveryText | None = None
+    rehearsed_NS: Tensor = NO_TOKENS_NS
 
     @property
     def sequences(self) -> dict[str, Tensor]:
         """All of them by what they are for."""
         found = {"calibrated on": self.tokens_NS, "held out": self.held_out_NS}
+        if len(self.rehearsed_NS):
+            found["rehearsed"] = self.rehearsed_NS
         if (text := self.recovery_text) is None:
             return found
         return {**found, "trained on": text.tokens_NS, "watched": text.watched_NS}
@@ -57,6 +63,7 @@ class Calibration:
             first_tokens=tuple(self.tokenized.first),
             sequences=(count, length),
             held_out_sequences=len(self.held_out_NS),
+            rehearsed_sequences=len(self.rehearsed_NS),
         )
 
 
@@ -76,6 +83,8 @@ def calibration_for(
     length = calibration_length(model.config, config.seq_len)
     if tokenizer is None and not (isinstance(texts, TokenizedCorpus) and config.recover == "none"):
         raise GraspruneError("a tokenizer is needed to calibrate")
+    if tokenizer is None and rehearses(config):
+        raise GraspruneError("a tokenizer is needed for the text that is rehearsed; rehearsal=0 leaves it out")
 
     def tokenized(corpus: Corpus) -> TokenizedCorpus:
         return tokenize(corpus, tokenizer, model.config.vocab_size, bos=config.bos)  # type: ignore[arg-type]
@@ -88,10 +97,25 @@ def calibration_for(
         )
     else:
         calibration = drawn(tokenized(corpus_in_memory(texts)), config, length)
+    if rehearses(config) and SAMPLED not in calibration.tokenized.corpus.parts:
+        count = rehearsed_sequences(config, len(calibration.tokens_NS))
+        rehearsed = tokenized(rehearsal_text(count, _CHARACTERS_OF_A_TOKEN * length))
+        calibration = replace(calibration, rehearsed_NS=rehearsed.windows(length, count))
     if config.recover == "none":
         return calibration
     watched = tokenized(watched_corpus(calibration.tokenized.corpus, config))
     return replace(calibration, recovery_text=recovery_text(calibration, watched, config, length))
+
+
+def rehearses(config: GRASPConfig) -> bool:
+    """Whether any stage learns from other text than the calibration corpus, if that is not the same text."""
+    return config.rehearsal > 0 and any(stage.rehearses for stage in get_method(config.method).chain_for(config).stages)
+
+
+def rehearsed_sequences(config: GRASPConfig, calibrated: int) -> int:
+    """Sequences that are rehearsed where any are, beside so many calibration sequences: a share of both together."""
+    own = min(calibrated, config.diagonal_samples - round(config.rehearsal * config.diagonal_samples))
+    return round(own * config.rehearsal / (1 - config.rehearsal))
 
 
 def drawn(tokenized: TokenizedCorpus, config: GRASPConfig, length: int) -> Calibration:
@@ -122,6 +146,8 @@ def watched_corpus(trained_on: Corpus, config: GRASPConfig) -> Corpus:
     named = config.recover_watch
     if named is None:
         named = next((name for name in (SAMPLED, BUILTIN) if name not in trained_on.parts), None)
+        if named == SAMPLED and rehearses(config):
+            named += UNREHEARSED
     if named is None:
         (untouched,) = {*SPLITS} - {split_of(trained_on.split)}
         named = f"{BUILTIN}[{untouched}]"

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .config import GRASPConfig
-from .execution import Gathered, KnownStatistics, Runner
+from .execution import Gathered, KnownStatistics, RememberedTeacher, Runner, Teaches
 from .families import Family, linears
 from .record import CorpusRecord
 from .sharing import Sharing
@@ -56,6 +56,8 @@ class Problem:
     held_out_NS: more of them that nothing is trained on, for choosing; none where nothing is to be chosen.
     declared: the statistics that the method, and what makes up for its cut, look at.
     recovery_text: what weights are trained on, where they are.
+    rehearsed_NS: text of another kind, of which a stage learns what the dense model predicts, shape (R, S), int64.
+    statistic_samples: how many of the sequences statistics look at, at most; None for all.
     sharing: the run through several ratios that it is of; None for one of its own.
     inplace: whether the pruned model may be made in the place of the dense one, which nobody needs afterwards.
     known: statistics that are gathered, for all problems that share it.
@@ -68,6 +70,8 @@ class Problem:
     config: GRASPConfig
     declared: tuple[Statistic[Any], ...] = ()
     recovery_text: RecoveryText | None = None
+    rehearsed_NS: Tensor | None = None
+    statistic_samples: int | None = None
     sharing: Sharing | None = None
     inplace: bool = False
     known: KnownStatistics = field(default_factory=KnownStatistics)
@@ -87,14 +91,19 @@ class Problem:
         """Its units."""
         return self.runner.inventory
 
+    @cached_property
+    def teacher(self) -> Teaches:
+        """The dense model as the teacher of all that is trained, which reads every sequence once."""
+        return RememberedTeacher(self.runner) if self.sharing is None else self.sharing.teacher
+
     def at(self, budget: Budget, config: GRASPConfig) -> Problem:
         """The same at another budget, as its configuration has it; statistics are gathered once for both."""
         return replace(self, budget=budget, config=config)
 
     @property
     def statistic_tokens_NS(self) -> Tensor:
-        """The sequences that statistics look at: the first ones, as many as the configuration says."""
-        return self.tokens_NS[: self.config.statistic_samples]
+        """The sequences that statistics look at: the first ones."""
+        return self.tokens_NS[: self.statistic_samples]
 
     @cached_property
     def statistics(self) -> Gathered:

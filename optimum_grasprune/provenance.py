@@ -87,7 +87,9 @@ def filled_in(recipe: Mapping[str, JsonValue], calibration: CalibrationRecord | 
     filled = {**recipe, **method.own_values(recipe.items())}
     if calibration is not None:
         filled["num_samples"], filled["seq_len"] = calibration.sequences
-        filled["held_out"] = method.held_out if recipe.get("held_out") is None else recipe["held_out"]
+        filled |= {
+            name: getattr(method, name) for name in ("held_out", "statistic_samples") if recipe.get(name) is None
+        }
     return filled
 
 

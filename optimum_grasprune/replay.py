@@ -80,9 +80,10 @@ def replayed(
     reference = Reference.on(
         runner,
         tokens_NS,
-        recipe.statistic_samples,
+        get_method(recipe.method).statistic_samples_for(recipe),
         chain.statistics,
         text,
+        None if calibration is None else calibration.rehearsed_NS,
         gradient_checkpointing=recipe.gradient_checkpointing,
     )
     settings = chain.recorded_settings(None if origin is None else origin.settings)

@@ -30,7 +30,7 @@ def test_paper_recipe_is_the_published_one() -> None:
 
 def cost(config: GRASPConfig) -> float:
     """Tokens run forward and backward; a forward pass alone counts half, weights being fixed."""
-    statistics = config.statistic_samples * (config.start == "fisher")
+    statistics = get_method("grasprune").statistic_samples_for(config) * (config.start == "fisher")
     search = config.search_trials * config.search_samples / 2
     held_out = get_method(config.method).held_out_for(config)
     judged = held_out * (2 * len(FITS["weighted"].dampings) + config.snapshots + 2) / 2

@@ -15,6 +15,7 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PrunedModel, UnitMask, project
+from optimum_grasprune.calibration_data import rehearsed_sequences
 from optimum_grasprune.errors import BudgetError, OptionError, PlanError
 from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.export.checkpoint import read_plan
@@ -101,7 +102,8 @@ def test_the_dense_model_is_read_once_by_all_that_it_teaches(
     monkeypatch.setattr(WholeModel, "teacher", watched)
     monkeypatch.setattr(WholeModel, "stream", lambda self, tokens_NS: streams.append(1) or stream(self, tokens_NS))
     list(GRASPPruner(config).prune_many(model, tokenizer, RATIOS))
-    assert len(read) == config.num_samples == len(torch.stack(read).unique(dim=0))
+    rehearsed = rehearsed_sequences(config, 6)
+    assert len(read) == 6 + rehearsed == len(torch.stack(read).unique(dim=0)) and rehearsed
     assert len(streams) == 1  # the products for least squares too
 
 
@@ -120,8 +122,9 @@ def test_a_training_goes_on_from_the_next_larger_ratio_and_is_recorded(
 
     monkeypatch.setattr(WholeModel, "learn", watched)
     pruned = list(GRASPPruner(config).prune_many(model, tokenizer, RATIOS))
-    # 3 × 6 sequences, as the cuts are deep: 0.1, 0.15 and 0.15 of 0.4, whose ends round to 4, 11 and 18.
-    assert steps == [4, 7, 7]
+    # 3 × 10 sequences, 4 of them rehearsed, as the cuts are deep: 0.1, 0.15 and 0.15 of 0.4, whose ends round to 7,
+    # 19 and 30.
+    assert steps == [7, 12, 11]
     assert [bool(start.any()) for start in starts] == [False, True, True]
     for place, one in enumerate(pruned):
         before = one.record.trained_before

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from optimum_grasprune.report.style import COLOURS, INK, dress, rendered, titled
 from optimum_grasprune.writing import write_file
 
-LABELS = {"grasprune": "gate training", "fasp": "FASP"}
+LABELS = {"grasprune": "gate training", "fasp": "FASP", "default": "default recipe"}
 
 
 def products_figure(result: dict[str, Any]) -> Figure:
@@ -40,10 +40,13 @@ def training_figure(results: list[dict[str, Any]]) -> Figure:
         offsets = [index + 0.4 * (place - 0.5) for index in range(len(results))]
         bars = axes.bar(offsets, [row[name] for row in results], width=0.38, label=label, color=COLOURS[place])
         axes.bar_label(bars, fmt="{:,.3g} s", fontsize=9, color=INK, padding=2)
-    names = [LABELS[row["method"]] + (", extrapolated" if row.get("extrapolated") else "") for row in results]
+    names = [
+        f"{LABELS[row['method']]}\n{row['shape']}" + ("\nextrapolated" if row.get("extrapolated") else "")
+        for row in results
+    ]
     axes.set_xticks(range(len(results)), names)
     axes.set_ylabel("seconds", fontsize=10, color=INK)
-    _finish(axes, f"{results[0]['shape']}: time to prune", results[0]["machine"]["device"])
+    _finish(axes, "Time to prune", results[0]["machine"]["device"])
     return figure
 
 

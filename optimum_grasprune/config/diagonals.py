@@ -11,9 +11,19 @@ class DiagonalOptions(Options):
     """How the diagonals of all maps are trained."""
 
     diagonal_samples: int = Field(
-        default=192, ge=1, description="calibration sequences, at most, that diagonals are trained on"
+        default=320, ge=1, description="sequences, at most, that diagonals are trained on, those rehearsed among them"
+    )
+    rehearsal: Annotated[float, Flag("SHARE")] = Field(
+        default=0.4,
+        ge=0,
+        lt=1,
+        description="share of these sequences that is English text of the package's own ('sampled'), of which nothing "
+        "is learnt but what the dense model predicts, so that it is not unlearnt while the calibration corpus is "
+        "learnt; none where 'sampled' is calibrated on",
     )
     diagonal_epochs: int = Field(default=1, ge=1, description="passes over them while diagonals are trained")
-    diagonal_learning_rate: Annotated[float, Flag("RATE")] = Field(
-        default=1e-2, gt=0, description="AdamW's learning rate for the diagonals"
+    diagonal_learning_rate: Annotated[float | None, Flag("RATE")] = Field(
+        default=None,
+        gt=0,
+        description="AdamW's learning rate for the diagonals; by default it grows with the cut, 1e-2 for a half",
     )

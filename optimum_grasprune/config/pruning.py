@@ -32,6 +32,9 @@ class PruningOptions(Options):
         "scales (both) or diagonals (refit), the mean of what is missing (bias), row energies (energy), or none; auto "
         "is the method's own",
     )
-    statistic_samples: int = Field(
-        default=128, ge=1, description="calibration sequences, at most, that statistics and least squares look at"
+    statistic_samples: int | None = Field(
+        default=None,
+        ge=1,
+        description="calibration sequences, at most, that statistics and least squares look at; by default the "
+        "method's own number, 64 for grasprune and 128 elsewhere",
     )

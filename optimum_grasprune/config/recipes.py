@@ -15,6 +15,7 @@ PAPER: dict[str, Any] = {
     "batch_size": 1,
     "learning_rate": 1e-2,
     "schedule": "constant",
+    "kl_weight": 0.0,
     "temperature": 1.5,
     "start": "zero",
     "budget_warmup": 0.0,
@@ -29,8 +30,8 @@ PAPER: dict[str, Any] = {
 QUICK: dict[str, Any] = {
     "num_samples": 192,
     "seq_len": 256,
-    "statistic_samples": 64,
     "scale_samples": 128,
+    "diagonal_samples": 224,
     "snapshots": 2,
     "budget_warmup": 0.0,
 }

@@ -31,6 +31,6 @@ class RecoveryOptions(Options):
     recover_watch: Annotated[str | None, Flag("PATH|NAME")] = Field(
         default=None,
         description="text of another kind than the calibration corpus, also as PATH[SLICE], that the training must not "
-        "make worse; by default 'sampled', or 'builtin' where that is calibrated on, or the other split of 'builtin' "
-        "where both are",
+        "make worse; by default 'sampled' (its end, where the rest is rehearsed), or 'builtin' where that is "
+        "calibrated on, or the other split of 'builtin' where both are",
     )

@@ -16,6 +16,8 @@ from .text_files import text_in
 
 BUILTIN = "builtin"
 SAMPLED = "sampled"
+REHEARSED, UNREHEARSED = "[:90%]", "[90%:]"
+"""What of 'sampled' is rehearsed, and what is not."""
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")
 """Endings of the text files that are read from a folder; a file that is named is text whatever its ending."""
 
@@ -38,6 +40,19 @@ def load_corpus(source: str, split: str | None = None, text_column: str = "text"
         if part.is_empty:
             raise DataError(f"the corpus {name} is empty" + (f" in split {split}" if split else ""))
     return Corpus(parts, source, split)
+
+
+def rehearsal_text(count: int, characters: int) -> Corpus:
+    """Pieces of so many characters that begin at words evenly spread over 'sampled[:90%]', as the parts of a corpus.
+
+    The rest is left for measuring.
+    """
+    text = sliced_text(_sampled_text(), REHEARSED)
+    pieces = {}
+    for place in range(count):
+        begin = text.find(" ", max(0, len(text) - characters) * place // count) + 1
+        pieces[f"{SAMPLED} {place}"] = text_of(text[begin : begin + characters])
+    return Corpus(pieces, SAMPLED, None)
 
 
 def names_in(source: str) -> list[str]:

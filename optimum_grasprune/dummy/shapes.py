@@ -55,6 +55,7 @@ SHAPES: dict[str, KnownShape] = {
     "open-llama-3b": KnownShape(3200, 8640, 26, 32, 32, 32000, 2048),
     "llama-2-7b": KnownShape(4096, 11008, 32, 32, 32, 32000, 4096),
     "llama-2-13b": KnownShape(5120, 13824, 40, 40, 40, 32000, 4096),
+    "llama-30b": KnownShape(6656, 17920, 60, 52, 52, 32000, 2048),
     "llama-2-70b": KnownShape(8192, 28672, 80, 64, 8, 32000, 4096),
     "llama-3.1-8b": KnownShape(4096, 14336, 32, 32, 8, 128256, 131072, rope=_LLAMA_3_ROPE),
     "llama-3.1-70b": KnownShape(8192, 28672, 80, 64, 8, 128256, 131072, rope=_LLAMA_3_ROPE),

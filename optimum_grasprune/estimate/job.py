@@ -10,12 +10,16 @@ import torch
 from transformers import PreTrainedConfig
 from typing_extensions import Self
 
+from ..calibration_data import rehearsed_sequences, rehearses
 from ..config import GRASPConfig, RunnerName
 from ..corpora.sequences import CALIBRATION_TOKENS
+from ..corpora.sources import SAMPLED, names_in
 from ..families import family_of
+from ..gates.train import gate_kl_weight
 from ..loading import calibration_length, empty_model
 from ..methods import get_method
 from ..methods.base import Method
+from ..methods.ddp import KL_WEIGHT as DDP_KL_WEIGHT
 from ..recovery.chain import Chain
 from ..recovery.least_squares import LeastSquares
 from ..selection.choose import FINALISTS
@@ -134,7 +138,7 @@ class Job:
     @property
     def in_statistics(self) -> int:
         """Sequences that statistics and least squares look at."""
-        return min(self.config.statistic_samples, self.calibrated)
+        return min(self.method.statistic_samples_for(self.config), self.calibrated)
 
     @property
     def held_out(self) -> int:
@@ -184,6 +188,36 @@ class Job:
     def teaches(self, default: float) -> bool:
         """Whether what is trained has the dense model as its teacher. default: the stage's own `kl_weight`."""
         return (default if self.config.kl_weight is None else self.config.kl_weight) > 0
+
+    @property
+    def gates_taught(self) -> bool:
+        """Whether gates have."""
+        return self.teaches(DDP_KL_WEIGHT if self.config.method == "ddp" else gate_kl_weight(1 - min(self.ratios)))
+
+    @property
+    def rehearsed(self) -> int:
+        """Sequences beside the calibration text that diagonals are trained on."""
+        if SAMPLED in names_in(self.config.dataset) or not rehearses(self.config):
+            return 0
+        return rehearsed_sequences(self.config, self.calibrated)
+
+    @property
+    def diagonal_sequences(self) -> int:
+        """Sequences that diagonals are trained on, in all."""
+        return min(max(1, self.config.diagonal_samples - self.rehearsed), self.calibrated) + self.rehearsed
+
+    @property
+    def diagonals_taught(self) -> bool:
+        """Whether diagonals have the dense model as their teacher."""
+        return self.rehearsed > 0 or self.teaches(0.5)
+
+    @property
+    def taught_sequences(self) -> int:
+        """Sequences that the dense model reads as a teacher that is remembered: those of gates are diagonals' too."""
+        of_gates = self.calibrated if self.trains_gates and self.gates_taught else 0
+        if not any(stage.name == "diagonals" for stage in self.chain.stages) or not self.diagonals_taught:
+            return of_gates
+        return max(of_gates, self.diagonal_sequences - self.rehearsed) + self.rehearsed
 
 
 def _bytes_of(dtype: object) -> int:

@@ -219,7 +219,7 @@ def _scores(job: Job) -> Iterator[Part]:
 
 def _gates(job: Job) -> Iterator[Part]:
     yield from _weights(job, job.sizes)
-    teacher = job.teaches(2 / 3 if job.config.method == "ddp" else 0.0)
+    teacher = job.gates_taught
     yield from _step(job, job.sizes, job.in_a_step, Trained.UNITS, teacher=teacher)
     yield Part("optimiser", job.sizes.units * _ADAM * (2 if job.config.multipliers == "joint" else 1), "device")
     if teacher:
@@ -265,12 +265,13 @@ def _training(job: Job, stage: TrainedStage) -> Iterator[Part]:
     else:
         yield from _weights(job, cut)
     trained, numbers = _trained(job, stage)
-    teacher = job.teaches(0.0 if stage.name == "scales" else 0.5)
+    teacher = job.diagonals_taught if stage.name == "diagonals" else job.teaches(0.0 if stage.name == "scales" else 0.5)
     yield from _step(job, cut, job.in_a_step, trained, teacher=teacher)
     yield Part("optimiser", numbers, "device")
     if teacher and not stage.fine_tunes:
-        samples = config.diagonal_samples if stage.name == "diagonals" else config.scale_samples
-        yield Part("the teacher's hidden states", _hidden(job, min(samples, job.calibrated)), "host")
+        own = job.diagonal_sequences if stage.name == "diagonals" else min(config.scale_samples, job.calibrated)
+        # Once as they were read, by gates too, and once as this training goes through them.
+        yield Part("the teacher's hidden states", _hidden(job, max(own, job.taught_sequences) + own), "host")
 
 
 def _trained(job: Job, stage: TrainedStage) -> tuple[Trained, int]:
@@ -293,10 +294,8 @@ def _writing(job: Job) -> Iterator[Part]:
     shares = [ratio / job.ratios[0] * job.share for ratio in job.ratios]
     written = sum(job.sizes.kept(share).parameters for share in shares)
     yield Part("checkpoints" if len(shares) > 1 else "checkpoint", written * job.element, "output")
-    taught = any(stage.name == "diagonals" for stage in job.chain.stages) and job.teaches(0.5)
-    if taught:
-        samples = min(job.config.diagonal_samples, job.calibrated)
-        yield Part("state of the run", _hidden(job, samples), "output")
+    if job.taught_sequences:
+        yield Part("state of the run", _hidden(job, job.taught_sequences), "output")
 
 
 def _hidden(job: Job, sequences: int) -> int:

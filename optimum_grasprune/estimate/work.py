@@ -54,9 +54,8 @@ def _works(job: Job) -> Iterator[Work]:
             rounds = config.start_rounds - 1
             yield Work("start", rounds, again * job.in_statistics / config.start_rounds)
         steps = training_steps(job.calibrated, config.epochs, config.batch_size)
-        taught = job.teaches(2 / 3 if config.method == "ddp" else 0.0)
-        head = job.sizes.head / _multiplied(job.sizes)
-        yield Work("gates", steps, config.batch_size * (again + taught * head), trains=True)
+        each = again + job.gates_taught * (_head(job) + _without_head(job) / config.epochs)
+        yield Work("gates", steps, config.batch_size * each, trains=True)
         if config.search_trials:
             yield Work("widths", config.search_trials, float(min(config.search_samples, job.calibrated)))
     share, ratios = _cost(job), len(job.ratios)
@@ -78,15 +77,21 @@ def _training(job: Job, stage: TrainedStage) -> Work:
         each = share * (3 if stage.name == "distill" else 2) + 1.0 + looks
     else:
         diagonal = stage.name == "diagonals"
-        samples = config.diagonal_samples if diagonal else config.scale_samples
-        sequences = min(samples, job.calibrated)
+        sequences = job.diagonal_sequences if diagonal else min(config.scale_samples, job.calibrated)
         epochs = config.diagonal_epochs if diagonal else config.scale_epochs
-        head = job.sizes.head / _multiplied(job.sizes)
-        taught = job.teaches(0.5 if diagonal else 0.0)
-        each = 2 * share + taught * (head + _without_head(job) / epochs)
+        taught = job.diagonals_taught if diagonal else job.teaches(0.0)
+        unread = sequences
+        if job.trains_gates and job.gates_taught:  # what gates were taught on is not read again
+            unread -= min(job.calibrated, sequences - (job.rehearsed if diagonal else 0))
+        each = 2 * share + taught * (_head(job) + _without_head(job) * unread / sequences / epochs)
     each += share * config.gradient_checkpointing
     steps = training_steps(sequences, epochs, config.batch_size)
     return Work(stage.name, len(job.ratios) * steps, each * config.batch_size, trains=True)
+
+
+def _head(job: Job) -> float:
+    """What becomes of hidden states at the end of a pass."""
+    return job.sizes.head / _multiplied(job.sizes)
 
 
 def _multiplied(sizes: Sizes) -> int:

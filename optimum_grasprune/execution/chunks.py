@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .loss import mixed_loss, wide_dtype
+from .loss import mixed_loss, of_predictions, wide_dtype
 
 MOST_LOGITS = 2**26
 """Logits that are worked out at once, 256 MiB in fp32: all 512 tokens of a sequence where the vocabulary is 128 k or
@@ -75,7 +75,7 @@ def chunked_loss(
     vocabulary: int,
     *,
     teacher: Predictions | None = None,
-    kl_weight: float = 0.0,
+    kl_weight: float | Tensor = 0.0,
     total: bool = False,
 ) -> Tensor:
     """`distillation_loss`, or without a teacher `next_token_loss`: the mean over all predictions, a scalar.
@@ -84,6 +84,8 @@ def chunked_loss(
     vocabulary: logits of a token.  total: the sum over all predictions instead.
     """
     next_P = _next(tokens_BS, predicted)
+    weight_BP = of_predictions(kl_weight, tokens_BS[:, 1:])
+    weight = weight_BP.flatten().to(next_P.device) if isinstance(weight_BP, Tensor) else weight_BP
     count = 1 if total else len(next_P)
     taught_PD = None if teacher is None else teacher.hidden_PD
 
@@ -91,7 +93,8 @@ def chunked_loss(
         taught_PV = None
         if teacher is not None and taught_PD is not None:
             taught_PV = teacher.logits(taught_PD[part]).to(logits_PV.device)
-        return mixed_loss(logits_PV, next_P[part], taught_PV, kl_weight, count)
+        of_part = weight[part] if isinstance(weight, Tensor) else weight
+        return mixed_loss(logits_PV, next_P[part], taught_PV, of_part, count)
 
     parts = list(chunks(len(next_P), vocabulary))
     return _ByChunks.apply(predicted.hidden_PD, predicted.logits, of_chunk, parts)

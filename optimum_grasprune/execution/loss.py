@@ -27,42 +27,55 @@ def next_token_loss(logits_BSV: Tensor, tokens_BS: Tensor, reduction: Literal["m
     return losses if reduction == "mean" else losses.view(tokens_BS.shape[0], -1)
 
 
-def distillation_loss(logits_BSV: Tensor, tokens_BS: Tensor, teacher_BSV: Tensor, kl_weight: float) -> Tensor:
+def distillation_loss(logits_BSV: Tensor, tokens_BS: Tensor, teacher_BSV: Tensor, kl_weight: float | Tensor) -> Tensor:
     """(1 − w) · cross-entropy of the next token + w · KL(teacher ‖ model), means over all predictions, in nats.
 
-    kl_weight: w, between 0 and 1. Computed in fp32; of the vocabulary, only the gradient is kept for the backward pass,
-    in the logits' dtype. A scalar; 0 for w = 1 where both predict the same.
+    kl_weight: w, between 0 and 1, for all sequences or for each, shape (B,). Computed in fp32; of the vocabulary, only
+    the gradient is kept for the backward pass, in the logits' dtype. A scalar; 0 for w = 1 where both predict the same.
     """
-    return _Distillation.apply(logits_BSV[:, :-1], tokens_BS[:, 1:], teacher_BSV[:, :-1], kl_weight)
+    next_BP = tokens_BS[:, 1:]
+    weight = of_predictions(kl_weight, next_BP)
+    return _Distillation.apply(logits_BSV[:, :-1], next_BP, teacher_BSV[:, :-1], weight)
+
+
+def of_predictions(kl_weight: float | Tensor, next_BP: Tensor) -> float | Tensor:
+    """The share of each prediction, shape (B, P), where they are, if each sequence has its own; else that of all."""
+    return kl_weight.to(next_BP.device)[:, None].expand(next_BP.shape) if isinstance(kl_weight, Tensor) else kl_weight
 
 
 def mixed_loss(
-    logits_PV: Tensor, next_P: Tensor, teacher_PV: Tensor | None, kl_weight: float, count: int
+    logits_PV: Tensor, next_P: Tensor, teacher_PV: Tensor | None, kl_weight: float | Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
     """(what some predictions add to `distillation_loss`, the gradient of that by their logits).
 
     next_P: the tokens that come; there may be more axes before V.  teacher_PV: None for cross-entropy alone, whatever
-    kl_weight is.  count: predictions that the mean is over, these among them; 1 for a sum.
+    kl_weight is.  kl_weight: of all, or of each, in the shape of next_P.  count: predictions that the mean is over,
+    these among them; 1 for a sum.
     The gradient, (p − (1 − w) onehot − w q) / count, falls out of the forward pass: shape (P, V), in the logits' dtype.
     """
     log_p = logits_PV.log_softmax(-1, dtype=wide_dtype(logits_PV.dtype))
     next_P1 = next_P[..., None]
-    entropy = -log_p.gather(-1, next_P1).sum() / count
+    entropy_P1 = -log_p.gather(-1, next_P1)
     if teacher_PV is None:
-        loss, own_share, gradient = entropy, 1.0, log_p.exp_()
+        loss, gradient = entropy_P1.sum(), log_p.exp_()
+        own_P1 = torch.ones_like(entropy_P1)
     else:
         log_q = teacher_PV.log_softmax(-1, dtype=log_p.dtype)
         q = log_q.exp()
-        divergence = log_q.sub_(log_p).mul_(q).sum(-1).sum() / count
-        loss, own_share = (1 - kl_weight) * entropy + kl_weight * divergence, 1.0 - kl_weight
-        gradient = log_p.exp_().sub_(q, alpha=kl_weight)
-    gradient.scatter_add_(-1, next_P1, torch.full_like(gradient[..., :1], -own_share))
-    return loss, gradient.div_(count).to(logits_PV.dtype)
+        divergence_P1 = log_q.sub_(log_p).mul_(q).sum(-1, keepdim=True)
+        taught_P1 = kl_weight[..., None] if isinstance(kl_weight, Tensor) else torch.full_like(entropy_P1, kl_weight)
+        own_P1 = (1 - taught_P1).to(log_p.dtype)
+        loss = (own_P1 * entropy_P1 + taught_P1 * divergence_P1).sum()
+        gradient = log_p.exp_().sub_(q.mul_(taught_P1))
+    gradient.scatter_add_(-1, next_P1, -own_P1)
+    return loss / count, gradient.div_(count).to(logits_PV.dtype)
 
 
 class _Distillation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_BPV: Tensor, next_BP: Tensor, teacher_BPV: Tensor, kl_weight: float) -> Tensor:
+    def forward(
+        ctx: Any, logits_BPV: Tensor, next_BP: Tensor, teacher_BPV: Tensor, kl_weight: float | Tensor
+    ) -> Tensor:
         loss, gradient = mixed_loss(logits_BPV, next_BP, teacher_BPV, kl_weight, next_BP.numel())
         ctx.save_for_backward(gradient)
         return loss

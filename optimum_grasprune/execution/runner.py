@@ -42,6 +42,7 @@ class Training:
     learning_rate: AdamW's, at the first step.  schedule: `GateOptions.schedule`.
     gradient_checkpointing: recompute each layer in the backward pass.  label: of its bar and in messages.
     kl_weight: share of the loss that is the divergence from what a teacher predicts; 0 trains on the text alone.
+    rehearsed: for each sequence whether the divergence alone is learnt of it, since it is rehearsed; empty for none.
     warmup: share of the steps over which the learning rate rises.
     clip: largest norm of all gradients together; None for any.
     live_teacher: run the teacher at every step, which is no more work where each sequence is seen once, instead of
@@ -56,6 +57,7 @@ class Training:
     gradient_checkpointing: bool
     label: str
     kl_weight: float = 0.0
+    rehearsed: tuple[bool, ...] = ()
     warmup: float = 0.0
     clip: float | None = None
     live_teacher: bool = False
@@ -69,6 +71,7 @@ class Training:
         epochs: int,
         learning_rate: float,
         kl_weight: float = 0.0,
+        rehearsed: tuple[bool, ...] = (),
         warmup: float = 0.0,
     ) -> Training:
         """By a configuration. kl_weight: where the configuration leaves it to what is trained."""
@@ -81,8 +84,20 @@ class Training:
             gradient_checkpointing=config.gradient_checkpointing,
             label=label,
             kl_weight=kl_weight if config.kl_weight is None else config.kl_weight,
+            rehearsed=rehearsed,
             warmup=warmup,
         )
+
+    @property
+    def taught(self) -> bool:
+        """Whether it has a teacher."""
+        return self.kl_weight > 0 or any(self.rehearsed)
+
+    def kl_weight_of(self, indices_B: Tensor) -> float | Tensor:
+        """The share of some sequences: of all alike, or, where any is rehearsed, of each, shape (B,), fp32."""
+        if not any(self.rehearsed):
+            return self.kl_weight
+        return torch.tensor([1.0 if self.rehearsed[index] else self.kl_weight for index in indices_B.tolist()])
 
 
 LEAN_FROM = 2**28
@@ -231,8 +246,8 @@ class Runner(ABC):
     ) -> list[Tensor]:
         """Fit numbers with AdamW, behind a bar that shows loss and status, while the weights are fixed.
 
-        tokens_NS: shape (N, S), int64.  dense: whose predictions count by `training.kl_weight`; by default the model's
-        own, as it is without the numbers.  course: what looks on after each step, and may end the training.
+        tokens_NS: shape (N, S), int64.  dense: whose predictions count by `training.kl_weight_of`; by default the
+        model's own, as it is without the numbers.  course: what looks on after each step, and may end the training.
         Returns what the numbers came to, on the CPU.  Raises GraspruneError when the loss is not finite.
         """
 

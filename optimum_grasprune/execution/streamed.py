@@ -23,6 +23,7 @@ from ..surgery import Draft, Narrower, OutputProjection
 from .distillation import LiveTeacher, Teacher
 from .instrument import frozen, hidden_given
 from .layerwise import layerwise, skipped
+from .runner import Training
 from .stream import LayerStream
 from .streamed_building import streamed_pruned
 from .whole import WholeModel
@@ -143,12 +144,12 @@ class StreamedModel(WholeModel):
         return _LossOf.apply(self._hidden(tokens_BS), self._of_each(super()._summed_loss, tokens_BS))
 
     def _loss(
-        self, tokens_BS: Tensor, indices_B: Tensor, kl_weight: float, teacher: Teacher | LiveTeacher | None
+        self, tokens_BS: Tensor, indices_B: Tensor, training: Training, teacher: Teacher | LiveTeacher | None
     ) -> Tensor:
         loss, size = super()._loss, len(tokens_BS)
 
         def share(tokens_1S: Tensor, indices_1: Tensor) -> Tensor:
-            return loss(tokens_1S, indices_1, kl_weight, teacher) / size  # as many predictions in every sequence
+            return loss(tokens_1S, indices_1, training, teacher) / size  # as many predictions in every sequence
 
         return _LossOf.apply(self._hidden(tokens_BS), self._of_each(share, tokens_BS, indices_B))
 

@@ -16,6 +16,16 @@ BETAS = (0.9, 0.99)
 """AdamW's betas, as published."""
 
 
+def rate_for_cut(rate: float, cut: float) -> float:
+    """A learning rate that grows with the cut, in two significant digits, so that it can be written down and asked for.
+
+    rate: for a cut of a half; so it is for a fifth, by (2 · cut)^¾ = ½, half of that.  cut: share of what can be cut
+    that has to go. The way that numbers travel is the rate times the steps: a mild cut needs little change, and what
+    goes beyond that suits the calibration text alone.
+    """
+    return float(f"{rate * (2 * cut) ** 0.75:.1e}")
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Length and course of one training.

@@ -144,7 +144,7 @@ class WholeModel(Runner):
     ) -> list[Tensor]:
         """See `Runner.learn`."""
         course = course or Course({})
-        teacher = (dense or self).teacher(tokens_NS, live=training.live_teacher) if training.kl_weight else None
+        teacher = (dense or self).teacher(tokens_NS, live=training.live_teacher) if training.taught else None
         # Parameters, so that a module can take them as its own.
         numbers = [nn.Parameter(start.to(self.device, torch.float32).clone()) for start in trained.start()]
         steps = training_steps(len(tokens_NS), training.epochs, training.batch_size)
@@ -165,7 +165,7 @@ class WholeModel(Runner):
             for step, indices_B in islice(enumerate(drawn, start=1), done, None):
                 prepare(progress := (step - 1) / steps)
                 penalty = trained.penalty(numbers, progress)
-                work = partial(self._gradients, numbers, penalty, tokens_NS, training.kl_weight, teacher)
+                work = partial(self._gradients, numbers, penalty, tokens_NS, training, teacher)
                 loss, gradients = self.peers.mean(indices_B, work, numbers, in_step=self.in_step)
                 course.trace.note(loss, trained.readings())
                 _descend(numbers, gradients, optimizer, training.clip, schedule.factor(step - 1))
@@ -193,25 +193,27 @@ class WholeModel(Runner):
         numbers: Sequence[nn.Parameter],
         penalty: Tensor | None,
         tokens_NS: Tensor,
-        kl_weight: float,
+        training: Training,
         teacher: Teacher | LiveTeacher | None,
         indices_B: Tensor,
     ) -> tuple[Tensor, Sequence[Tensor]]:
         """The mean loss of some sequences, and the gradients of it, the penalty added, by what is trained."""
-        loss = self._loss(tokens_NS[indices_B], indices_B, kl_weight, teacher)
+        loss = self._loss(tokens_NS[indices_B], indices_B, training, teacher)
         return loss, torch.autograd.grad(loss if penalty is None else loss + penalty, numbers)
 
     def _loss(
-        self, tokens_BS: Tensor, indices_B: Tensor, kl_weight: float, teacher: Teacher | LiveTeacher | None
+        self, tokens_BS: Tensor, indices_B: Tensor, training: Training, teacher: Teacher | LiveTeacher | None
     ) -> Tensor:
         if self._in_chunks(tokens_BS):
             taught = None if teacher is None else teacher.predictions(indices_B)
             predicted = self._predictions(tokens_BS)
-            return chunked_loss(predicted, tokens_BS, self._vocabulary, teacher=taught, kl_weight=kl_weight)
+            weight = training.kl_weight_of(indices_B)
+            return chunked_loss(predicted, tokens_BS, self._vocabulary, teacher=taught, kl_weight=weight)
         tokens_BS, logits_BSV = self._logits(tokens_BS)
         if teacher is None:
             return next_token_loss(logits_BSV, tokens_BS)
-        return distillation_loss(logits_BSV, tokens_BS, teacher.logits(indices_B).to(logits_BSV.device), kl_weight)
+        taught_BSV = teacher.logits(indices_B).to(logits_BSV.device)
+        return distillation_loss(logits_BSV, tokens_BS, taught_BSV, training.kl_weight_of(indices_B))
 
     @torch.no_grad()
     def teacher(

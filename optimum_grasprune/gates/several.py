@@ -11,13 +11,18 @@ import torch
 from torch import Tensor
 
 from ..config import GRASPConfig
-from ..execution import Runner
+from ..execution import Runner, Teaches
 from ..units import Budget
 from .train import Snapshot, gate_learning_rate, gate_snapshots
 
 
 def gate_snapshots_at(
-    runner: Runner, budgets: Sequence[Budget], tokens_NS: Tensor, config: GRASPConfig, start_U: Tensor
+    runner: Runner,
+    budgets: Sequence[Budget],
+    tokens_NS: Tensor,
+    config: GRASPConfig,
+    start_U: Tensor,
+    dense: Teaches | None = None,
 ) -> list[Snapshot]:
     """Gate scores that serve several budgets: every step runs the mask of one of them, in turns.
 
@@ -27,8 +32,8 @@ def gate_snapshots_at(
 
     The training is longer than for one budget, by half the sequences, and goes as far as for the smallest one alone:
     where the configuration sets no learning rate, it is lower by as much.
-    budgets: largest first.  tokens_NS, start_U: as in `gate_snapshots`, which this is for one budget. Returns what that
-    returns.
+    budgets: largest first.  tokens_NS, start_U, dense: as in `gate_snapshots`, which this is for one budget. Returns
+    what that returns.
     """
     *larger, smallest = budgets
     if larger:
@@ -37,4 +42,4 @@ def gate_snapshots_at(
             rate = gate_learning_rate(None, smallest.share_cut(runner.inventory)) * len(tokens_NS) / len(longer_NS)
             config = config.model_copy(update={"learning_rate": rate or None})
         tokens_NS = longer_NS
-    return gate_snapshots(runner, smallest, tokens_NS, config, start_U, larger)
+    return gate_snapshots(runner, smallest, tokens_NS, config, start_U, larger, dense)

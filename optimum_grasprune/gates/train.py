@@ -12,21 +12,28 @@ import torch
 from torch import Tensor
 
 from ..config import GRASPConfig
-from ..execution import OfUnits, Pace, Runner, Training
+from ..execution import OfUnits, Pace, Runner, Teaches, Training
+from ..execution.training import rate_for_cut
 from ..units import Budget, UnitInventory, UnitMask, budget_at, kept_units, project
 from .mask_watch import MaskWatch
 from .straight_through import straight_through
 
 
 def gate_learning_rate(asked: float | None, cut: float) -> float:
-    """AdamW's learning rate for the gate scores: what was asked, else one that grows with the cut.
+    """AdamW's learning rate for the gate scores: what was asked, else 1e-2 for a cut of a fifth, 2e-2 for a half.
 
-    cut: share of the parameters, or of the KV cache if that is larger, that has to go. The way that scores travel is
-    the rate times the steps. A mild cut needs few changes of the start's order, and the further gates travel beyond
-    them, the more they suit the calibration text alone. So it is 1e-2 for a cut of a fifth, 2e-2 for a half, as
-    measured, and 2e-2 · (2 · cut)^¾ elsewhere, in two significant digits, so that it can be written down and asked for.
+    cut: share of the parameters, or of the KV cache if that is larger, that has to go; see `rate_for_cut`.
     """
-    return float(f"{2e-2 * (2 * cut) ** 0.75:.1e}") if asked is None else asked
+    return rate_for_cut(2e-2, cut) if asked is None else asked
+
+
+def gate_kl_weight(cut: float) -> float:
+    """What `kl_weight=None` is for gates: 0 up to a cut of a fifth, from there in a straight line to 0.5 for a half.
+
+    cut: as in `gate_learning_rate`. Where little goes, the text alone says best what it needs; where much does, a mask
+    that suits what the dense model predicts suits other text better too.
+    """
+    return round(min(0.5, max(0.0, (cut - 0.2) / 0.6)), 2)
 
 
 @dataclass(frozen=True)
@@ -65,17 +72,20 @@ def gate_snapshots(
     config: GRASPConfig,
     start_U: Tensor | None = None,
     others: Sequence[Budget] = (),
+    dense: Teaches | None = None,
 ) -> list[Snapshot]:
     """`train_gates` with the multipliers, where `config.multipliers` asks for any.
 
     others: budgets that steps are taken at too, in turns, for `gate_snapshots_at`.
+    dense: the teacher; the model itself, as it is without gates, if None.
     """
     if start_U is None:
         start_U = torch.zeros(runner.inventory.num_units, dtype=torch.float32, device="cpu")
-    rate = gate_learning_rate(config.learning_rate, budget.share_cut(runner.inventory))
+    cut = budget.share_cut(runner.inventory)
+    rate = gate_learning_rate(config.learning_rate, cut)
     gates = _Gates(runner.inventory, [*others, budget], config, start_U, rate)
-    training = Training.of(config, "gates", epochs=config.epochs, learning_rate=rate)
-    numbers = runner.learn(gates, tokens_NS, training, status=gates.shares)
+    training = Training.of(config, "gates", epochs=config.epochs, learning_rate=rate, kl_weight=gate_kl_weight(cut))
+    numbers = runner.learn(gates, tokens_NS, training, dense, status=gates.shares)
     return [*gates.snapshots, snapshot_of(numbers)]
 
 

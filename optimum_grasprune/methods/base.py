@@ -56,6 +56,9 @@ class Method(ABC):
     least_squares: Literal["robust", "plain", "weighted"] = "robust"
     """What `least_squares="auto"` is: how least squares take massive activations."""
 
+    statistic_samples: int = 128
+    """What `statistic_samples=None` is: calibration sequences, at most, that statistics look at."""
+
     held_out: int = 0
     """What `held_out=None` is: calibration sequences that choices are judged on; 0 where nothing is left to choose."""
 
@@ -119,10 +122,21 @@ class Method(ABC):
         held_out_NS: Tensor,
         config: GRASPConfig,
         recovery_text: RecoveryText | None = None,
+        rehearsed_NS: Tensor | None = None,
     ) -> Problem:
         """What the method is to solve, in which the statistics of all that looks at any are gathered together."""
         declared = (*self.statistics_for(config), *self.chain_for(config).statistics)
-        return Problem(runner, budget, tokens_NS, held_out_NS, config, declared, recovery_text=recovery_text)
+        return Problem(
+            runner,
+            budget,
+            tokens_NS,
+            held_out_NS,
+            config,
+            declared,
+            recovery_text=recovery_text,
+            rehearsed_NS=rehearsed_NS,
+            statistic_samples=self.statistic_samples_for(config),
+        )
 
     def selection(self, problem: Problem, earlier: Selection | None = None) -> Selection:
         """The cuts to choose from, whole units or single weights. earlier: what of them is known already."""
@@ -161,6 +175,10 @@ class Method(ABC):
     def held_out_for(self, config: GRASPConfig) -> int:
         """The number of held-out sequences that the configuration asks for."""
         return self.held_out if config.held_out is None else config.held_out
+
+    def statistic_samples_for(self, config: GRASPConfig) -> int:
+        """The number of sequences, at most, that statistics look at by this configuration."""
+        return config.statistic_samples or self.statistic_samples
 
     def allocation_for(self, config: GRASPConfig) -> str:
         """The allocation that the configuration asks for."""

@@ -25,6 +25,7 @@ class GRASPrune(Method):
     allocations = ("global",)
     compensation = "refit"
     least_squares = "weighted"
+    statistic_samples = 64
     held_out = 32
     trains_at_all_budgets = True
 
@@ -41,7 +42,9 @@ class GRASPrune(Method):
     def candidates(self, problem: Problem, scores_U: Tensor) -> dict[str, UnitMask]:
         """The masks of the start, unless it is blind, of each snapshot of the gate training, and of searched widths."""
         start_U = self._start(problem, scores_U)
-        trained = gate_snapshots(problem.runner, problem.budget, problem.tokens_NS, problem.config, start_U)
+        trained = gate_snapshots(
+            problem.runner, problem.budget, problem.tokens_NS, problem.config, start_U, dense=problem.teacher
+        )
         return self._masks(problem, start_U, trained)
 
     def candidates_at(self, problems: Sequence[Problem], scores_U: Tensor) -> Callable[[Problem], dict[str, UnitMask]]:
@@ -50,7 +53,9 @@ class GRASPrune(Method):
             return super().candidates_at(problems, scores_U)
         *_, smallest = problems
         start_U, budgets = self._start(smallest, scores_U), [problem.budget for problem in problems]
-        trained = gate_snapshots_at(smallest.runner, budgets, smallest.tokens_NS, smallest.config, start_U)
+        trained = gate_snapshots_at(
+            smallest.runner, budgets, smallest.tokens_NS, smallest.config, start_U, smallest.teacher
+        )
         return lambda problem: self._masks(problem, start_U, trained)
 
     def _masks(self, problem: Problem, start_U: Tensor, trained: Sequence[Snapshot]) -> dict[str, UnitMask]:

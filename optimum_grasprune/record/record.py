@@ -14,14 +14,19 @@ from ..registry import STAGES
 from ..units import PruningPlan
 from .stored import INLINE, OPTIONAL, Stored, check_format
 
-RECORD_FORMAT = 2
+RECORD_FORMAT = 3
 """Format of the records that this version writes.
 
+2: version 0.2 before diagonals rehearsed anything.
 1: version 0.1. Sequences never started with a BOS token, least squares were always the robust ones, and several corpora
 were mixed as one text before anything was held out.
 """
 
-_OPTIONS_OF_FORMAT_1: dict[str, JsonValue] = {"bos": False, "least_squares": "robust"}
+_OPTIONS_OF_FORMATS: dict[int, dict[str, JsonValue]] = {
+    1: {"bos": False, "least_squares": "robust", "rehearsal": 0.0},
+    2: {"rehearsal": 0.0},
+}
+"""What options were, in all but name, before records had them."""
 
 
 def option_of(recipe: Mapping[str, JsonValue], name: str) -> JsonValue:
@@ -57,11 +62,13 @@ class CalibrationRecord(CorpusRecord):
     """The text that was calibrated on, and what was drawn from it.
 
     first_tokens: what each sequence starts with.  sequences: their number and length.
+    rehearsed_sequences: of the package's own text, of which a stage learnt what the dense model predicts.
     """
 
     first_tokens: tuple[int, ...] = ()
     sequences: tuple[int, int]
     held_out_sequences: int
+    rehearsed_sequences: int = field(default=0, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,12 +236,13 @@ class Record(_WithSettings):
 
     @classmethod
     def arranged(cls, values: Any) -> Any:
-        """The values as the fields have them, in the words of today: what format 1 left unsaid is filled in."""
+        """The values as the fields have them, in the words of today: what older formats left unsaid is filled in."""
         if not isinstance(values, Mapping):
             return values
         check_format(values.get("format"), RECORD_FORMAT)
-        if values.get("format") == 1 and isinstance(recipe := values.get("recipe"), Mapping):
-            values = {**values, "recipe": {**_OPTIONS_OF_FORMAT_1, **recipe}}
+        for older, options in _OPTIONS_OF_FORMATS.items():
+            if values.get("format") == older and isinstance(recipe := values.get("recipe"), Mapping):
+                values = {**values, "recipe": {**options, **recipe}}
         return super().arranged(values)
 
     @property

@@ -58,6 +58,9 @@ class Stage(ABC):
     in_plan: ClassVar[bool] = False
     """Whether the plan holds what the stage came to, so that a replay takes it from there and looks at no data."""
 
+    rehearses: ClassVar[bool] = False
+    """Whether it learns from text beside the calibration corpus too, where that is asked for."""
+
     output_bias: ClassVar[bool] = False
     """Whether it adds a bias to every output projection that has none; a total budget pays for them."""
 

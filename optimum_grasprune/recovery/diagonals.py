@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
+from ..config.diagonals import DiagonalOptions
 from ..execution import Runner, Trainable, Training
 from ..execution.trainable import Step
+from ..execution.training import rate_for_cut
 from ..families import linears
 from ..sharing import Numbers
 from ..units import PruningPlan
@@ -35,6 +37,16 @@ if TYPE_CHECKING:
 
 KL_WEIGHT = 0.5
 """What `kl_weight=None` is here."""
+KL_WEIGHT_REHEARSED = 0.25
+"""The same of the calibration sequences where others are rehearsed: what keeps the rest is in those."""
+
+
+def diagonal_learning_rate(asked: float | None, cut: float) -> float:
+    """AdamW's learning rate for the diagonals: what was asked, else 5e-3 for a cut of a fifth, 1e-2 for a half.
+
+    cut: share of the prunable parameters that has gone; see `rate_for_cut`.
+    """
+    return rate_for_cut(1e-2, cut) if asked is None else asked
 
 
 @register("diagonals")
@@ -47,8 +59,9 @@ class Diagonals(TrainedStage):
     name = "diagonals"
     sentence = "The rows and columns of all maps in the layers were scaled by trained factors, which are folded"
     needs_sequences = True
-    options = ("diagonal_samples", "diagonal_epochs", "diagonal_learning_rate")
+    options = tuple(DiagonalOptions.model_fields)
     starts_refitted = True
+    rehearses = True
     continues = True
 
     @classmethod
@@ -58,25 +71,27 @@ class Diagonals(TrainedStage):
 
     def taught_on(self, reference: Reference) -> Tensor:
         """What it is trained on."""
-        tokens_NS, training = self._course(reference)
-        return tokens_NS if training.kl_weight else tokens_NS[:0]
+        tokens_NS, training = self._course(reference, cut=0.0)
+        return tokens_NS if training.taught else tokens_NS[:0]
 
-    def _course(self, reference: Reference) -> tuple[Tensor, Training]:
-        """The first calibration sequences, and how it goes through them."""
+    def _course(self, reference: Reference, cut: float) -> tuple[Tensor, Training]:
+        """The first calibration sequences, with those that are rehearsed, and how it goes through them."""
         config = self.config
-        tokens_NS, epochs = reference.trained_on(config.diagonal_samples, config.diagonal_epochs)
+        tokens_NS, rehearsed, epochs = reference.trained_on_both(config.diagonal_samples, config.diagonal_epochs)
         return tokens_NS, Training.of(
             config,
             "diagonals",
             epochs=epochs,
-            learning_rate=config.diagonal_learning_rate,
-            kl_weight=KL_WEIGHT,
+            learning_rate=diagonal_learning_rate(config.diagonal_learning_rate, cut),
+            kl_weight=KL_WEIGHT_REHEARSED if rehearsed else KL_WEIGHT,
+            rehearsed=rehearsed,
         )
 
     def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> LearntDiagonals:
         """Train the diagonals on the first calibration sequences."""
         runner = reference.runner.beside(pruned)
-        tokens_NS, training = self._course(reference)
+        inventory = reference.runner.inventory
+        tokens_NS, training = self._course(reference, 1 - plan.mask(inventory).kept_cost / inventory.total_cost)
         maps = linears(pruned, runner.blocks)
         trained = DiagonalMultipliers(maps)
         if reference.leg is not None and reference.leg.start:

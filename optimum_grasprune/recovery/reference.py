@@ -53,7 +53,8 @@ class Reference:
     statistic_samples: how many of them, at most, statistics look at.
     statistics: of the dense model, those that the stages declare.
     text: what weights are trained on, where they are.
-    taught: what the dense model said of sequences, where that was kept and it may be gone.
+    rehearsed_NS: text of another kind, of which a stage learns what the dense model predicts, shape (R, S), int64.
+    taught: what has the dense model say of sequences what it predicts, or had it, and it may be gone.
     sharing: the run through several ratios, where there is one.  leg: this ratio's part of a training that they share.
     """
 
@@ -65,6 +66,7 @@ class Reference:
     sharing: Sharing | None = None
     leg: Leg | None = None
     taught: Teaches | None = None
+    rehearsed_NS: Tensor | None = None
 
     @classmethod
     def of(cls, problem: Problem) -> Reference:
@@ -72,10 +74,12 @@ class Reference:
         return cls(
             problem.runner,
             problem.tokens_NS,
-            problem.config.statistic_samples,
+            len(problem.statistic_tokens_NS),
             problem.statistics,
             problem.recovery_text,
             problem.sharing,
+            taught=problem.teacher,
+            rehearsed_NS=problem.rehearsed_NS,
         )
 
     @classmethod
@@ -86,6 +90,7 @@ class Reference:
         statistic_samples: int,
         declared: Iterable[Statistic[Any]] = (),
         text: RecoveryText | None = None,
+        rehearsed_NS: Tensor | None = None,
         *,
         gradient_checkpointing: bool = False,
     ) -> Reference:
@@ -95,7 +100,7 @@ class Reference:
         """
         sequences_NS = tokens_NS[:statistic_samples]
         statistics = Gathered(runner, declared, sequences_NS, gradient_checkpointing=gradient_checkpointing)
-        return cls(runner, tokens_NS, statistic_samples, statistics, text)
+        return cls(runner, tokens_NS, statistic_samples, statistics, text, rehearsed_NS=rehearsed_NS)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -133,7 +138,29 @@ class Reference:
         samples, epochs: of a training of its own.
         """
         tokens_NS = self.tokens_NS[:samples]
-        return (tokens_NS, epochs) if self.leg is None else (self.leg.sequences(tokens_NS, epochs), 1)
+        places_N, epochs = self._gone_through(len(tokens_NS), epochs)
+        return tokens_NS[places_N], epochs
+
+    def trained_on_both(self, samples: int, epochs: int) -> tuple[Tensor, tuple[bool, ...], int]:
+        """The same with what is rehearsed evenly spread among them, and which of them that is, if any.
+
+        samples: of both together.
+        """
+        if self.rehearsed_NS is None or not len(self.rehearsed_NS):
+            tokens_NS, epochs = self.trained_on(samples, epochs)
+            return tokens_NS, (), epochs
+        rehearsed_NS = self.rehearsed_NS
+        own_NS = self.tokens_NS[: max(1, samples - len(rehearsed_NS))]
+        order = spread_evenly(len(own_NS), len(rehearsed_NS))
+        places_N, epochs = self._gone_through(len(order), epochs)
+        taken = [order[place] for place in places_N.tolist()]
+        tokens_NS = torch.cat([own_NS, rehearsed_NS])[taken]
+        return tokens_NS, tuple(place >= len(own_NS) for place in taken), epochs
+
+    def _gone_through(self, count: int, epochs: int) -> tuple[Tensor, int]:
+        """Places of sequences that a training takes, and passes over them. count: of those that there are."""
+        places_N = torch.arange(count, device="cpu")
+        return (places_N, epochs) if self.leg is None else (self.leg.sequences(places_N, epochs), 1)
 
     @property
     def statistic_tokens_NS(self) -> Tensor:
@@ -157,6 +184,13 @@ class Reference:
             after = linear_at(pruned, block.output)
             with in_memory(after):
                 yield CutMap(block.output, before, after, kept_columns(cut, block, before))
+
+
+def spread_evenly(own: int, others: int) -> list[int]:
+    """Places of `own` things and, counted on from there, of others, in one order in which both are evenly spread."""
+    among = [((place + 0.5) / own, place) for place in range(own)]
+    among += [((place + 0.5) / others, own + place) for place in range(others)]
+    return [place for _, place in sorted(among)]
 
 
 @dataclass(frozen=True)

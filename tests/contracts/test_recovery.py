@@ -200,7 +200,7 @@ def test_statistics_are_collected_once_for_all_candidates(
 
 def test_a_choice_of_units_depends_on_no_option_of_a_stage() -> None:
     of_stages = {"restoration", "least_squares", "damping", "scale_samples", "scale_epochs", "scale_learning_rate"}
-    of_stages |= {"diagonal_samples", "diagonal_epochs", "diagonal_learning_rate"}
+    of_stages |= {"diagonal_samples", "diagonal_epochs", "diagonal_learning_rate", "rehearsal"}
     assert options_of_recovery() == {"compensation", *RecoveryOptions.model_fields, *of_stages}
 
 

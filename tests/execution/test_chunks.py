@@ -118,6 +118,24 @@ def test_loss_and_gradient_are_those_of_all_logits(
     torch.testing.assert_close(found, expected, **tolerance)
 
 
+def test_shares_of_sequences_go_with_their_predictions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, taught = (torch.randn(3, 5, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    weight = torch.randn(9, 4, generator=generator, dtype=torch.float64)
+    tokens, shares = torch.randint(9, (3, 5), generator=generator), torch.tensor([0.0, 0.25, 1.0])
+    hidden.requires_grad_()
+
+    def head(hidden: Tensor) -> Tensor:
+        return hidden @ weight.T
+
+    plain = distillation_loss(head(hidden), tokens, head(taught), shares)
+    with at_most(5 * 9):  # chunks of five predictions, of which each sequence has four
+        predicted, teacher = Predictions(hidden, head), Predictions(taught, head)
+        loss = chunked_loss(predicted, tokens, 9, teacher=teacher, kl_weight=shares)
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(*(torch.autograd.grad(each, [hidden])[0] for each in (loss, plain)))
+
+
 @pytest.mark.parametrize("kl_weight", [None, 0.0, 0.4, 1.0])
 @pytest.mark.parametrize("total", [False, True])
 def test_the_gradient_is_the_derivative(kl_weight: float | None, total: bool) -> None:

@@ -14,11 +14,11 @@ from transformers import LlamaForCausalLM
 from optimum_grasprune import Budget, GRASPConfig, PruningPlan, UnitMask, project
 from optimum_grasprune.config import BudgetOptions
 from optimum_grasprune.errors import GraspruneError
-from optimum_grasprune.execution import WholeModel
+from optimum_grasprune.execution import Training, WholeModel
 from optimum_grasprune.execution.instrument import frozen
 from optimum_grasprune.execution.training import Schedule, batches
 from optimum_grasprune.families import family_of
-from optimum_grasprune.gates import gate_learning_rate, straight_through, train, train_gates
+from optimum_grasprune.gates import gate_kl_weight, gate_learning_rate, straight_through, train, train_gates
 from optimum_grasprune.recovery.scales import bounded_scale, train_scales
 from optimum_grasprune.surgery import build_pruned_model
 from optimum_grasprune.units import FFN, Address, budget_at, kept_units
@@ -197,7 +197,7 @@ def test_gradient_checkpointing_recomputes_and_gives_the_same_scores(model: Llam
     model.model.layers[1].self_attn.v_proj.register_forward_hook(lambda *_: calls.append(None))
     for checkpointing in (False, True):
         calls.clear()
-        config = GRASPConfig(keep_ratio=0.5, epochs=2, gradient_checkpointing=checkpointing)
+        config = GRASPConfig(keep_ratio=0.5, epochs=2, gradient_checkpointing=checkpointing, kl_weight=0)
         budget = Budget.resolve(config, inventory, 0)
         scores.append(train_gates(WholeModel(model), budget, TOKENS, config)[-1])
         forwards.append(len(calls))
@@ -257,6 +257,33 @@ def test_the_learning_rate_grows_with_the_cut_unless_it_was_asked_for() -> None:
     assert gate_learning_rate(0.3, 0.2) == 0.3
 
 
+def test_the_share_of_the_teacher_by_hand() -> None:
+    assert [gate_kl_weight(cut) for cut in (0.1, 0.2, 0.2001, 0.35, 0.5, 0.8)] == [0, 0, 0, 0.25, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("keep_ratio", "options", "share"), [(0.5, {}, 0.5), (0.8, {}, 0), (0.5, {"kl_weight": 0.1}, 0.1)]
+)
+def test_gates_learn_from_the_dense_model_by_how_much_is_cut(
+    model: LlamaForCausalLM, keep_ratio: float, options: dict[str, float], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings: list[Training] = []
+    learn = WholeModel.learn
+
+    def watched(
+        self: WholeModel, trained: Any, tokens_NS: torch.Tensor, training: Training, *rest: Any, **more: Any
+    ) -> Any:
+        trainings.append(training)
+        return learn(self, trained, tokens_NS, training, *rest, **more)
+
+    monkeypatch.setattr(WholeModel, "learn", watched)
+    config, runner = GRASPConfig(keep_ratio=keep_ratio, **options), WholeModel(model)
+    budget = Budget.resolve(config, runner.inventory, 10**6)
+    train_gates(runner, budget, torch.randint(258, (2, 12), generator=torch.Generator().manual_seed(0)), config)
+    assert trainings[0].kl_weight == pytest.approx(share, abs=0.011)  # budgets are met in whole units
+    assert GRASPConfig.paper().kl_weight == 0
+
+
 def test_schedules() -> None:
     assert [Schedule(4, "constant").factor(step) for step in range(4)] == [1, 1, 1, 1]
     assert [round(Schedule(4, "cosine").factor(step), 3) for step in range(5)] == [1, 0.854, 0.5, 0.146, 0]
@@ -302,7 +329,7 @@ def steps() -> Iterator[list[dict[str, Any]]]:
 
 @TRAININGS
 def test_a_training_sees_as_many_epochs_and_such_batches_as_it_is_told(kind: str, model: LlamaForCausalLM) -> None:
-    config = GRASPConfig(keep_ratio=0.5, epochs=2, scale_epochs=3, batch_size=2, seed=7)
+    config = GRASPConfig(keep_ratio=0.5, epochs=2, scale_epochs=3, batch_size=2, seed=7, kl_weight=0)
     seen: list[Tensor] = []
     model.model.embed_tokens.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     trained(kind, model, config)
@@ -315,7 +342,7 @@ def test_a_training_sees_as_many_epochs_and_such_batches_as_it_is_told(kind: str
 def test_a_training_keeps_no_keys_and_values(kind: str, model: LlamaForCausalLM) -> None:
     seen: list[object] = []
     model.register_forward_hook(lambda _module, _inputs, output: seen.append(output.past_key_values))
-    trained(kind, model, GRASPConfig())
+    trained(kind, model, GRASPConfig(kl_weight=0))
     assert seen == [None] * 5
 
 
@@ -329,7 +356,7 @@ def test_a_loss_that_is_not_finite_names_the_training_and_the_step(kind: str, mo
 
     model.register_forward_hook(break_the_third)
     with pytest.raises(GraspruneError, match=f"^{kind}: the loss is nan at step 3; "):
-        trained(kind, model, GRASPConfig())
+        trained(kind, model, GRASPConfig(kl_weight=0))
 
 
 @TRAININGS

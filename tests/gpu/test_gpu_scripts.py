@@ -70,7 +70,7 @@ def test_a_training_cut_short_says_so(
 ) -> None:
     options = (*TINY, "--sequences", 4, "--seq-len", 16, "--epochs", 2, "--output", tmp_path)
     run(monkeypatch, scripts["training"], *options, "--steps", 2)
-    result = json.loads((tmp_path / "training-grasprune.json").read_text())
+    result = json.loads((tmp_path / "training-grasprune-tiny.json").read_text())
     assert (result["steps"], result["steps_run"], result["extrapolated"]) == (8, 2, True)
     assert result["seconds"] == pytest.approx(8 * result["step_seconds"])
     assert result["times_the_floor"] == pytest.approx(result["seconds"] / result["floor_seconds"])
@@ -89,7 +89,7 @@ def test_a_training_cut_short_says_so(
         "--output",
         tmp_path,
     )
-    result = json.loads((tmp_path / "training-fasp.json").read_text())
+    result = json.loads((tmp_path / "training-fasp-tiny.json").read_text())
     assert 0.4 < result["kept"] <= 0.5 and result["seconds"] > 0
 
 
