@@ -81,7 +81,7 @@ def measured(model: PreTrainedModel, what: str, *, batch: int = 1, checkpointing
     """Bytes at the peak, of a step on `TOKENS` tokens, or a pass."""
     runner, length = WholeModel(model), TOKENS // batch
     tokens_NS = torch.randint(3, 258, (batch, length))
-    config = GRASPConfig(gradient_checkpointing=checkpointing, batch_size=batch, seq_len=length)
+    config = GRASPConfig(gradient_checkpointing=checkpointing, batch_size=batch, seq_len=length, kl_weight=0)
     with Alive() as alive:
         if what == "gates":
             budget = get_method("grasprune").budget(config, model, runner.family, runner.inventory, 0)

@@ -96,7 +96,7 @@ def test_of_a_model_that_is_shared_each_process_has_its_part() -> None:
     assert shared["weights in shares"] == layers // 4
     assert shared["weights of one layer"] == shared["a layer that is read"] == layer
     by_two = needs_of(replace(job(batch_size=8), runner="sharded", processes=2))
-    assert by_two.size("device") > layers // 2 and by_two.hard("host") < layers // 8
+    assert by_two.size("device") > layers // 2 and by_two.hard("host") < layers // 4
     streamed = parts(needs_of(job(batch_size=2, runner="streamed")), "gates")
     waiting = "hidden states at the borders of layers"
     assert shared[waiting] == streamed[waiting]  # of two sequences each
@@ -167,20 +167,29 @@ def test_a_sequence_that_is_too_long() -> None:
 
 
 def test_work_is_counted_in_passes() -> None:
-    works = {work.label: work for work in works_of(job(num_samples=100, seq_len=512, epochs=2, batch_size=4))}
+    options = {"num_samples": 100, "seq_len": 512, "epochs": 2, "batch_size": 4}
+    works = {work.label: work for work in works_of(job(**options, dataset="text.txt"))}
     assert [*works] == ["sensitivity", "gates", "candidates", "least squares", "refitted", "diagonals"]
-    assert works["sensitivity"].passes == 100 * 2
-    assert (works["gates"].units, works["gates"].each) == (50, 8)
     in_layers, head = 32 * 202_383_360, 32000 * 4096
+    through_layers = in_layers / (in_layers + head)
+    assert works["sensitivity"].passes == 64 * 2
+    # Back and forth, the teacher's head at every step, and its layers in the first of two epochs.
+    assert works["gates"].units == 50
+    assert works["gates"].each == pytest.approx(4 * (2 + 1 - through_layers + through_layers / 2))
     half = (in_layers - 6_476_005_376 // 2 + head) / (in_layers + head)
     assert works["candidates"].units == 5 and works["candidates"].each == pytest.approx(32 * half, rel=1e-6)
     assert works["refitted"].units == 4
-    # Back and forth through the half, the teacher's layers once, and its head.
-    assert works["diagonals"].each == pytest.approx(4 * (2 * half + 1), rel=1e-6)
+    # Back and forth through the half, the teacher's head, and its layers once for what gates have not seen: 67 of 167.
+    assert works["diagonals"].units == 42
+    read = 1 - through_layers + through_layers * 67 / 167
+    assert works["diagonals"].each == pytest.approx(4 * (2 * half + read), rel=1e-6)
     assert {label for label, work in works.items() if work.trains} == {"gates", "diagonals"}
     assert works["least squares"].units == 32
     recomputed = {work.label: work for work in works_of(job(num_samples=100, gradient_checkpointing=True))}
-    assert recomputed["gates"].each == 3 and recomputed["sensitivity"].each == 3
+    assert recomputed["gates"].each == 4 and recomputed["sensitivity"].each == 3
+    of_sampled = {work.label: work for work in works_of(job(**options))}["diagonals"]  # nothing is rehearsed
+    assert of_sampled.units == 25 and of_sampled.each == pytest.approx(4 * (2 * half + 1 - through_layers), rel=1e-6)
+    assert {work.label: work for work in works_of(job(keep_ratio=0.8))}["gates"].each == 2  # without a teacher
 
 
 def test_work_without_a_training() -> None:

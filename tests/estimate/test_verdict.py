@@ -39,7 +39,7 @@ def test_what_fits_is_not_refused() -> None:
     assert estimate.shortages == []
     require_fit(estimate)
     line = estimate.line
-    assert line.startswith("needed at most, whole: 15.6 GiB of 80.0 GiB free on cuda:0, 0.8 GiB of 500.0 GiB free on ")
+    assert line.startswith("needed at most, whole: 15.8 GiB of 80.0 GiB free on cuda:0, 2.0 GiB of 500.0 GiB free on ")
     assert estimate.to_dict()["fits"] is True
 
 
@@ -54,7 +54,7 @@ def test_only_what_a_run_cannot_go_on_without_is_refused() -> None:
 
 def test_the_option_that_costs_least_is_named_first() -> None:
     line = refusal(Estimate.of(job(batch_size=4), replace(ROOMY, device=19 * GIB, devices=19 * GIB)))
-    assert line.startswith("the run needs 22.8 GiB on cuda:0 for gates (weights 12.6 GiB, activations 9.4 GiB, logits ")
+    assert line.startswith("the run needs 23.4 GiB on cuda:0 for gates (weights 12.6 GiB, activations 9.4 GiB, logits ")
     assert "and 19.0 GiB are free: --gradient-checkpointing needs" in line
     assert line.endswith(" GiB there; --ignore-estimate starts it all the same")
 
@@ -82,7 +82,7 @@ def test_where_nothing_is_enough_the_best_is_named() -> None:
 
 def test_disks() -> None:
     line = refusal(Estimate.of(job(), replace(ROOMY, output=GIB)))
-    assert "on the disk of OUTPUT for writing (checkpoint 6.5 GiB, state of the run 0.8 GiB)" in line
+    assert "on the disk of OUTPUT for writing (checkpoint 6.5 GiB, state of the run 1.0 GiB)" in line
     assert "give OUTPUT on another disk" in line
     line = refusal(Estimate.of(job(), replace(ROOMY, temporary=GIB, folder="/scratch")))
     assert "the disk of /scratch" in line and "the environment variable TMPDIR names another folder" in line
@@ -108,7 +108,7 @@ def test_one_with_all_that_it_needs_comes_before_one_that_can_just_run() -> None
     tight = replace(ROOMY, device=needs.hard("device"), devices=needs.hard("device"))
     assert not Estimate.of(job(), tight).shortages
     found, why = estimated(job(), tight)
-    assert found.needs.runner == "offloaded" and why == "whole needs 15.6 GiB on cuda:0, and 15.1 GiB are free"
+    assert found.needs.runner == "offloaded" and why == "whole needs 15.8 GiB on cuda:0, and 15.3 GiB are free"
     alone = replace(tight, accelerate=False, host=0)
     assert estimated(job(batch_size=1), alone)[0].needs.runner != "offloaded"
 
