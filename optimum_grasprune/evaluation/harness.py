@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .scores import MEAN, AgainstDense, Answers, TaskScore, against_dense, main_metric, mean_score
 from .tasks import Row, TaskSuite
 from .undisturbed import undisturbed
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+>")
 
 
 @dataclass(frozen=True)
@@ -119,8 +122,11 @@ def _answers(samples: list[dict[str, Any]], score: TaskScore) -> tuple[float, ..
 
 
 def as_json(results: Mapping[str, Any]) -> dict[str, JsonValue]:
-    """Results of the harness as JSON types: what has no such type as the harness writes it, no number as None."""
+    """Results of the harness as JSON types: what has no such type as the harness writes it, no number as None.
+
+    Functions of tasks are without the address that they have in this process, so that the same run writes the same.
+    """
     from lm_eval.utils import handle_non_serializable
 
-    text = json.dumps(results, default=handle_non_serializable)
+    text = _ADDRESS.sub(">", json.dumps(results, default=handle_non_serializable))
     return json.loads(text, parse_constant=lambda _: None)

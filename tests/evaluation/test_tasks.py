@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from optimum_grasprune.config import TaskOptions
 from optimum_grasprune.errors import OptionError
@@ -238,3 +240,12 @@ def test_git_is_not_asked_about_the_folder(
 def test_a_name_that_is_too_long_for_any_folder() -> None:
     home = Path(lm_eval.tasks.__file__).parent
     assert _namesakes(["a" * 5000, "piqa"], home) == [home / "piqa"]
+
+
+def test_what_is_written_of_a_task_says_no_address() -> None:
+    from optimum_grasprune.evaluation.harness import as_json
+
+    task = {"doc_to_text": str(harness_task), "loss": math.nan, "device": torch.device("cpu")}
+    written = as_json({"configs": {"a": task}})
+    of_task = written["configs"]["a"]  # type: ignore[index, call-overload]
+    assert of_task == {"doc_to_text": "<function harness_task>", "loss": None, "device": "cpu"}
