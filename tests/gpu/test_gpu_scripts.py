@@ -92,6 +92,21 @@ def test_a_training_cut_short_says_so(
     result = json.loads((tmp_path / "training-fasp-tiny.json").read_text())
     assert 0.4 < result["kept"] <= 0.5 and result["seconds"] > 0
 
+    options = ("--method", "default", "--sequences", 4, "--seq-len", 16)
+    run(monkeypatch, scripts["training"], *TINY, *options, "--output", tmp_path)
+    result = json.loads((tmp_path / "training-default-tiny.json").read_text())
+    assert 0.4 < result["kept"] <= 0.5 and result["sequences"] == 4 and result["card_gib"] is None
+    assert result["times_the_floor"] == pytest.approx(result["seconds"] / result["floor_seconds"])
+
+
+def test_a_card_that_is_not_there_is_refused(
+    scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, scripts["training"], *TINY, "--card", 24, "--output", tmp_path / "out")
+    assert ended.value.code == 2 and "--card 24: there is no card, the device is cpu" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
 
 def test_rates_without_the_engine_and_plots(
     scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
