@@ -154,7 +154,7 @@ def main() -> None:
     args.sequences = args.sequences or {"grasprune": 512, "fasp": 128, "default": 256}[args.method]
     torch.manual_seed(args.seed)
     rate = matrix_rate(args.device)
-    model = random_model(args.shape)
+    model = random_model(args.shape, args.device)
     result = {
         "machine": describe(args.device),
         "shape": args.shape,
