@@ -98,7 +98,7 @@ def calibration_for(
     else:
         calibration = drawn(tokenized(corpus_in_memory(texts)), config, length)
     if rehearses(config) and SAMPLED not in calibration.tokenized.corpus.parts:
-        count = rehearsed_sequences(config, len(calibration.tokens_NS))
+        count = config.rehearsed_sequences(*calibration.tokens_NS.shape)
         rehearsed = tokenized(rehearsal_text(count, _CHARACTERS_OF_A_TOKEN * length))
         calibration = replace(calibration, rehearsed_NS=rehearsed.windows(length, count))
     if config.recover == "none":
@@ -110,12 +110,6 @@ def calibration_for(
 def rehearses(config: GRASPConfig) -> bool:
     """Whether any stage learns from other text than the calibration corpus, if that is not the same text."""
     return config.rehearsal > 0 and any(stage.rehearses for stage in get_method(config.method).chain_for(config).stages)
-
-
-def rehearsed_sequences(config: GRASPConfig, calibrated: int) -> int:
-    """Sequences that are rehearsed where any are, beside so many calibration sequences: a share of both together."""
-    own = min(calibrated, config.diagonal_samples - round(config.rehearsal * config.diagonal_samples))
-    return round(own * config.rehearsal / (1 - config.rehearsal))
 
 
 def drawn(tokenized: TokenizedCorpus, config: GRASPConfig, length: int) -> Calibration:

@@ -15,7 +15,6 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PrunedModel, UnitMask, project
-from optimum_grasprune.calibration_data import rehearsed_sequences
 from optimum_grasprune.errors import BudgetError, OptionError, PlanError
 from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.export.checkpoint import read_plan
@@ -102,7 +101,7 @@ def test_the_dense_model_is_read_once_by_all_that_it_teaches(
     monkeypatch.setattr(WholeModel, "teacher", watched)
     monkeypatch.setattr(WholeModel, "stream", lambda self, tokens_NS: streams.append(1) or stream(self, tokens_NS))
     list(GRASPPruner(config).prune_many(model, tokenizer, RATIOS))
-    rehearsed = rehearsed_sequences(config, 6)
+    rehearsed = config.rehearsed_sequences(6, 24)
     assert len(read) == 6 + rehearsed == len(torch.stack(read).unique(dim=0)) and rehearsed
     assert len(streams) == 1  # the products for least squares too
 

@@ -30,6 +30,9 @@ class GateOptions(Options):
         "model predicts; by default 0.5 for diagonals and recovery, 0.25 for diagonals beside text that is rehearsed, "
         "0 for scales, 2/3 for ddp, and for gates 0 for a cut of a fifth to 0.5 for a half",
     )
+    gate_kl_weight: Annotated[float | None, Flag("SHARE")] = Field(
+        default=None, ge=0, le=1, description="the same for gates alone, whatever it is elsewhere"
+    )
     multipliers: Literal["none", "joint"] = Field(
         default="none",
         description="whether an unbounded multiplier per unit is trained jointly with the gates, and folded",

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedConfig
 from typing_extensions import Self
 
-from ..calibration_data import rehearsed_sequences, rehearses
+from ..calibration_data import rehearses
 from ..config import GRASPConfig, RunnerName
 from ..corpora.sequences import CALIBRATION_TOKENS
 from ..corpora.sources import SAMPLED, names_in
@@ -192,6 +192,8 @@ class Job:
     @property
     def gates_taught(self) -> bool:
         """Whether gates have."""
+        if self.config.method != "ddp" and self.config.gate_kl_weight is not None:
+            return self.config.gate_kl_weight > 0
         return self.teaches(DDP_KL_WEIGHT if self.config.method == "ddp" else gate_kl_weight(1 - min(self.ratios)))
 
     @property
@@ -199,12 +201,13 @@ class Job:
         """Sequences beside the calibration text that diagonals are trained on."""
         if SAMPLED in names_in(self.config.dataset) or not rehearses(self.config):
             return 0
-        return rehearsed_sequences(self.config, self.calibrated)
+        return self.config.rehearsed_sequences(self.calibrated, self.length)
 
     @property
     def diagonal_sequences(self) -> int:
         """Sequences that diagonals are trained on, in all."""
-        return min(max(1, self.config.diagonal_samples - self.rehearsed), self.calibrated) + self.rehearsed
+        asked = self.config.diagonal_sequences(self.length)
+        return min(max(1, asked - self.rehearsed), self.calibrated) + self.rehearsed
 
     @property
     def diagonals_taught(self) -> bool:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -85,6 +85,8 @@ def gate_snapshots(
     rate = gate_learning_rate(config.learning_rate, cut)
     gates = _Gates(runner.inventory, [*others, budget], config, start_U, rate)
     training = Training.of(config, "gates", epochs=config.epochs, learning_rate=rate, kl_weight=gate_kl_weight(cut))
+    if config.gate_kl_weight is not None:
+        training = replace(training, kl_weight=config.gate_kl_weight)
     numbers = runner.learn(gates, tokens_NS, training, dense, status=gates.shares)
     return [*gates.snapshots, snapshot_of(numbers)]
 

@@ -262,7 +262,14 @@ def test_the_share_of_the_teacher_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keep_ratio", "options", "share"), [(0.5, {}, 0.5), (0.8, {}, 0), (0.5, {"kl_weight": 0.1}, 0.1)]
+    ("keep_ratio", "options", "share"),
+    [
+        (0.5, {}, 0.5),
+        (0.8, {}, 0),
+        (0.5, {"kl_weight": 0.1}, 0.1),
+        (0.5, {"gate_kl_weight": 0.0}, 0),
+        (0.8, {"kl_weight": 0.1, "gate_kl_weight": 0.3}, 0.3),
+    ],
 )
 def test_gates_learn_from_the_dense_model_by_how_much_is_cut(
     model: LlamaForCausalLM, keep_ratio: float, options: dict[str, float], share: float, monkeypatch: pytest.MonkeyPatch

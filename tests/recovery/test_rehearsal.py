@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
-from optimum_grasprune.calibration_data import calibration_for, rehearsed_sequences, rehearses
+from optimum_grasprune.calibration_data import calibration_for, rehearses
 from optimum_grasprune.corpora import corpus_in_memory, load_corpus, tokenize
 from optimum_grasprune.corpora.sources import rehearsal_text
 from optimum_grasprune.errors import GraspruneError
@@ -67,7 +67,8 @@ def test_as_many_as_their_share_and_none_where_nothing_is_rehearsed(
 
     assert drawn(rehearsal=0.25).shape == (2, 16) and drawn(rehearsal=0.5).shape == (4, 16)
     assert drawn(rehearsal=0.25, num_samples=3).shape == (1, 16)  # a share of what is there
-    assert [rehearsed_sequences(GRASPConfig(), calibrated) for calibrated in (256, 192, 96, 1)] == [128, 128, 64, 1]
+    assert [GRASPConfig().rehearsed_sequences(there, 512) for there in (256, 192, 96, 1)] == [128, 128, 64, 1]
+    assert GRASPConfig().diagonal_sequences(512) == 320 and GRASPConfig().rehearsed_sequences(512, 256) == 256
     assert torch.equal(drawn(seed=1), drawn())  # of the package's text, whatever the calibration draws
     assert not len(drawn(rehearsal=0.0)) and not len(drawn(compensation="both"))
     assert not len(drawn("sampled")) and not len(drawn(f"{corpus_file},sampled")) and len(drawn("builtin"))
