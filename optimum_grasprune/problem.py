@@ -57,7 +57,7 @@ class Problem:
     declared: the statistics that the method, and what makes up for its cut, look at.
     recovery_text: what weights are trained on, where they are.
     rehearsed_NS: text of another kind, of which a stage learns what the dense model predicts, shape (R, S), int64.
-    statistic_samples: how many of the sequences statistics look at, at most; None for all.
+    own_statistic_samples: sequences, at most, that statistics look at where the configuration does not say.
     sharing: the run through several ratios that it is of; None for one of its own.
     inplace: whether the pruned model may be made in the place of the dense one, which nobody needs afterwards.
     known: statistics that are gathered, for all problems that share it.
@@ -71,7 +71,7 @@ class Problem:
     declared: tuple[Statistic[Any], ...] = ()
     recovery_text: RecoveryText | None = None
     rehearsed_NS: Tensor | None = None
-    statistic_samples: int | None = None
+    own_statistic_samples: int | None = None
     sharing: Sharing | None = None
     inplace: bool = False
     known: KnownStatistics = field(default_factory=KnownStatistics)
@@ -103,7 +103,7 @@ class Problem:
     @property
     def statistic_tokens_NS(self) -> Tensor:
         """The sequences that statistics look at: the first ones."""
-        return self.tokens_NS[: self.statistic_samples]
+        return self.tokens_NS[: self.config.statistic_samples or self.own_statistic_samples]
 
     @cached_property
     def statistics(self) -> Gathered:

@@ -121,14 +121,14 @@ def test_a_plan_of_another_model_is_refused(
 ) -> None:
     saved(config, tokenizer, tmp_path / "calibrated")
     with pytest.raises(PlanError, match="48 FFN channels in layer 0; this model has 64"):
-        GRASPPruner(config).replay(make_model(intermediate_size=64), None, *read_plan(tmp_path / "calibrated"))
+        GRASPPruner(config).replay(make_model(intermediate_size=64), tokenizer, *read_plan(tmp_path / "calibrated"))
 
 
 def test_record_tells_how_it_was_made(config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     saved(config, tokenizer, tmp_path / "pruned")
     record = json.loads((tmp_path / "pruned" / "grasp_config.json").read_text())
     assert GRASPConfig.from_dict(record["recipe"]) == get_method("grasprune").resolved(config).model_copy(
-        update={"held_out": 32}
+        update={"held_out": 32, "statistic_samples": 64}
     )
     assert (record["recipe"]["compensation"], record["recipe"]["least_squares"]) == ("refit", "weighted")
     assert record["calibration"]["sequences"] == [4, 24]

@@ -117,7 +117,8 @@ def test_gates_of_several_budgets_take_up_their_turns_and_snapshots(
 ) -> None:
     runner, tokens_NS = WholeModel(make_model()), torch.arange(4 * 12).view(4, 12) % 258
     budgets = [Budget(int(ratio * runner.inventory.total_cost)) for ratio in (0.8, 0.6)]
-    config, start_U = GRASPConfig(snapshots=3, multipliers="joint"), torch.zeros(runner.inventory.num_units)
+    config = GRASPConfig(snapshots=3, multipliers="joint", kl_weight=0)
+    start_U = torch.zeros(runner.inventory.num_units)
 
     def train(state: RunState | None) -> Any:
         if state is None:

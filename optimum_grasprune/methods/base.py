@@ -135,7 +135,7 @@ class Method(ABC):
             declared,
             recovery_text=recovery_text,
             rehearsed_NS=rehearsed_NS,
-            statistic_samples=self.statistic_samples_for(config),
+            own_statistic_samples=self.statistic_samples,
         )
 
     def selection(self, problem: Problem, earlier: Selection | None = None) -> Selection:

@@ -174,7 +174,7 @@ def refused(outcome: Outcome, output: Path, message: str) -> None:
         (("--compensation", "prayer"), "--compensation prayer: input should be"),
         (("--damping", "0"), "--damping 0: input should be greater than 0"),
         (("--start", "hot"), "--start hot: input should be 'zero' or 'fisher'"),
-        (("--num-samples", "99999999"), "different sequences of 24"),
+        (("--num-samples", "99999999", "--kl-weight", "0"), "different sequences of 24"),
         (("--recipe", "grandma"), "--recipe grandma: no such recipe; there are quick, default, thorough, paper"),
         (("--dataset", "/nowhere/corpus.txt"), "--dataset /nowhere/corpus.txt: no such file"),
         (("--dataset-split", "[oops]"), "--dataset-split [oops]: should look like"),

@@ -63,6 +63,7 @@ def test_one_bar_at_a_time_on_a_terminal(
     bars = [name for name, before in zip(names, [None, *names], strict=False) if name != before]
     assert bars == [
         "sensitivity",
+        "teacher",
         "gates",
         "candidates",
         "widths",

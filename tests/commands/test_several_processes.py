@@ -179,7 +179,7 @@ def test_several_ratios(start: Start, export: tuple[object, ...], tmp_path: Path
 
 def test_bad_input_is_said_once(start: Start, export: tuple[object, ...], tmp_path: Path) -> None:
     for wrong, line in (
-        (("--num-samples", 9**9), "--num-samples"),
+        (("--kl-weight", 0, "--num-samples", 9**9), "--num-samples"),
         (("--no-such-option", 1), "unrecognized arguments"),
         (("--keep-ratio", 0.0001), "--keep-ratio 0.0001"),
     ):
