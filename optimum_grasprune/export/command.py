@@ -12,10 +12,8 @@ from ..config import RECIPES, GRASPConfig
 from ..config.flags import as_flags
 from ..corpora.slices import source_and_split
 from ..errors import OptionError
-from ..methods import get_method
 from ..record import Record
 from ..record.describe import public_name
-from ..recovery.registry import get_stage, stage_names
 
 SOURCE_OPTIONS = ("dataset", "recover_watch")
 """Options that name texts, and so maybe files of a machine."""
@@ -56,14 +54,7 @@ def _differing(config: GRASPConfig, recipe: str) -> Mapping[str, JsonValue] | No
     defaults = RECIPES[recipe]().to_dict()
     own = GRASPConfig(method=config.method, compensation=config.compensation).to_dict()
     differing = {name: value for name, value in config.to_dict().items() if value != {**own, **defaults}.get(name)}
-    differing = {name: value for name, value in differing.items() if name not in _of_no_stage(config)}
     return None if None in differing.values() else differing
-
-
-def _of_no_stage(config: GRASPConfig) -> set[str]:
-    """Options of stages that this recipe has not, which it need not name."""
-    own = {option for stage in get_method(config.method).chain_for(config).stages for option in stage.options}
-    return {option for name in stage_names() for option in get_stage(name).options} - own
 
 
 def public_corpora(source: str) -> str:

@@ -22,16 +22,22 @@ RECORD_FORMAT = 3
 were mixed as one text before anything was held out.
 """
 
-_OPTIONS_OF_FORMATS: dict[int, dict[str, JsonValue]] = {
-    1: {"bos": False, "least_squares": "robust", "rehearsal": 0.0},
-    2: {"rehearsal": 0.0},
-}
-"""What options were, in all but name, before records had them."""
+_OPTIONS_OF_FORMAT_1: dict[str, JsonValue] = {"bos": False, "least_squares": "robust"}
 
 
 def option_of(recipe: Mapping[str, JsonValue], name: str) -> JsonValue:
     """An option of a recipe, by the name of its field in `GRASPConfig`; the default where it does not say."""
     return recipe.get(name, GRASPConfig.model_fields[name].default)
+
+
+def _unsaid(record_format: object, recipe: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    """What options were, in all but name, before records of this format had them."""
+    unsaid = dict(_OPTIONS_OF_FORMAT_1) if record_format == 1 else {}
+    if record_format == 2 and recipe.get("compensation") in ("diagonals", "refit"):
+        unsaid["rehearsal"] = 0.0
+    if record_format in (1, 2) and option_of(recipe, "method") == "grasprune":
+        unsaid["gate_kl_weight"] = recipe.get("kl_weight") or 0.0  # a teacher where one was asked for
+    return unsaid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,9 +246,8 @@ class Record(_WithSettings):
         if not isinstance(values, Mapping):
             return values
         check_format(values.get("format"), RECORD_FORMAT)
-        for older, options in _OPTIONS_OF_FORMATS.items():
-            if values.get("format") == older and isinstance(recipe := values.get("recipe"), Mapping):
-                values = {**values, "recipe": {**options, **recipe}}
+        if isinstance(recipe := values.get("recipe"), Mapping):
+            values = {**values, "recipe": {**_unsaid(values.get("format"), recipe), **recipe}}
         return super().arranged(values)
 
     @property

@@ -34,9 +34,16 @@ def test_version_0_1_had_no_bos_and_one_kind_of_least_squares() -> None:
 
 
 def test_before_format_3_nothing_was_rehearsed() -> None:
-    for number in (1, 2):
-        assert read(stored(format=number, recipe={"method": "grasprune"})).config.rehearsal == 0
-    assert read(stored(format=3, recipe={"method": "grasprune"})).config.rehearsal > 0
+    def option(name: str, number: int, **recipe: object) -> object:
+        return getattr(read(stored(format=number, recipe=recipe)).config, name)
+
+    assert option("rehearsal", 2, compensation="refit") == option("rehearsal", 2, compensation="diagonals") == 0
+    assert option("rehearsal", 3, compensation="refit") == option("rehearsal", 2, method="fasp") == 0.4
+    for number in (1, 2):  # and gates learnt from the dense model where they were told to
+        assert option("gate_kl_weight", number, method="grasprune") == 0
+        assert option("gate_kl_weight", number, method="grasprune", kl_weight=0.75) == 0.75
+        assert option("gate_kl_weight", number, method="fasp") is None
+    assert option("gate_kl_weight", 3, method="grasprune") is None
 
 
 def test_records_of_today_stay_as_they_are() -> None:
