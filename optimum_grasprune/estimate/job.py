@@ -15,12 +15,13 @@ from ..config import GRASPConfig, RunnerName
 from ..corpora.sequences import CALIBRATION_TOKENS
 from ..corpora.sources import SAMPLED, names_in
 from ..families import family_of
-from ..gates.train import gate_kl_weight
+from ..gates.train import teacher_share
 from ..loading import calibration_length, empty_model
 from ..methods import get_method
 from ..methods.base import Method
 from ..methods.ddp import KL_WEIGHT as DDP_KL_WEIGHT
 from ..recovery.chain import Chain
+from ..recovery.diagonals import KL_WEIGHT as DIAGONAL_KL_WEIGHT
 from ..recovery.least_squares import LeastSquares
 from ..selection.choose import FINALISTS
 from ..statistics import Statistic
@@ -192,9 +193,9 @@ class Job:
     @property
     def gates_taught(self) -> bool:
         """Whether gates have."""
-        if self.config.method != "ddp" and self.config.gate_kl_weight is not None:
-            return self.config.gate_kl_weight > 0
-        return self.teaches(DDP_KL_WEIGHT if self.config.method == "ddp" else gate_kl_weight(1 - min(self.ratios)))
+        if self.config.method == "ddp":
+            return self.teaches(DDP_KL_WEIGHT)
+        return teacher_share(self.config, 1 - min(self.ratios)) > 0
 
     @property
     def rehearsed(self) -> int:
@@ -212,7 +213,7 @@ class Job:
     @property
     def diagonals_taught(self) -> bool:
         """Whether diagonals have the dense model as their teacher."""
-        return self.rehearsed > 0 or self.teaches(0.5)
+        return self.rehearsed > 0 or self.teaches(DIAGONAL_KL_WEIGHT)
 
     @property
     def taught_sequences(self) -> int:

@@ -36,6 +36,12 @@ def gate_kl_weight(cut: float) -> float:
     return round(min(0.5, max(0.0, (cut - 0.2) / 0.6)), 2)
 
 
+def teacher_share(config: GRASPConfig, cut: float) -> float:
+    """The teacher's share for gates: what was asked for them, else for all that is trained, else `gate_kl_weight`."""
+    asked = config.kl_weight if config.gate_kl_weight is None else config.gate_kl_weight
+    return gate_kl_weight(cut) if asked is None else asked
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """Gates at one moment of their training, on the CPU.
@@ -84,9 +90,8 @@ def gate_snapshots(
     cut = budget.share_cut(runner.inventory)
     rate = gate_learning_rate(config.learning_rate, cut)
     gates = _Gates(runner.inventory, [*others, budget], config, start_U, rate)
-    training = Training.of(config, "gates", epochs=config.epochs, learning_rate=rate, kl_weight=gate_kl_weight(cut))
-    if config.gate_kl_weight is not None:
-        training = replace(training, kl_weight=config.gate_kl_weight)
+    training = Training.of(config, "gates", epochs=config.epochs, learning_rate=rate)
+    training = replace(training, kl_weight=teacher_share(config, cut))
     numbers = runner.learn(gates, tokens_NS, training, dense, status=gates.shares)
     return [*gates.snapshots, snapshot_of(numbers)]
 
