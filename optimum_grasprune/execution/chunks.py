@@ -84,8 +84,8 @@ def chunked_loss(
     vocabulary: logits of a token.  total: the sum over all predictions instead.
     """
     next_P = _next(tokens_BS, predicted)
-    weight_BP = of_predictions(kl_weight, tokens_BS[:, 1:])
-    weight = weight_BP.flatten().to(next_P.device) if isinstance(weight_BP, Tensor) else weight_BP
+    weight_BP = of_predictions(kl_weight, tokens_BS[:, 1:], wide_dtype(predicted.hidden_BSD.dtype))
+    weight_P = weight_BP.flatten().to(next_P.device)
     count = 1 if total else len(next_P)
     taught_PD = None if teacher is None else teacher.hidden_PD
 
@@ -93,8 +93,7 @@ def chunked_loss(
         taught_PV = None
         if teacher is not None and taught_PD is not None:
             taught_PV = teacher.logits(taught_PD[part]).to(logits_PV.device)
-        of_part = weight[part] if isinstance(weight, Tensor) else weight
-        return mixed_loss(logits_PV, next_P[part], taught_PV, of_part, count)
+        return mixed_loss(logits_PV, next_P[part], taught_PV, weight_P[part], count)
 
     parts = list(chunks(len(next_P), vocabulary))
     return _ByChunks.apply(predicted.hidden_PD, predicted.logits, of_chunk, parts)

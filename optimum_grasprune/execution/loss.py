@@ -34,23 +34,25 @@ def distillation_loss(logits_BSV: Tensor, tokens_BS: Tensor, teacher_BSV: Tensor
     the gradient is kept for the backward pass, in the logits' dtype. A scalar; 0 for w = 1 where both predict the same.
     """
     next_BP = tokens_BS[:, 1:]
-    weight = of_predictions(kl_weight, next_BP)
+    weight = of_predictions(kl_weight, next_BP, wide_dtype(logits_BSV.dtype))
     return _Distillation.apply(logits_BSV[:, :-1], next_BP, teacher_BSV[:, :-1], weight)
 
 
-def of_predictions(kl_weight: float | Tensor, next_BP: Tensor) -> float | Tensor:
-    """The share of each prediction, shape (B, P), where they are, if each sequence has its own; else that of all."""
-    return kl_weight.to(next_BP.device)[:, None].expand(next_BP.shape) if isinstance(kl_weight, Tensor) else kl_weight
+def of_predictions(kl_weight: float | Tensor, next_BP: Tensor, dtype: torch.dtype) -> Tensor:
+    """The share of each prediction, shape (B, P), where they are. kl_weight: as in `distillation_loss`."""
+    if isinstance(kl_weight, Tensor):
+        return kl_weight.to(next_BP.device, dtype)[:, None].expand(next_BP.shape)
+    return torch.full_like(next_BP, kl_weight, dtype=dtype)
 
 
 def mixed_loss(
-    logits_PV: Tensor, next_P: Tensor, teacher_PV: Tensor | None, kl_weight: float | Tensor, count: int
+    logits_PV: Tensor, next_P: Tensor, teacher_PV: Tensor | None, weight_P: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
     """(what some predictions add to `distillation_loss`, the gradient of that by their logits).
 
     next_P: the tokens that come; there may be more axes before V.  teacher_PV: None for cross-entropy alone, whatever
-    kl_weight is.  kl_weight: of all, or of each, in the shape of next_P.  count: predictions that the mean is over,
-    these among them; 1 for a sum.
+    the weights are.  weight_P: what `of_predictions` gives, in the shape of next_P.  count: predictions that the mean
+    is over, these among them; 1 for a sum.
     The gradient, (p − (1 − w) onehot − w q) / count, falls out of the forward pass: shape (P, V), in the logits' dtype.
     """
     log_p = logits_PV.log_softmax(-1, dtype=wide_dtype(logits_PV.dtype))
@@ -63,8 +65,8 @@ def mixed_loss(
         log_q = teacher_PV.log_softmax(-1, dtype=log_p.dtype)
         q = log_q.exp()
         divergence_P1 = log_q.sub_(log_p).mul_(q).sum(-1, keepdim=True)
-        taught_P1 = kl_weight[..., None] if isinstance(kl_weight, Tensor) else torch.full_like(entropy_P1, kl_weight)
-        own_P1 = (1 - taught_P1).to(log_p.dtype)
+        taught_P1 = weight_P[..., None]
+        own_P1 = 1 - taught_P1
         loss = (own_P1 * entropy_P1 + taught_P1 * divergence_P1).sum()
         gradient = log_p.exp_().sub_(q.mul_(taught_P1))
     gradient.scatter_add_(-1, next_P1, -own_P1)
@@ -73,10 +75,8 @@ def mixed_loss(
 
 class _Distillation(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, logits_BPV: Tensor, next_BP: Tensor, teacher_BPV: Tensor, kl_weight: float | Tensor
-    ) -> Tensor:
-        loss, gradient = mixed_loss(logits_BPV, next_BP, teacher_BPV, kl_weight, next_BP.numel())
+    def forward(ctx: Any, logits_BPV: Tensor, next_BP: Tensor, teacher_BPV: Tensor, weight_BP: Tensor) -> Tensor:
+        loss, gradient = mixed_loss(logits_BPV, next_BP, teacher_BPV, weight_BP, next_BP.numel())
         ctx.save_for_backward(gradient)
         return loss
 
