@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .config import GRASPConfig
 from .corpora import FEW_HELD_OUT, Corpus, TokenizedCorpus, corpus_in_memory, load_corpus, source_and_split, tokenize
+from .corpora.corpus import Part
 from .corpora.sources import BUILTIN, SAMPLED, UNREHEARSED, rehearsal_text
 from .corpora.standard_library import SPLITS, split_of
 from .errors import DataError, GraspruneError, GraspruneWarning, OptionError
@@ -20,6 +21,7 @@ from .loading import calibration_length
 from .methods import get_method
 from .problem import RecoveryText
 from .record import CalibrationRecord, CorpusRecord
+from .recovery.base import Stage
 
 NO_TOKENS_NS = torch.empty(0, 0, dtype=torch.int64, device="cpu")
 """The sequences of what looks at no data."""
@@ -36,6 +38,7 @@ class Calibration:
 
     tokens_NS: what methods and compensations learn from, shape (N, S).  held_out_NS: what choices are judged on; none
     where nothing is to be chosen.  recovery_text: what weights are trained on, where they are.
+    further_NS: sequences of the corpus that come after those, for a stage that is trained on more of them.
     rehearsed_NS: text of another kind, of which a stage learns what the dense model predicts; none where none does.
     """
 
@@ -43,12 +46,15 @@ class Calibration:
     tokens_NS: Tensor
     held_out_NS: Tensor
     recovery_text: RecoveryText | None = None
+    further_NS: Tensor = NO_TOKENS_NS
     rehearsed_NS: Tensor = NO_TOKENS_NS
 
     @property
     def sequences(self) -> dict[str, Tensor]:
         """All of them by what they are for."""
         found = {"calibrated on": self.tokens_NS, "held out": self.held_out_NS}
+        if len(self.further_NS):
+            found["trained on besides"] = self.further_NS
         if len(self.rehearsed_NS):
             found["rehearsed"] = self.rehearsed_NS
         if (text := self.recovery_text) is None:
@@ -97,19 +103,38 @@ def calibration_for(
         )
     else:
         calibration = drawn(tokenized(corpus_in_memory(texts)), config, length)
-    if rehearses(config) and SAMPLED not in calibration.tokenized.corpus.parts:
-        count = config.rehearsed_sequences(*calibration.tokens_NS.shape)
-        rehearsed = tokenized(rehearsal_text(count, _CHARACTERS_OF_A_TOKEN * length))
-        calibration = replace(calibration, rehearsed_NS=rehearsed.windows(length, count))
+
+    corpus = calibration.tokenized.corpus
+
+    def rehearsed(count: int) -> tuple[Tensor, Corpus | None]:
+        if SAMPLED in corpus.parts or not count:
+            return NO_TOKENS_NS, None
+        pieces = rehearsal_text(count, _CHARACTERS_OF_A_TOKEN * length)
+        return tokenized(pieces).windows(length, count), pieces
+
+    if any(stage.rehearses for stage in _stages(config)):
+        calibrated = len(calibration.tokens_NS)
+        asked = config.diagonal_sequences(calibrated)
+        own = asked if SAMPLED in corpus.parts else asked - config.rehearsed_sequences(calibrated)
+        further_NS = more(calibration, own, config, "diagonal_samples")[calibrated:]
+        rehearsed_NS, _ = rehearsed(asked - own)
+        calibration = replace(calibration, further_NS=further_NS, rehearsed_NS=rehearsed_NS)
     if config.recover == "none":
         return calibration
-    watched = tokenized(watched_corpus(calibration.tokenized.corpus, config))
-    return replace(calibration, recovery_text=recovery_text(calibration, watched, config, length))
+    own, others = config.recovery_sequences(length)
+    text_NS = more(calibration, own + (others if SAMPLED in corpus.parts else 0), config, "recover_tokens")
+    rehearsed_NS, pieces = rehearsed(others)
+    watched = tokenized(watched_corpus(corpus, config, pieces))
+    return replace(calibration, recovery_text=recovery_text(calibration, text_NS, rehearsed_NS, watched))
 
 
 def rehearses(config: GRASPConfig) -> bool:
     """Whether any stage learns from other text than the calibration corpus, if that is not the same text."""
-    return config.rehearsal > 0 and any(stage.rehearses for stage in get_method(config.method).chain_for(config).stages)
+    return config.rehearsal > 0 and any(stage.rehearses for stage in _stages(config))
+
+
+def _stages(config: GRASPConfig) -> tuple[Stage, ...]:
+    return get_method(config.method).chain_for(config).stages
 
 
 def drawn(tokenized: TokenizedCorpus, config: GRASPConfig, length: int) -> Calibration:
@@ -131,8 +156,10 @@ def drawn(tokenized: TokenizedCorpus, config: GRASPConfig, length: int) -> Calib
     return Calibration(tokenized, sequences_NS, held_out_NS)
 
 
-def watched_corpus(trained_on: Corpus, config: GRASPConfig) -> Corpus:
+def watched_corpus(trained_on: Corpus, config: GRASPConfig, rehearsed: Corpus | None = None) -> Corpus:
     """The text of another kind than the one that weights are trained on; OptionError where it is the same.
+
+    rehearsed: what is trained on besides.
 
     Of both texts that come without download, the one that is not trained on; where both are, the split of `builtin`
     that is not, which has no module in common with the other.
@@ -140,7 +167,7 @@ def watched_corpus(trained_on: Corpus, config: GRASPConfig) -> Corpus:
     named = config.recover_watch
     if named is None:
         named = next((name for name in (SAMPLED, BUILTIN) if name not in trained_on.parts), None)
-        if named == SAMPLED and rehearses(config):
+        if named == SAMPLED and (rehearses(config) or rehearsed is not None):
             named += UNREHEARSED
     if named is None:
         (untouched,) = {*SPLITS} - {split_of(trained_on.split)}
@@ -149,33 +176,52 @@ def watched_corpus(trained_on: Corpus, config: GRASPConfig) -> Corpus:
         corpus = load_corpus(*source_and_split(named), config.text_column)
     except OptionError as error:
         raise OptionError("recover_watch", named, error.reason) from None
-    for name, part in trained_on.parts.items():
-        for other in corpus.parts.values():
-            if part.content in other.content or other.content in part.content:
+    for other in corpus.parts.values():
+        for name, part in trained_on.parts.items():
+            if _overlap(part, other):
                 raise OptionError("recover_watch", named, f"is the text that is trained on: {name}")
+        if rehearsed is not None and any(_overlap(part, other) for part in rehearsed.parts.values()):
+            reason = f"is the text that is rehearsed; {SAMPLED}{UNREHEARSED} is the rest of it"
+            raise OptionError("recover_watch", named, reason)
     return corpus
 
 
-def recovery_text(calibration: Calibration, watched: TokenizedCorpus, config: GRASPConfig, length: int) -> RecoveryText:
-    """What weights are trained on: the calibration sequences, and as many more as make `recover_tokens`.
+def _overlap(one: Part, other: Part) -> bool:
+    return one.content in other.content or other.content in one.content
 
-    Raises OptionError where either text is too short.
+
+def more(calibration: Calibration, count: int, config: GRASPConfig, option: str) -> Tensor:
+    """So many sequences of the corpus, those that are calibrated on first, shape (count, S).
+
+    Raises OptionError, of the option that asks for them, if the corpus is too short.
     """
-    count = max(1, config.recover_tokens // length)
+    length = calibration.tokens_NS.shape[1]
     rest, _ = calibration.tokenized.hold_out(get_method(config.method).held_out_for(config), length)
     try:
-        tokens_NS = rest.sample(config.model_copy(update={"num_samples": count}), length, config.seed)
+        return rest.sample(config.model_copy(update={"num_samples": count}), length, config.seed)
     except OptionError as error:
         if error.option != "num_samples":
             raise
-        raise OptionError("recover_tokens", config.recover_tokens, error.reason) from None
+        raise OptionError(option, getattr(config, option) or count, error.reason) from None
+
+
+def recovery_text(
+    calibration: Calibration, tokens_NS: Tensor, rehearsed_NS: Tensor, watched: TokenizedCorpus
+) -> RecoveryText:
+    """What weights are trained on, of both kinds, and what is looked at meanwhile; OptionError if that is too short."""
+    length = tokens_NS.shape[1]
     try:
         watched_NS = watched.windows(length)
     except DataError:
         reason = f"has less than one sequence of {length} tokens"
         raise OptionError("recover_watch", watched.corpus.source, reason) from None
-    record = CorpusRecord(**watched.corpus.describe())
-    return RecoveryText(tokens_NS, calibration.held_out_NS[:WATCHED_SEQUENCES], spread(watched_NS), record)
+    return RecoveryText(
+        torch.cat([tokens_NS, rehearsed_NS]) if len(rehearsed_NS) else tokens_NS,
+        calibration.held_out_NS[:WATCHED_SEQUENCES],
+        spread(watched_NS),
+        CorpusRecord(**watched.corpus.describe()),
+        ((False,) * len(tokens_NS) + (True,) * len(rehearsed_NS)) if len(rehearsed_NS) else (),
+    )
 
 
 def spread(windows_WS: Tensor) -> Tensor:

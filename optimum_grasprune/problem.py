@@ -25,15 +25,18 @@ from .units import Budget, UnitInventory
 class RecoveryText:
     """What weights are trained on, and what says when that is enough.
 
-    tokens_NS: sequences of the calibration corpus, each taken once, shape (N, S), int64.
-    held_out_NS: of its end.  watched_NS: of a text of another kind; neither is trained on, and there may be none.
+    tokens_NS: sequences of the calibration corpus and those that are rehearsed, shape (N, S), int64.
+    held_out_NS: of the corpus's end.  watched_NS: of a text of another kind; neither is trained on, and there may be
+    none.
     watched: that text.
+    rehearsed: for each sequence whether it is rehearsed; empty where none is.
     """
 
     tokens_NS: Tensor
     held_out_NS: Tensor
     watched_NS: Tensor
     watched: CorpusRecord | None
+    rehearsed: tuple[bool, ...] = ()
 
     @classmethod
     def unwatched(cls, tokens_NS: Tensor) -> RecoveryText:
@@ -56,6 +59,7 @@ class Problem:
     held_out_NS: more of them that nothing is trained on, for choosing; none where nothing is to be chosen.
     declared: the statistics that the method, and what makes up for its cut, look at.
     recovery_text: what weights are trained on, where they are.
+    further_NS: sequences of the corpus that come after those, for a stage that is trained on more, shape (M, S), int64.
     rehearsed_NS: text of another kind, of which a stage learns what the dense model predicts, shape (R, S), int64.
     own_statistic_samples: sequences, at most, that statistics look at where the configuration does not say.
     sharing: the run through several ratios that it is of; None for one of its own.
@@ -70,6 +74,7 @@ class Problem:
     config: GRASPConfig
     declared: tuple[Statistic[Any], ...] = ()
     recovery_text: RecoveryText | None = None
+    further_NS: Tensor | None = None
     rehearsed_NS: Tensor | None = None
     own_statistic_samples: int | None = None
     sharing: Sharing | None = None

@@ -9,7 +9,7 @@ from pydantic import JsonValue
 from transformers import PreTrainedModel
 
 from .calibration_data import Calibration
-from .config import GRASPConfig, RecoveryOptions
+from .config import DiagonalOptions, GRASPConfig, RecoveryOptions
 from .methods import get_method
 from .methods.selection import Selection
 from .problem import Problem
@@ -90,6 +90,8 @@ def filled_in(recipe: Mapping[str, JsonValue], calibration: CalibrationRecord | 
         filled |= {
             name: getattr(method, name) for name in ("held_out", "statistic_samples") if recipe.get(name) is None
         }
+        if recipe.get("diagonal_samples") is None:
+            filled["diagonal_samples"] = DiagonalOptions().diagonal_sequences(calibration.sequences[0])
     return filled
 
 

@@ -245,16 +245,18 @@ class GRASPPruner:
         budgets = [self._budget(runner, config) for config in configs]
         calibration = calibration_for(model, tokenizer, texts, self.config)
         tokens_NS = held_out_NS = NO_TOKENS_NS
-        text = rehearsed_NS = None
+        text = further_NS = rehearsed_NS = None
         if calibration is not None:
             tokens_NS, held_out_NS = calibration.tokens_NS, calibration.held_out_NS
-            text, rehearsed_NS = calibration.recovery_text, calibration.rehearsed_NS
+            text, further_NS, rehearsed_NS = calibration.recovery_text, calibration.further_NS, calibration.rehearsed_NS
         ratios = [config.keep_ratio for config in configs]
         if state is not None:
             sequences = {} if calibration is None else calibration.sequences
             asked: list[JsonValue] = list(ratios)
             runner = Resumable.begun(runner, state, run_of(configs[0], keep_ratios=asked, nested=nested), sequences)
-        first = self.method.problem(runner, budgets[0], tokens_NS, held_out_NS, configs[0], text, rehearsed_NS)
+        first = self.method.problem(
+            runner, budgets[0], tokens_NS, held_out_NS, configs[0], text, further_NS, rehearsed_NS
+        )
         if known is not None:
             first = replace(first, known=known)
         if len(configs) > 1:

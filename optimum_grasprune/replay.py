@@ -83,6 +83,7 @@ def replayed(
         get_method(recipe.method).statistic_samples_for(recipe),
         chain.statistics,
         text,
+        None if calibration is None else calibration.further_NS,
         None if calibration is None else calibration.rehearsed_NS,
         gradient_checkpointing=recipe.gradient_checkpointing,
     )

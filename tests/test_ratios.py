@@ -101,8 +101,7 @@ def test_the_dense_model_is_read_once_by_all_that_it_teaches(
     monkeypatch.setattr(WholeModel, "teacher", watched)
     monkeypatch.setattr(WholeModel, "stream", lambda self, tokens_NS: streams.append(1) or stream(self, tokens_NS))
     list(GRASPPruner(config).prune_many(model, tokenizer, RATIOS))
-    rehearsed = config.rehearsed_sequences(6, 24)
-    assert len(read) == 6 + rehearsed == len(torch.stack(read).unique(dim=0)) and rehearsed
+    assert len(read) == config.diagonal_sequences(6) == len(torch.stack(read).unique(dim=0)) == 12
     assert len(streams) == 1  # the products for least squares too
 
 
@@ -121,9 +120,8 @@ def test_a_training_goes_on_from_the_next_larger_ratio_and_is_recorded(
 
     monkeypatch.setattr(WholeModel, "learn", watched)
     pruned = list(GRASPPruner(config).prune_many(model, tokenizer, RATIOS))
-    # 3 × 10 sequences, 4 of them rehearsed, as the cuts are deep: 0.1, 0.15 and 0.15 of 0.4, whose ends round to 7,
-    # 19 and 30.
-    assert steps == [7, 12, 11]
+    # 3 × 12 sequences, as the cuts are deep: 0.1, 0.15 and 0.15 of 0.4, whose ends round to 9, 22 and 36.
+    assert steps == [9, 13, 14]
     assert [bool(start.any()) for start in starts] == [False, True, True]
     for place, one in enumerate(pruned):
         before = one.record.trained_before

@@ -6,8 +6,11 @@ from pydantic import Field
 
 from .base import Flag, Options
 
-DIAGONAL_TOKENS = 320 * 512
-"""What `diagonal_samples=None` comes to."""
+
+def with_share(count: int, share: float) -> tuple[int, int]:
+    """So many sequences in two kinds: of the calibration corpus, at least one, and a share that is rehearsed."""
+    rehearsed = min(round(share * count), count - 1)
+    return count - rehearsed, rehearsed
 
 
 class DiagonalOptions(Options):
@@ -16,11 +19,11 @@ class DiagonalOptions(Options):
     diagonal_samples: int | None = Field(
         default=None,
         ge=1,
-        description="sequences, at most, that diagonals are trained on, those rehearsed among them; by default 163,840 "
-        "tokens in all",
+        description="sequences that diagonals are trained on, those rehearsed among them: the calibration sequences, "
+        "then more of the same corpus; by default twice as many as are calibrated on",
     )
     rehearsal: Annotated[float, Flag("SHARE")] = Field(
-        default=0.4,
+        default=0.25,
         ge=0,
         lt=1,
         description="share of these sequences that is English text of the package's own ('sampled'), of which nothing "
@@ -34,15 +37,10 @@ class DiagonalOptions(Options):
         description="AdamW's learning rate for the diagonals; by default it grows with the cut, 1e-2 for a half",
     )
 
-    def diagonal_sequences(self, length: int) -> int:
-        """Sequences of so many tokens, at most, that diagonals are trained on, those rehearsed among them."""
-        return self.diagonal_samples or max(1, DIAGONAL_TOKENS // length)
+    def diagonal_sequences(self, calibrated: int) -> int:
+        """Sequences that diagonals are trained on, those rehearsed among them. calibrated: calibration sequences."""
+        return self.diagonal_samples or 2 * calibrated
 
-    def rehearsed_sequences(self, calibrated: int, length: int) -> int:
-        """Those that are rehearsed, where any are: a share of all of them, of which there may be fewer than asked for.
-
-        calibrated: sequences of the calibration corpus that there are.  length: tokens in each.
-        """
-        asked = self.diagonal_sequences(length)
-        own = min(calibrated, asked - round(self.rehearsal * asked))
-        return round(own * self.rehearsal / (1 - self.rehearsal))
+    def rehearsed_sequences(self, calibrated: int) -> int:
+        """Those of them that are rehearsed, where any are; at least one is not."""
+        return with_share(self.diagonal_sequences(calibrated), self.rehearsal)[1]

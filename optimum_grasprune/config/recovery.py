@@ -6,6 +6,7 @@ from pydantic import Field
 
 from ..registry import RECOVERIES
 from .base import Flag, Options, one_of
+from .diagonals import with_share
 
 
 class RecoveryOptions(Options):
@@ -19,7 +20,15 @@ class RecoveryOptions(Options):
         "the layers and merges them (needs peft), distill trains all weights of the layers",
     )
     recover_tokens: int = Field(
-        default=2**17, ge=1, description="tokens of the calibration corpus that weights are trained on, each once"
+        default=2**17, ge=1, description="tokens that weights are trained on, those rehearsed among them"
+    )
+    recover_epochs: int = Field(default=1, ge=1, description="passes over them while weights are trained")
+    recover_rehearsal: Annotated[float, Flag("SHARE")] = Field(
+        default=0.25,
+        ge=0,
+        lt=1,
+        description="share of these tokens that is English text of the package's own ('sampled'), of which nothing is "
+        "learnt but what the dense model predicts; none where 'sampled' is calibrated on",
     )
     recover_learning_rate: Annotated[float | None, Flag("RATE")] = Field(
         default=None,
@@ -34,3 +43,7 @@ class RecoveryOptions(Options):
         "make worse; by default 'sampled' (its end, where the rest is rehearsed), or 'builtin' where that is "
         "calibrated on, or the other split of 'builtin' where both are",
     )
+
+    def recovery_sequences(self, length: int) -> tuple[int, int]:
+        """Sequences of so many tokens that weights are trained on: of the calibration corpus, and those rehearsed."""
+        return with_share(max(1, self.recover_tokens // length), self.recover_rehearsal)

@@ -202,13 +202,12 @@ class Job:
         """Sequences beside the calibration text that diagonals are trained on."""
         if SAMPLED in names_in(self.config.dataset) or not rehearses(self.config):
             return 0
-        return self.config.rehearsed_sequences(self.calibrated, self.length)
+        return self.config.rehearsed_sequences(self.calibrated)
 
     @property
     def diagonal_sequences(self) -> int:
         """Sequences that diagonals are trained on, in all."""
-        asked = self.config.diagonal_sequences(self.length)
-        return min(max(1, asked - self.rehearsed), self.calibrated) + self.rehearsed
+        return self.config.diagonal_sequences(self.calibrated)
 
     @property
     def diagonals_taught(self) -> bool:

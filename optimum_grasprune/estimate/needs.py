@@ -270,8 +270,7 @@ def _training(job: Job, stage: TrainedStage) -> Iterator[Part]:
     yield Part("optimiser", numbers, "device")
     if teacher and not stage.fine_tunes:
         own = job.diagonal_sequences if stage.name == "diagonals" else min(config.scale_samples, job.calibrated)
-        # Once as they were read, by gates too, and once as this training goes through them.
-        yield Part("the teacher's hidden states", _hidden(job, max(own, job.taught_sequences) + own), "host")
+        yield Part("the teacher's hidden states", _hidden(job, max(own, job.taught_sequences)), "host")
 
 
 def _trained(job: Job, stage: TrainedStage) -> tuple[Trained, int]:

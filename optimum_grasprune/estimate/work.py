@@ -72,8 +72,8 @@ def _works(job: Job) -> Iterator[Work]:
 def _training(job: Job, stage: TrainedStage) -> Work:
     config, share = job.config, _cost(job)
     if stage.fine_tunes:
-        sequences, epochs = max(1, config.recover_tokens // job.length), 1
-        looks = (CHECK_UPS + 1) * _WATCHED * share / sequences
+        sequences, epochs = max(1, config.recover_tokens // job.length), config.recover_epochs
+        looks = (CHECK_UPS + 1) * _WATCHED * share / sequences / epochs
         each = share * (3 if stage.name == "distill" else 2) + 1.0 + looks
     else:
         diagonal = stage.name == "diagonals"

@@ -5,7 +5,7 @@ Shape suffixes: N sequences, B batch, S sequence, V vocabulary, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,20 +19,29 @@ from .chunks import Predictions
 class Teacher:
     """What the dense model makes of the sequences that something is trained on: read once, looked up at every step.
 
-    hidden_NSD: its last hidden states, on the CPU: D numbers a token, where logits would be V.
+    hidden: its last hidden states of each sequence, shape (S, D), on the CPU: D numbers a token, where logits would be
+    V. Several teachers may hold the same.
     head: from hidden states, shape (B, S, D), to logits, where the dense model is.
     """
 
-    hidden_NSD: Tensor
+    hidden: Sequence[Tensor]
     head: Callable[[Tensor], Tensor]
+
+    @property
+    def hidden_NSD(self) -> Tensor:
+        """A copy of all of them."""
+        return torch.stack(list(self.hidden))
 
     def predictions(self, indices_B: Tensor) -> Predictions:
         """What it predicts of the sequences at these places."""
-        return Predictions(self.hidden_NSD[indices_B], self.head)
+        return Predictions(self._hidden_at(indices_B), self.head)
 
     def logits(self, indices_B: Tensor) -> Tensor:
         """All logits of those, shape (B, S, V)."""
-        return self.head(self.hidden_NSD[indices_B])
+        return self.head(self._hidden_at(indices_B))
+
+    def _hidden_at(self, indices_B: Tensor) -> Tensor:
+        return torch.stack([self.hidden[index] for index in indices_B.tolist()])
 
 
 @dataclass(frozen=True)
@@ -84,8 +93,8 @@ class RememberedTeacher:
             read = self.dense.teacher(tokens_NS[list(unread.values())])
             if isinstance(read, LiveTeacher):
                 raise TypeError("a teacher that is not to be live is live")
-            self._hidden.update(zip(unread, read.hidden_NSD, strict=True))
+            self._hidden.update(zip(unread, read.hidden, strict=True))
             self._head = read.head
         if self._head is None:
             raise ValueError("there are no sequences to teach")
-        return Teacher(torch.stack([self._hidden[row] for row in rows]), self._head)
+        return Teacher([self._hidden[row] for row in rows], self._head)

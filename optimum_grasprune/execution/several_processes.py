@@ -104,9 +104,10 @@ class SeveralProcesses(Around):
         own = self.inner.teacher(mine_NS)
         if isinstance(own, LiveTeacher):
             raise TypeError("a teacher that is not to be live is live")
-        whole_NSD = own.hidden_NSD.new_empty(len(tokens_NS), *own.hidden_NSD.shape[1:])
+        own_NSD = own.hidden_NSD
+        whole_NSD = own_NSD.new_empty(len(tokens_NS), *own_NSD.shape[1:])
         for first in range(0, most, _AT_ONCE):
-            of_all = self.peers.of_all({"hidden": own.hidden_NSD[first : first + _AT_ONCE]})
+            of_all = self.peers.of_all({"hidden": own_NSD[first : first + _AT_ONCE]})
             for rank, found in enumerate(of_all):
                 place_NSD = whole_NSD[rank :: self.peers.count][first : first + _AT_ONCE]
                 place_NSD.copy_(found["hidden"][: len(place_NSD)])

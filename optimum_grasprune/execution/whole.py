@@ -230,7 +230,7 @@ class WholeModel(Runner):
                     states.append(self._hidden(tokens_BS).cpu())
                     stage.update(len(tokens_BS))
             hidden_NSD = torch.cat(states)
-        return Teacher(hidden_NSD, head)
+        return Teacher(hidden_NSD.unbind(), head)
 
     @contextmanager
     def stream(self, tokens_NS: Tensor) -> Iterator[LayerStream]:

@@ -122,6 +122,7 @@ class Method(ABC):
         held_out_NS: Tensor,
         config: GRASPConfig,
         recovery_text: RecoveryText | None = None,
+        further_NS: Tensor | None = None,
         rehearsed_NS: Tensor | None = None,
     ) -> Problem:
         """What the method is to solve, in which the statistics of all that looks at any are gathered together."""
@@ -134,6 +135,7 @@ class Method(ABC):
             config,
             declared,
             recovery_text=recovery_text,
+            further_NS=further_NS,
             rehearsed_NS=rehearsed_NS,
             own_statistic_samples=self.statistic_samples,
         )

@@ -14,13 +14,17 @@ from ..registry import STAGES
 from ..units import PruningPlan
 from .stored import INLINE, OPTIONAL, Stored, check_format
 
-RECORD_FORMAT = 3
+RECORD_FORMAT = 4
 """Format of the records that this version writes.
 
+3: version 0.2 while diagonals were trained on no more of the corpus than was calibrated on, and no recovery rehearsed.
 2: version 0.2 before diagonals rehearsed anything.
 1: version 0.1. Sequences never started with a BOS token, least squares were always the robust ones, and several corpora
 were mixed as one text before anything was held out.
 """
+
+_TOKENS_OF_DIAGONALS_OF_FORMAT_3 = 320 * 512
+"""What `diagonal_samples=None` came to."""
 
 _OPTIONS_OF_FORMAT_1: dict[str, JsonValue] = {"bos": False, "least_squares": "robust"}
 
@@ -30,6 +34,28 @@ def option_of(recipe: Mapping[str, JsonValue], name: str) -> JsonValue:
     return recipe.get(name, GRASPConfig.model_fields[name].default)
 
 
+def _as_of_today(
+    record_format: object, recipe: Mapping[str, JsonValue], calibration: object
+) -> Mapping[str, JsonValue]:
+    """A recipe in the words of today. calibration: as the record has it."""
+    recipe = {**_unsaid(record_format, recipe), **recipe}
+    if record_format in (2, 3) and recipe.get("compensation") in ("diagonals", "refit"):
+        return {**recipe, "diagonal_samples": _diagonal_sequences_of_format_3(recipe, calibration)}
+    return recipe
+
+
+def _diagonal_sequences_of_format_3(recipe: Mapping[str, JsonValue], calibration: object) -> JsonValue:
+    """How many there were, when there were no more of the corpus than calibration sequences."""
+    asked, share = recipe.get("diagonal_samples"), option_of(recipe, "rehearsal")
+    match calibration, share:
+        case {"sequences": [int(calibrated), int(length)], **others}, int() | float():
+            rehearsed: Any = others.get("rehearsed_sequences", 0)
+            most = asked if isinstance(asked, int) else max(1, _TOKENS_OF_DIAGONALS_OF_FORMAT_3 // length)
+            own = most - round(share * most) if rehearsed else most
+            return max(1, min(calibrated, own)) + int(rehearsed)
+    return asked  # what else is wrong with the record is said where its fields are read
+
+
 def _unsaid(record_format: object, recipe: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """What options were, in all but name, before records of this format had them."""
     unsaid = dict(_OPTIONS_OF_FORMAT_1) if record_format == 1 else {}
@@ -37,6 +63,8 @@ def _unsaid(record_format: object, recipe: Mapping[str, JsonValue]) -> dict[str,
         unsaid["rehearsal"] = 0.0
     if record_format in (1, 2) and option_of(recipe, "method") == "grasprune":
         unsaid["gate_kl_weight"] = recipe.get("kl_weight") or 0.0  # a teacher where one was asked for
+    if record_format != RECORD_FORMAT and option_of(recipe, "recover") != "none":
+        unsaid["recover_rehearsal"] = 0.0
     return unsaid
 
 
@@ -247,7 +275,7 @@ class Record(_WithSettings):
             return values
         check_format(values.get("format"), RECORD_FORMAT)
         if isinstance(recipe := values.get("recipe"), Mapping):
-            values = {**values, "recipe": {**_unsaid(values.get("format"), recipe), **recipe}}
+            values = {**values, "recipe": _as_of_today(values.get("format"), recipe, values.get("calibration"))}
         return super().arranged(values)
 
     @property

@@ -72,9 +72,10 @@ class FineTuning(TrainedStage):
             Training.of(
                 config,
                 self.name,
-                epochs=1,
+                epochs=config.recover_epochs,
                 learning_rate=config.recover_learning_rate or self.learning_rate,
                 kl_weight=KL_WEIGHT,
+                rehearsed=text.rehearsed,
             ),
             schedule="cosine",
             clip=CLIP,
@@ -89,12 +90,12 @@ class FineTuning(TrainedStage):
     def _record(self, course: Course, text: RecoveryText) -> RecoveryRecord:
         count, length = text.tokens_NS.shape
         best = next((entry for entry in course.check_ups if entry.step == course.best_step), None)
-        batch_size = self.config.batch_size
+        batch_size, epochs = self.config.batch_size, self.config.recover_epochs
         return RecoveryRecord(
             stage=self.name,
-            tokens=min(count, course.step * batch_size) * length,
+            tokens=min(count * epochs, course.step * batch_size) * length,
             steps=course.step,
-            planned_steps=training_steps(count, 1, batch_size),
+            planned_steps=training_steps(count, epochs, batch_size),
             kept_step=course.best_step,
             before=HeldOutLosses(**course.check_ups[0].losses) if course.check_ups else None,
             after=HeldOutLosses(**best.losses) if best else None,

@@ -53,6 +53,7 @@ class Reference:
     statistic_samples: how many of them, at most, statistics look at.
     statistics: of the dense model, those that the stages declare.
     text: what weights are trained on, where they are.
+    further_NS: sequences of the calibration corpus that come after those, shape (M, S), int64.
     rehearsed_NS: text of another kind, of which a stage learns what the dense model predicts, shape (R, S), int64.
     taught: what has the dense model say of sequences what it predicts, or had it, and it may be gone.
     sharing: the run through several ratios, where there is one.  leg: this ratio's part of a training that they share.
@@ -66,6 +67,7 @@ class Reference:
     sharing: Sharing | None = None
     leg: Leg | None = None
     taught: Teaches | None = None
+    further_NS: Tensor | None = None
     rehearsed_NS: Tensor | None = None
 
     @classmethod
@@ -79,6 +81,7 @@ class Reference:
             problem.recovery_text,
             problem.sharing,
             taught=problem.teacher,
+            further_NS=problem.further_NS,
             rehearsed_NS=problem.rehearsed_NS,
         )
 
@@ -90,6 +93,7 @@ class Reference:
         statistic_samples: int,
         declared: Iterable[Statistic[Any]] = (),
         text: RecoveryText | None = None,
+        further_NS: Tensor | None = None,
         rehearsed_NS: Tensor | None = None,
         *,
         gradient_checkpointing: bool = False,
@@ -100,7 +104,9 @@ class Reference:
         """
         sequences_NS = tokens_NS[:statistic_samples]
         statistics = Gathered(runner, declared, sequences_NS, gradient_checkpointing=gradient_checkpointing)
-        return cls(runner, tokens_NS, statistic_samples, statistics, text, rehearsed_NS=rehearsed_NS)
+        return cls(
+            runner, tokens_NS, statistic_samples, statistics, text, further_NS=further_NS, rehearsed_NS=rehearsed_NS
+        )
 
     @property
     def model(self) -> PreTrainedModel:
@@ -142,15 +148,17 @@ class Reference:
         return tokens_NS[places_N], epochs
 
     def trained_on_both(self, samples: int, epochs: int) -> tuple[Tensor, tuple[bool, ...], int]:
-        """The same with what is rehearsed evenly spread among them, and which of them that is, if any.
+        """The same, of more of the corpus, with what is rehearsed evenly spread among it, and which that is, if any.
 
-        samples: of both together.
+        samples: of all together.
         """
-        if self.rehearsed_NS is None or not len(self.rehearsed_NS):
-            tokens_NS, epochs = self.trained_on(samples, epochs)
-            return tokens_NS, (), epochs
-        rehearsed_NS = self.rehearsed_NS
-        own_NS = self.tokens_NS[: max(1, samples - len(rehearsed_NS))]
+        corpus_NS, rehearsed_NS = self.tokens_NS, self.rehearsed_NS
+        if self.further_NS is not None and len(self.further_NS):
+            corpus_NS = torch.cat([corpus_NS, self.further_NS])
+        if rehearsed_NS is None or not len(rehearsed_NS):
+            places_N, epochs = self._gone_through(len(corpus_NS[:samples]), epochs)
+            return corpus_NS[places_N], (), epochs
+        own_NS = corpus_NS[: max(1, samples - len(rehearsed_NS))]
         order = spread_evenly(len(own_NS), len(rehearsed_NS))
         places_N, epochs = self._gone_through(len(order), epochs)
         taken = [order[place] for place in places_N.tolist()]

@@ -179,16 +179,16 @@ def test_work_is_counted_in_passes() -> None:
     half = (in_layers - 6_476_005_376 // 2 + head) / (in_layers + head)
     assert works["candidates"].units == 5 and works["candidates"].each == pytest.approx(32 * half, rel=1e-6)
     assert works["refitted"].units == 4
-    # Back and forth through the half, the teacher's head, and its layers once for what gates have not seen: 67 of 167.
-    assert works["diagonals"].units == 42
-    read = 1 - through_layers + through_layers * 67 / 167
+    # Back and forth through the half, the teacher's head, and its layers once for what gates have not seen: 100 of 200.
+    assert works["diagonals"].units == 50
+    read = 1 - through_layers + through_layers * 100 / 200
     assert works["diagonals"].each == pytest.approx(4 * (2 * half + read), rel=1e-6)
     assert {label for label, work in works.items() if work.trains} == {"gates", "diagonals"}
     assert works["least squares"].units == 32
     recomputed = {work.label: work for work in works_of(job(num_samples=100, gradient_checkpointing=True))}
     assert recomputed["gates"].each == 4 and recomputed["sensitivity"].each == 3
     of_sampled = {work.label: work for work in works_of(job(**options))}["diagonals"]  # nothing is rehearsed
-    assert of_sampled.units == 25 and of_sampled.each == pytest.approx(4 * (2 * half + 1 - through_layers), rel=1e-6)
+    assert of_sampled.units == 50 and of_sampled.each == pytest.approx(4 * (2 * half + read), rel=1e-6)
     assert {work.label: work for work in works_of(job(keep_ratio=0.8))}["gates"].each == 2  # without a teacher
 
 

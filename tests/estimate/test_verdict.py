@@ -82,7 +82,7 @@ def test_where_nothing_is_enough_the_best_is_named() -> None:
 
 def test_disks() -> None:
     line = refusal(Estimate.of(job(), replace(ROOMY, output=GIB)))
-    assert "on the disk of OUTPUT for writing (checkpoint 6.5 GiB, state of the run 1.0 GiB)" in line
+    assert "on the disk of OUTPUT for writing (checkpoint 6.5 GiB, state of the run 2.0 GiB)" in line
     assert "give OUTPUT on another disk" in line
     line = refusal(Estimate.of(job(), replace(ROOMY, temporary=GIB, folder="/scratch")))
     assert "the disk of /scratch" in line and "the environment variable TMPDIR names another folder" in line

@@ -38,12 +38,37 @@ def test_before_format_3_nothing_was_rehearsed() -> None:
         return getattr(read(stored(format=number, recipe=recipe)).config, name)
 
     assert option("rehearsal", 2, compensation="refit") == option("rehearsal", 2, compensation="diagonals") == 0
-    assert option("rehearsal", 3, compensation="refit") == option("rehearsal", 2, method="fasp") == 0.4
+    assert option("rehearsal", 3, compensation="refit") == option("rehearsal", 2, method="fasp") == 0.25
     for number in (1, 2):  # and gates learnt from the dense model where they were told to
         assert option("gate_kl_weight", number, method="grasprune") == 0
         assert option("gate_kl_weight", number, method="grasprune", kl_weight=0.75) == 0.75
         assert option("gate_kl_weight", number, method="fasp") is None
     assert option("gate_kl_weight", 3, method="grasprune") is None
+
+
+def test_before_format_4_diagonals_had_no_more_of_the_corpus_than_there_were_calibration_sequences() -> None:
+    def samples(number: int, calibrated: int, rehearsed: int, **recipe: object) -> object:
+        calibration = {**stored()["calibration"], "sequences": [calibrated, 512], "rehearsed_sequences": rehearsed}
+        recipe = {"method": "grasprune", "compensation": "refit", "diagonal_samples": None, **recipe}
+        return read(stored(format=number, recipe=recipe, calibration=calibration)).config.diagonal_samples
+
+    assert samples(2, 256, 0, diagonal_samples=192) == 192 and samples(2, 96, 0, diagonal_samples=192) == 96
+    assert samples(3, 256, 128, rehearsal=0.4) == 320 and samples(3, 96, 64, rehearsal=0.4) == 160
+    assert samples(3, 192, 90, rehearsal=0.4, diagonal_samples=224) == 224
+    assert samples(3, 256, 0, rehearsal=0.4) == 256  # of 'sampled', of which nothing was rehearsed
+    assert samples(4, 96, 24, diagonal_samples=192) == 192
+    for count, share in [(count, share) for count in (1, 7, 48, 96) for share in (0.1, 0.25, 0.4, 0.6)]:
+        rehearsed = round(count * share / (1 - share))  # as it was when there were few
+        again = GRASPConfig(diagonal_samples=samples(3, count, rehearsed, rehearsal=share), rehearsal=share)  # type: ignore[arg-type]
+        assert again.rehearsed_sequences(count) == rehearsed
+
+
+def test_a_recovery_that_says_nothing_of_it_did_not_rehearse() -> None:
+    def share(**recipe: object) -> object:
+        return read(stored(format=3, recipe={"method": "fasp", **recipe})).config.recover_rehearsal
+
+    assert share(recover="lora") == 0 and share(recover="lora", recover_rehearsal=0.5) == 0.5
+    assert share() == share(recover="none") == 0.25  # what a training after it takes, unless it is told
 
 
 def test_records_of_today_stay_as_they_are() -> None:
@@ -82,7 +107,7 @@ def without(values: dict[str, Any], *names: str) -> dict[str, Any]:
 
 DAMAGED: list[tuple[object, str]] = [
     ([], "should be an object"),
-    (stored(format=4), "the format is 4, which a later version wrote; this one reads formats up to 3"),
+    (stored(format=5), "the format is 5, which a later version wrote; this one reads formats up to 4"),
     (without(stored(), "recipe"), "recipe: field required"),
     (without(stored(), "budget", "dense", "parameters"), "budget.dense.parameters: field required"),
     (stored(budget="half"), "budget: should be an object"),

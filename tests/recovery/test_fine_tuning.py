@@ -384,7 +384,7 @@ def test_a_replay_elsewhere_is_told_where_the_texts_lie(
     model, corpus, watched = make_model(), tmp_path / "corpus.txt", tmp_path / "watched.txt"
     corpus.write_text(corpus_file.read_text())
     watched.write_text(Path(__file__).read_text())
-    options = {"recover_watch": f"{watched}[:50%]", "recover_tokens": 72}
+    options = {"recover_watch": f"{watched}[:50%]", "recover_tokens": 144}
     pruned = pruner_of("distill", corpus, **options).prune(model, tokenizer)
     assert pruned.plan is not None
 

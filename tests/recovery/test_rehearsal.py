@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
-from optimum_grasprune.calibration_data import calibration_for, rehearses
+from optimum_grasprune.calibration_data import Calibration, calibration_for, rehearses
 from optimum_grasprune.corpora import corpus_in_memory, load_corpus, tokenize
 from optimum_grasprune.corpora.sources import rehearsal_text
-from optimum_grasprune.errors import GraspruneError
-from optimum_grasprune.execution import WholeModel
+from optimum_grasprune.errors import GraspruneError, OptionError
+from optimum_grasprune.execution import Training, WholeModel
+from optimum_grasprune.problem import RecoveryText
 from optimum_grasprune.recovery.diagonals import KL_WEIGHT, KL_WEIGHT_REHEARSED, Diagonals, diagonal_learning_rate
+from optimum_grasprune.recovery.fine_tuning import KL_WEIGHT as WEIGHTS_KL_WEIGHT
 from optimum_grasprune.recovery.reference import Reference, spread_evenly
 from optimum_grasprune.sharing import Leg
 from tests.contracts.test_methods import problem_of
@@ -66,9 +68,10 @@ def test_as_many_as_their_share_and_none_where_nothing_is_rehearsed(
         return calibration.rehearsed_NS
 
     assert drawn(rehearsal=0.25).shape == (2, 16) and drawn(rehearsal=0.5).shape == (4, 16)
-    assert drawn(rehearsal=0.25, num_samples=3).shape == (1, 16)  # a share of what is there
-    assert [GRASPConfig().rehearsed_sequences(there, 512) for there in (256, 192, 96, 1)] == [128, 128, 64, 1]
-    assert GRASPConfig().diagonal_sequences(512) == 320 and GRASPConfig().rehearsed_sequences(512, 256) == 256
+    assert drawn(rehearsal=0.25, num_samples=3, diagonal_samples=None).shape == (2, 16)
+    assert [GRASPConfig().diagonal_sequences(there) for there in (256, 96, 1)] == [512, 192, 2]
+    assert [GRASPConfig().rehearsed_sequences(there) for there in (256, 96, 1)] == [128, 48, 0]
+    assert GRASPConfig(diagonal_samples=3, rehearsal=0.9).rehearsed_sequences(96) == 2
     assert torch.equal(drawn(seed=1), drawn())  # of the package's text, whatever the calibration draws
     assert not len(drawn(rehearsal=0.0)) and not len(drawn(compensation="both"))
     assert not len(drawn("sampled")) and not len(drawn(f"{corpus_file},sampled")) and len(drawn("builtin"))
@@ -152,3 +155,104 @@ def test_every_sequence_is_read_once_by_the_teacher_of_gates_and_diagonals(
 def test_the_rate_grows_with_the_cut_unless_it_is_given() -> None:
     assert [diagonal_learning_rate(None, cut) for cut in (0.0, 0.2, 0.5)] == [0.0, 5e-3, 1e-2]
     assert diagonal_learning_rate(3e-2, 0.2) == 3e-2
+
+
+RECOVERY: dict[str, Any] = {"method": "random", "recover": "distill", "recover_tokens": 160, "held_out": 2}
+
+
+def recovery_text_of(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus: object, **options: Any
+) -> RecoveryText:
+    calibration = calibration_for(model, tokenizer, None, config_of(corpus, **{**RECOVERY, **options}))
+    assert calibration is not None and calibration.recovery_text is not None
+    assert torch.equal(calibration.sequences["trained on"], calibration.recovery_text.tokens_NS)
+    return calibration.recovery_text
+
+
+def test_a_recovery_has_a_share_of_it_among_its_tokens(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus_file: Path
+) -> None:
+    assert [GRASPConfig(recover_tokens=tokens).recovery_sequences(512) for tokens in (2**17, 4096, 512, 1)] == [
+        (192, 64),
+        (6, 2),
+        (1, 0),
+        (1, 0),
+    ]
+    assert GRASPConfig(recover_rehearsal=0.9).recovery_sequences(2**16) == (1, 1)
+    text, alone = (recovery_text_of(model, tokenizer, corpus_file, **given) for given in ({}, {"recover_rehearsal": 0}))
+    assert text.rehearsed == (False,) * 8 + (True,) * 2 and alone.rehearsed == ()
+    assert text.tokens_NS.shape == alone.tokens_NS.shape == (10, 16)
+    assert torch.equal(text.tokens_NS[:6], alone.tokens_NS[:6])  # the calibration sequences come first in both
+    pieces = tokenize(rehearsal_text(2, 256), tokenizer, 258).windows(16, 2)
+    assert torch.equal(text.tokens_NS[8:], pieces)
+    assert text.watched is not None and (text.watched.source, text.watched.split) == ("sampled", "[90%:]")
+    other = recovery_text_of(model, tokenizer, f"{corpus_file},sampled")
+    assert other.rehearsed == () and len(other.tokens_NS) == 10
+
+
+def test_what_is_rehearsed_cannot_be_watched(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus_file: Path
+) -> None:
+    for watched in ("sampled", "sampled[10%:40%]"):
+        with pytest.raises(OptionError, match=r"is the text that is rehearsed; sampled\[90%:\] is the rest of it"):
+            recovery_text_of(model, tokenizer, corpus_file, recover_watch=watched, recover_tokens=1600)
+        recovery_text_of(model, tokenizer, corpus_file, recover_watch=watched, recover_rehearsal=0)
+    recovery_text_of(model, tokenizer, corpus_file, recover_watch="sampled[90%:]")
+
+
+def test_a_recovery_learns_the_teacher_alone_of_it_and_goes_over_all_as_often_as_asked(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Training] = []
+    learn = WholeModel.learn
+
+    def watched(
+        runner: WholeModel, trained: Any, tokens_NS: torch.Tensor, training: Training, dense: Any, **given: Any
+    ) -> Any:
+        seen.append(training)
+        return learn(runner, trained, tokens_NS, training, dense, **given)
+
+    monkeypatch.setattr(WholeModel, "learn", watched)
+    config = config_of(corpus_file, **RECOVERY, recover_epochs=3)
+    pruned = GRASPPruner(config).prune(model, tokenizer)
+    (training,) = seen
+    assert training.rehearsed == (False,) * 8 + (True,) * 2 and training.epochs == 3
+    assert training.kl_weight_of(torch.tensor([0, 9])).tolist() == [WEIGHTS_KL_WEIGHT, 1.0]  # type: ignore[union-attr]
+    record = pruned.record.recovery
+    assert record is not None and record.planned_steps == 30 and record.tokens == 16 * record.steps
+
+
+def test_diagonals_are_trained_on_more_of_the_corpus_than_is_calibrated_on(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus_file: Path
+) -> None:
+    """By default on half as much again, and on as much as those are a third of."""
+
+    def drawn(**options: Any) -> Calibration:
+        found = calibration_for(model, tokenizer, None, config_of(corpus_file, **options))
+        assert found is not None
+        return found
+
+    by_default = drawn(diagonal_samples=None)
+    assert [len(part) for part in (by_default.tokens_NS, by_default.further_NS, by_default.rehearsed_NS)] == [6, 3, 3]
+    assert torch.equal(by_default.sequences["trained on besides"], by_default.further_NS)
+    whole = drawn(num_samples=9)
+    assert torch.equal(torch.cat([by_default.tokens_NS, by_default.further_NS]), whole.tokens_NS)
+    assert not len(whole.further_NS) and "trained on besides" not in whole.sequences
+    unrehearsed = drawn(diagonal_samples=10, rehearsal=0)
+    assert (len(unrehearsed.further_NS), len(unrehearsed.rehearsed_NS)) == (4, 0)
+    assert not len(drawn(compensation="scales").further_NS) and not len(drawn(method="flap").further_NS)
+    with pytest.raises(OptionError, match="diagonal_samples=100000: the calibration corpus .* which hold only"):
+        drawn(diagonal_samples=10**5)
+
+
+def test_they_come_after_the_calibration_sequences(model: LlamaForCausalLM) -> None:
+    config = GRASPConfig(method="random", compensation="diagonals", keep_ratio=0.6, diagonal_samples=6)
+    problem = problem_of(model, config)
+    own_NS, further_NS, rehearsed_NS = problem.tokens_NS[:3].split(1)
+    reference = replace(Reference.of(problem), tokens_NS=own_NS, further_NS=further_NS)
+    both_NS, rehearsed, _ = reference.trained_on_both(6, 1)
+    assert torch.equal(both_NS, torch.cat([own_NS, further_NS])) and rehearsed == ()
+    both_NS, rehearsed, _ = replace(reference, rehearsed_NS=rehearsed_NS).trained_on_both(6, 1)
+    kept = [place for place, flag in enumerate(rehearsed) if not flag]
+    assert torch.equal(both_NS[kept], torch.cat([own_NS, further_NS])) and len(both_NS) == 3
+    assert torch.equal(reference.trained_on(6, 1)[0], own_NS)  # scales keep to what is calibrated on
