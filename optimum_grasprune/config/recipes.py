@@ -31,6 +31,7 @@ QUICK: dict[str, Any] = {
     "num_samples": 192,
     "seq_len": 256,
     "scale_samples": 128,
+    "diagonal_samples": 224,
     "snapshots": 2,
     "budget_warmup": 0.0,
 }
