@@ -114,8 +114,8 @@ def calibration_for(
 
     if any(stage.rehearses for stage in _stages(config)):
         calibrated = len(calibration.tokens_NS)
-        asked = config.diagonal_sequences(calibrated)
-        own = asked if SAMPLED in corpus.parts else asked - config.rehearsed_sequences(calibrated)
+        asked = config.diagonal_sequences(calibrated, length)
+        own = asked if SAMPLED in corpus.parts else asked - config.rehearsed_sequences(calibrated, length)
         further_NS = more(calibration, own, config, "diagonal_samples")[calibrated:]
         rehearsed_NS, _ = rehearsed(asked - own)
         calibration = replace(calibration, further_NS=further_NS, rehearsed_NS=rehearsed_NS)

@@ -91,7 +91,7 @@ def filled_in(recipe: Mapping[str, JsonValue], calibration: CalibrationRecord | 
             name: getattr(method, name) for name in ("held_out", "statistic_samples") if recipe.get(name) is None
         }
         if recipe.get("diagonal_samples") is None:
-            filled["diagonal_samples"] = DiagonalOptions().diagonal_sequences(calibration.sequences[0])
+            filled["diagonal_samples"] = DiagonalOptions().diagonal_sequences(*calibration.sequences)
     return filled
 
 

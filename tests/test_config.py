@@ -43,7 +43,7 @@ def recovery_cost(config: GRASPConfig, number: int) -> float:
     """Sequences run forward and backward for scales, or for diagonals and their teacher; all are rehearsed or there."""
     if config.compensation == "scales":
         return config.scale_epochs * min(number, config.scale_samples)
-    return (config.diagonal_epochs + 0.5) * config.diagonal_sequences(number)
+    return (config.diagonal_epochs + 0.5) * config.diagonal_sequences(number, config.seq_len or CALIBRATION_LENGTH)
 
 
 def test_default_costs_less_than_the_paper_and_recipes_are_in_order() -> None:

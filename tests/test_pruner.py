@@ -128,7 +128,7 @@ def test_record_tells_how_it_was_made(config: GRASPConfig, tokenizer: PreTrained
     saved(config, tokenizer, tmp_path / "pruned")
     record = json.loads((tmp_path / "pruned" / "grasp_config.json").read_text())
     assert GRASPConfig.from_dict(record["recipe"]) == get_method("grasprune").resolved(config).model_copy(
-        update={"held_out": 32, "statistic_samples": 64}
+        update={"held_out": 32, "statistic_samples": 64, "diagonal_samples": 8}
     )
     assert (record["recipe"]["compensation"], record["recipe"]["least_squares"]) == ("refit", "weighted")
     assert record["calibration"]["sequences"] == [4, 24]

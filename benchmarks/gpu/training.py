@@ -102,7 +102,7 @@ def time_default(model: PreTrainedModel, args: argparse.Namespace, rate: float) 
         keep_ratio=0.5, num_samples=args.sequences, seq_len=args.seq_len, seed=args.seed, dtype="bfloat16"
     )
     statistics = get_method(config.method).statistic_samples_for(config)
-    diagonals = config.diagonal_sequences(args.sequences)
+    diagonals = config.diagonal_sequences(args.sequences, args.seq_len)
     dense = model_shape(model, family_of(model.config))
     result, pruned = _time_pruning(model, config, config.num_samples + HELD_OUT)
     smaller = model_shape(pruned, family_of(pruned.config))

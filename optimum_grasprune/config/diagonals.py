@@ -6,6 +6,9 @@ from pydantic import Field
 
 from .base import Flag, Options
 
+DIAGONAL_TOKENS = 512 * 512
+"""What `diagonal_samples=None` comes to at most, whatever is calibrated on."""
+
 
 def with_share(count: int, share: float) -> tuple[int, int]:
     """So many sequences in two kinds: of the calibration corpus, at least one, and a share that is rehearsed."""
@@ -20,7 +23,7 @@ class DiagonalOptions(Options):
         default=None,
         ge=1,
         description="sequences that diagonals are trained on, those rehearsed among them: the calibration sequences, "
-        "then more of the same corpus; by default twice as many as are calibrated on",
+        "then more of the same corpus; by default twice as many as are calibrated on, at most 262,144 tokens",
     )
     rehearsal: Annotated[float, Flag("SHARE")] = Field(
         default=0.25,
@@ -37,10 +40,13 @@ class DiagonalOptions(Options):
         description="AdamW's learning rate for the diagonals; by default it grows with the cut, 1e-2 for a half",
     )
 
-    def diagonal_sequences(self, calibrated: int) -> int:
-        """Sequences that diagonals are trained on, those rehearsed among them. calibrated: calibration sequences."""
-        return self.diagonal_samples or 2 * calibrated
+    def diagonal_sequences(self, calibrated: int, length: int) -> int:
+        """Sequences that diagonals are trained on, those rehearsed among them.
 
-    def rehearsed_sequences(self, calibrated: int) -> int:
+        calibrated: calibration sequences.  length: tokens in each.
+        """
+        return self.diagonal_samples or min(2 * calibrated, max(1, DIAGONAL_TOKENS // length))
+
+    def rehearsed_sequences(self, calibrated: int, length: int) -> int:
         """Those of them that are rehearsed, where any are; at least one is not."""
-        return with_share(self.diagonal_sequences(calibrated), self.rehearsal)[1]
+        return with_share(self.diagonal_sequences(calibrated, length), self.rehearsal)[1]

@@ -202,12 +202,12 @@ class Job:
         """Sequences beside the calibration text that diagonals are trained on."""
         if SAMPLED in names_in(self.config.dataset) or not rehearses(self.config):
             return 0
-        return self.config.rehearsed_sequences(self.calibrated)
+        return self.config.rehearsed_sequences(self.calibrated, self.length)
 
     @property
     def diagonal_sequences(self) -> int:
         """Sequences that diagonals are trained on, in all."""
-        return self.config.diagonal_sequences(self.calibrated)
+        return self.config.diagonal_sequences(self.calibrated, self.length)
 
     @property
     def diagonals_taught(self) -> bool:

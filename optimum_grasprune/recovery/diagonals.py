@@ -77,7 +77,7 @@ class Diagonals(TrainedStage):
     def _course(self, reference: Reference, cut: float) -> tuple[Tensor, Training]:
         """The first calibration sequences, with those that are rehearsed, and how it goes through them."""
         config = self.config
-        asked = config.diagonal_sequences(len(reference.tokens_NS))
+        asked = config.diagonal_sequences(*reference.tokens_NS.shape)
         tokens_NS, rehearsed, epochs = reference.trained_on_both(asked, config.diagonal_epochs)
         return tokens_NS, Training.of(
             config,

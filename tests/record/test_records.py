@@ -60,7 +60,7 @@ def test_before_format_4_diagonals_had_no_more_of_the_corpus_than_there_were_cal
     for count, share in [(count, share) for count in (1, 7, 48, 96) for share in (0.1, 0.25, 0.4, 0.6)]:
         rehearsed = round(count * share / (1 - share))  # as it was when there were few
         again = GRASPConfig(diagonal_samples=samples(3, count, rehearsed, rehearsal=share), rehearsal=share)  # type: ignore[arg-type]
-        assert again.rehearsed_sequences(count) == rehearsed
+        assert again.rehearsed_sequences(count, 512) == rehearsed
 
 
 def test_a_recovery_that_says_nothing_of_it_did_not_rehearse() -> None:

@@ -69,9 +69,10 @@ def test_as_many_as_their_share_and_none_where_nothing_is_rehearsed(
 
     assert drawn(rehearsal=0.25).shape == (2, 16) and drawn(rehearsal=0.5).shape == (4, 16)
     assert drawn(rehearsal=0.25, num_samples=3, diagonal_samples=None).shape == (2, 16)
-    assert [GRASPConfig().diagonal_sequences(there) for there in (256, 96, 1)] == [512, 192, 2]
-    assert [GRASPConfig().rehearsed_sequences(there) for there in (256, 96, 1)] == [128, 48, 0]
-    assert GRASPConfig(diagonal_samples=3, rehearsal=0.9).rehearsed_sequences(96) == 2
+    assert [GRASPConfig().diagonal_sequences(there, 512) for there in (1000, 256, 96, 1)] == [512, 512, 192, 2]
+    assert [GRASPConfig().rehearsed_sequences(there, 512) for there in (1000, 256, 96, 1)] == [128, 128, 48, 0]
+    assert GRASPConfig().diagonal_sequences(9, 2**20) == 1 and GRASPConfig().diagonal_sequences(512, 256) == 1024
+    assert GRASPConfig(diagonal_samples=3, rehearsal=0.9).rehearsed_sequences(96, 512) == 2
     assert torch.equal(drawn(seed=1), drawn())  # of the package's text, whatever the calibration draws
     assert not len(drawn(rehearsal=0.0)) and not len(drawn(compensation="both"))
     assert not len(drawn("sampled")) and not len(drawn(f"{corpus_file},sampled")) and len(drawn("builtin"))
