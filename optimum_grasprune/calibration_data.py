@@ -106,8 +106,10 @@ def calibration_for(
 
     corpus = calibration.tokenized.corpus
 
+    may_rehearse = SAMPLED not in corpus.parts
+
     def rehearsed(count: int) -> tuple[Tensor, Corpus | None]:
-        if SAMPLED in corpus.parts or not count:
+        if not count:
             return NO_TOKENS_NS, None
         pieces = rehearsal_text(count, _CHARACTERS_OF_A_TOKEN * length)
         return tokenized(pieces).windows(length, count), pieces
@@ -115,14 +117,16 @@ def calibration_for(
     if any(stage.rehearses for stage in _stages(config)):
         calibrated = len(calibration.tokens_NS)
         asked = config.diagonal_sequences(calibrated, length)
-        own = asked if SAMPLED in corpus.parts else asked - config.rehearsed_sequences(calibrated, length)
-        further_NS = more(calibration, own, config, "diagonal_samples")[calibrated:]
-        rehearsed_NS, _ = rehearsed(asked - own)
+        others = config.rehearsed_sequences(calibrated, length) if may_rehearse else 0
+        further_NS = more(calibration, asked - others, config, "diagonal_samples")[calibrated:]
+        rehearsed_NS, _ = rehearsed(others)
         calibration = replace(calibration, further_NS=further_NS, rehearsed_NS=rehearsed_NS)
     if config.recover == "none":
         return calibration
     own, others = config.recovery_sequences(length)
-    text_NS = more(calibration, own + (others if SAMPLED in corpus.parts else 0), config, "recover_tokens")
+    if not may_rehearse:
+        own, others = own + others, 0
+    text_NS = more(calibration, own, config, "recover_tokens")
     rehearsed_NS, pieces = rehearsed(others)
     watched = tokenized(watched_corpus(corpus, config, pieces))
     return replace(calibration, recovery_text=recovery_text(calibration, text_NS, rehearsed_NS, watched))
