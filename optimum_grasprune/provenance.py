@@ -58,11 +58,11 @@ def record_of(
 
 def handed_on(record: Record, sharing: Sharing, chain: Chain) -> Record:
     """The record with what its ratio has from the others of its run."""
-    ratio, decision, stage = record.config.keep_ratio, sharing.decision, chain.continuing
-    again = stage is not None and not stage.in_plan and sharing.has(ratio)
+    ratio, decision, stage = record.config.keep_ratio, sharing.decision, chain.together
+    again = stage is not None and not stage.in_plan and bool(sharing.models)
     if decision is not None and decision.keep_ratio != ratio:
         record = replace(record, judged_at=decision.keep_ratio)
-    return replace(record, trained_before=sharing.trained_before(ratio) if again else None)
+    return replace(record, trained_with=sharing.trained_with(ratio) if again else None)
 
 
 def recipe_of(config: GRASPConfig) -> dict[str, JsonValue]:

@@ -34,7 +34,7 @@ from .record.describe import units_budget
 from .recovery.chain import Chain
 from .replay import applied_in_place, replayed
 from .running import check_can_run
-from .selection import choose
+from .selection import Choice, choose
 from .sharing import Sharing
 from .units import Budget, PruningPlan
 
@@ -142,8 +142,10 @@ class GRASPPruner:
         configs = at_ratios(self.config, keep_ratios, nested=nested)
         work = self._work(model, tokenizer, texts, configs, known, state, nested=nested)
 
-        def finish(problem: Problem, selection: Selection, shared: SharedRun | None) -> PrunedModel:
-            return self._finished(work, problem, selection, shared)
+        def finish(
+            problem: Problem, selection: Selection, shared: SharedRun | None, started: Choice | None
+        ) -> PrunedModel:
+            return self._finished(work, problem, selection, shared, started)
 
         return RatioRun(work.problems, finish, nested=nested)
 
@@ -272,11 +274,16 @@ class GRASPPruner:
         return self.method.budget(config, runner.model, runner.family, runner.inventory, added)
 
     def _finished(
-        self, work: _Work, problem: Problem, selection: Selection, shared: SharedRun | None = None
+        self,
+        work: _Work,
+        problem: Problem,
+        selection: Selection,
+        shared: SharedRun | None = None,
+        started: Choice | None = None,
     ) -> PrunedModel:
         trainings = problem.runner.trainings
         before = len(trainings)
-        selected = choose(selection.candidates, self.chain, problem)
+        selected = choose(selection.candidates, self.chain, problem, started)
         set_generation(selected.model, deepcopy(work.generation))
         numbers = report_numbers(problem, selected, selection)
         del trainings[before:]  # what makes up for this cut is no part of another model's course

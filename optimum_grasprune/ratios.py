@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import Protocol
@@ -13,9 +14,14 @@ from .methods import Problem, get_method
 from .methods.selection import Selection
 from .numerics import plain_work
 from .pruned import PrunedModel
-from .record import SharedRun
-from .selection import decide
-from .units import UnitMask
+from .record import SharedRun, TrainedWith
+from .recovery.base import NumbersStage
+from .recovery.chain import Chain
+from .recovery.reference import Reference, Trial
+from .recovery.together import Sliced, learn_together
+from .selection import Choice, decide, start
+from .sharing import Sharing
+from .units import PruningPlan, UnitMask
 
 
 def at_ratios(config: GRASPConfig, keep_ratios: Iterable[object], *, nested: bool = False) -> list[GRASPConfig]:
@@ -45,7 +51,7 @@ def at_ratios(config: GRASPConfig, keep_ratios: Iterable[object], *, nested: boo
 def shared_run(config: GRASPConfig, keep_ratios: Sequence[float], *, nested: bool = False) -> SharedRun | None:
     """The run of several ratios as a record has it, where what comes out at one depends on the others; else None."""
     method = get_method(config.method)
-    goes_on = config.pattern == "units" and method.chain_for(config).continuing is not None
+    goes_on = config.pattern == "units" and method.chain_for(config).together is not None
     depends = nested or method.trains_at_all_budgets or goes_on
     return SharedRun(keep_ratios=tuple(keep_ratios), nested=nested) if len(keep_ratios) > 1 and depends else None
 
@@ -53,7 +59,23 @@ def shared_run(config: GRASPConfig, keep_ratios: Sequence[float], *, nested: boo
 class _Finish(Protocol):
     """Chooses among the candidates of a problem, makes up for the cut, and says how it came to be."""
 
-    def __call__(self, problem: Problem, selection: Selection, shared: SharedRun | None) -> PrunedModel: ...
+    def __call__(
+        self, problem: Problem, selection: Selection, shared: SharedRun | None, started: Choice | None
+    ) -> PrunedModel: ...
+
+
+@dataclass(frozen=True)
+class _Started:
+    """What is trained together with other ratios' models, and what it was chosen by and from."""
+
+    problem: Problem
+    selection: Selection
+    choice: Choice
+
+    @property
+    def plan(self) -> PruningPlan:
+        """What it keeps."""
+        return Trial(self.choice.cut).plan
 
 
 class RatioRun:
@@ -69,6 +91,7 @@ class RatioRun:
         self._problems, self._finish = tuple(problems), finish
         self._method = get_method(problems[0].config.method)
         self._kept: dict[float, UnitMask] = {}
+        self._started: dict[float, _Started] = {}
         self._middle = self._problems[len(self._problems) // 2]
 
     def __iter__(self) -> Iterator[PrunedModel]:
@@ -77,45 +100,62 @@ class RatioRun:
 
     def prune(self, keep_ratio: float) -> PrunedModel:
         """The pruned model of one of the ratios. OptionError for another, or out of turn where masks are nested."""
-        problem = self._allowed(keep_ratio)
-        with plain_work(problem.config):
-            self._prepare(problem)
-            shared = shared_run(problem.config, self.keep_ratios, nested=self.nested)
-            selection = self._of_the_middle if problem is self._middle else self._selection(problem)
-            pruned = self._finish(problem, selection, shared)
+        if keep_ratio not in self.keep_ratios:
+            known = ", ".join(map(repr, self.keep_ratios))
+            raise OptionError("keep_ratio", keep_ratio, f"is none of this run's, which are {known}")
+        config = self._middle.config
+        shared = shared_run(config, self.keep_ratios, nested=self.nested)
+        with plain_work(config):
+            self._prepare()
+            if (started := self._started.get(keep_ratio)) is not None:
+                return self._finish(started.problem, started.selection, shared, started.choice)
+            problem = self._allowed(self.keep_ratios.index(keep_ratio))
+            pruned = self._finish(problem, self._selected(problem), shared, None)
         if self.nested and pruned.plan is not None:
             self._kept[keep_ratio] = pruned.plan.mask(problem.inventory)
         return pruned
 
-    def _prepare(self, problem: Problem) -> None:
-        """Have everything that this ratio takes over: what is decided for all, and what larger ones have learnt.
+    def _prepare(self) -> None:
+        """Do what is done for all ratios together: decide, and train what they share.
 
         Candidates are judged at the ratio in the middle, which is closest to all of them.
         """
-        sharing = problem.sharing
+        sharing = self._middle.sharing
         if sharing is None or not sharing.depends:
             return
-        chain = self._method.chain_for(problem.config)
+        chain = self._method.chain_for(self._middle.config)
         if sharing.decision is None:
             sharing.decision = decide(self._of_the_middle.candidates, chain, self._middle)
-        if chain.continuing is not None:
-            for larger in sharing.larger(problem.config.keep_ratio):
-                if not sharing.has(larger):
-                    self.prune(larger)
+        if chain.together is not None and not sharing.numbers:
+            self._train_together(chain, chain.together, sharing)
 
-    def _allowed(self, keep_ratio: float) -> Problem:
+    def _train_together(self, chain: Chain, stage: NumbersStage, sharing: Sharing) -> None:
+        for place, ratio in enumerate(self.keep_ratios):
+            problem = self._allowed(place)
+            selection = self._selected(problem)
+            self._started[ratio] = _Started(problem, selection, start(selection.candidates, chain, problem))
+            if self.nested:
+                self._kept[ratio] = self._started[ratio].plan.mask(problem.inventory)
+        sharing.models = {
+            ratio: TrainedWith(plan=each.plan, compensation=each.choice.stages, settings=each.choice.settings)
+            for ratio, each in self._started.items()
+        }
+        models = {ratio: Sliced(each.choice.draft, each.plan) for ratio, each in self._started.items()}
+        sharing.numbers = learn_together(stage, Reference.of(self._middle), models)
+
+    def _allowed(self, place: int) -> Problem:
         """The problem at a ratio, with no more units than the next larger ratio kept where masks are nested."""
-        if keep_ratio not in self.keep_ratios:
-            known = ", ".join(map(repr, self.keep_ratios))
-            raise OptionError("keep_ratio", keep_ratio, f"is none of this run's, which are {known}")
-        place = self.keep_ratios.index(keep_ratio)
         problem = self._problems[place]
         if not self.nested or place == 0:
             return problem
         larger = self.keep_ratios[place - 1]
         if larger not in self._kept:
-            raise OptionError("keep_ratio", keep_ratio, f"is nested in {larger!r}, which has to be made first")
+            ratio = self.keep_ratios[place]
+            raise OptionError("keep_ratio", ratio, f"is nested in {larger!r}, which has to be made first")
         return problem.at(problem.budget.within(self._kept[larger]), problem.config)
+
+    def _selected(self, problem: Problem) -> Selection:
+        return self._of_the_middle if problem is self._middle else self._selection(problem)
 
     @cached_property
     def _of_the_middle(self) -> Selection:

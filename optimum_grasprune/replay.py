@@ -25,6 +25,7 @@ from .recovery import stage_names, stages_in
 from .recovery.chain import Chain, chains_without_data, held_by
 from .recovery.fine_tuning import FineTuning
 from .recovery.reference import Reference, Trial
+from .recovery.together import Sliced, learn_together
 from .registry import RECOVERIES
 from .running import check_can_run
 from .selection import Selected
@@ -90,7 +91,8 @@ def replayed(
     settings = chain.recorded_settings(None if origin is None else origin.settings)
     with deterministic_algorithms(recipe.deterministic):
         if origin is not None and config.compensation == "auto":
-            reference = _on_leg(reference, chain, origin)
+            own = Trial(chain.before_stages(plan.without_scales()), settings)
+            reference = _having_learnt(reference, chain, origin, own)
         alone = inplace and not chain.trainings
         pruned, kept = chain.untrained.replayed(reference, Trial(plan, settings), inplace=alone)
         selected = Selected(kept, pruned, chain.untrained.names, settings)
@@ -208,25 +210,41 @@ def _recorded_data(
     return calibration
 
 
-def _on_leg(reference: Reference, chain: Chain, origin: Record) -> Reference:
-    """The reference with what larger ratios of the recorded run learnt, where the recorded training went on from it.
+def _having_learnt(reference: Reference, chain: Chain, origin: Record, own: Trial) -> Reference:
+    """The reference with what was learnt for all models of the recorded run, where they were trained together.
 
-    Their models are made and trained again. Raises PlanError where the record does not say all of them.
+    own: the model that is made again. All of them are made and trained again. Raises PlanError where the record does
+    not say all of them.
     """
-    stage, before = chain.continuing, origin.trained_before
-    if stage is None or stage.in_plan or before is None:
+    stage, others = chain.together, origin.trained_with
+    if stage is None or stage.in_plan:
+        return reference
+    if origin.trained_before is not None:
+        raise PlanError(
+            "the plan was trained as the last of several ratios one after another, as earlier versions did it, which "
+            f"cannot be done again; replay it with another compensation: {' or '.join(chains_without_data())}"
+        )
+    if others is None:
         return reference
     ratio = origin.config.keep_ratio
     ratios = () if origin.shared is None else origin.shared.keep_ratios
-    if ratio not in ratios or ratios.index(ratio) != len(before):
-        raise PlanError(f"the plan's training went on from {len(before)} others, which are not those of its run")
+    if ratio not in ratios or len(ratios) != len(others) + 1:
+        raise PlanError(f"the plan was trained together with {len(others)} others, which are not those of its run")
+    place = ratios.index(ratio)
+    refitted_by = tuple(each.name for each in chain.weight_stages)
+    trials = [Trial(other.plan, other.settings) for other in others]
+    names = [other.compensation for other in others]
+    trials.insert(place, own)
+    names.insert(place, refitted_by)
     sharing = Sharing(reference.runner, ratios)
-    reference = replace(reference, sharing=sharing)
-    for larger, entry in zip(ratios, before, strict=False):  # up to its own
-        refitted, _ = chain.refitting(entry.compensation).replayed(reference, Trial(entry.plan, entry.settings))
-        learnt = stage.train(reference.on_leg(larger), refitted, entry.plan)
-        sharing.hand_on(larger, entry, learnt.numbers(reference.runner))
-    return reference.on_leg(ratio)
+    shared_reference = replace(reference, sharing=sharing)
+    models = {}
+    for each, trial, stages in zip(ratios, trials, names, strict=True):
+        (draft,) = chain.refitting(stages).refitted(shared_reference, [trial])
+        draft.rest()
+        models[each] = Sliced(draft, trial.plan)
+    learnt = learn_together(stage, shared_reference, models)
+    return replace(reference, learnt=learnt[ratio])
 
 
 def _check_watched(text: RecoveryText, origin: Record) -> None:

@@ -66,7 +66,7 @@ def test_gates_are_trained_and_statistics_gathered_once(
     run = GRASPPruner(config).prune_many(model, tokenizer, RATIOS)
     assert calls == [] and run.keep_ratios == (0.9, 0.75, 0.6)
     records = [pruned.record for pruned in run]
-    assert calls == ["gather", "gates", *["diagonals"] * 3]
+    assert calls == ["gather", "gates", "diagonals"]
     for ratio, record in zip(run.keep_ratios, records, strict=True):
         assert record.recipe["keep_ratio"] == ratio
         assert record.budget.asked is not None and record.budget.pruned.prunable <= record.budget.asked.cost
@@ -105,28 +105,28 @@ def test_the_dense_model_is_read_once_by_all_that_it_teaches(
     assert len(streams) == 1  # the products for least squares too
 
 
-def test_a_training_goes_on_from_the_next_larger_ratio_and_is_recorded(
+def test_all_ratios_have_one_training_and_it_is_recorded(
     config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    starts: list[torch.Tensor] = []
-    steps: list[int] = []
+    orders: list[list[int]] = []
     learn = WholeModel.learn
 
     def watched(self: WholeModel, trained: Any, tokens_NS: torch.Tensor, training: Any, *rest: Any, **more: Any) -> Any:
         if training.label == "diagonals":
-            starts.append(*trained.start())
-            steps.append(len(tokens_NS))
+            orders.append(trained.order)
+            assert len(tokens_NS) == 15  # 12 sequences and a quarter of them again
         return learn(self, trained, tokens_NS, training, *rest, **more)
 
     monkeypatch.setattr(WholeModel, "learn", watched)
     pruned = list(GRASPPruner(config).prune_many(model, tokenizer, RATIOS))
-    # 3 × 12 sequences, as the cuts are deep: 0.1, 0.15 and 0.15 of 0.4, whose ends round to 9, 22 and 36.
-    assert steps == [9, 13, 14]
-    assert [bool(start.any()) for start in starts] == [False, True, True]
-    for place, one in enumerate(pruned):
-        before = one.record.trained_before
-        assert before is not None and [entry.plan for entry in before] == [each.plan for each in pruned[:place]]
-        assert all(entry.compensation == ("least_squares",) and entry.settings for entry in before)
+    # Of 15 steps 1, 5 and 9: by 0.1, 0.25 and 0.4 to the power of 1.5, but for what is cut beyond the ratio.
+    assert [orders[0].count(place) for place in range(3)] == [1, 5, 9] and len(orders) == 1
+    for one in pruned:
+        others = one.record.trained_with
+        assert others is not None and [entry.plan for entry in others] == [
+            other.plan for other in pruned if other is not one
+        ]
+        assert all(entry.compensation == ("least_squares",) and entry.settings for entry in others)
 
 
 def test_a_ratio_out_of_turn_is_what_it_is_in_turn(
@@ -136,11 +136,11 @@ def test_a_ratio_out_of_turn_is_what_it_is_in_turn(
     in_turn = [hashes(pruned, tmp_path / f"in-turn-{number}") for number, pruned in enumerate(runs[0])]
     calls.clear()
     assert hashes(runs[1].prune(0.6), tmp_path / "last") == in_turn[2]
-    assert calls == ["gather", "gates", *["diagonals"] * 3]
+    assert calls == ["gather", "gates", "diagonals"]
     assert hashes(runs[1].prune(0.75), tmp_path / "again") == in_turn[1]
 
 
-def test_what_is_trained_goes_on_whatever_chose_the_units(
+def test_what_is_trained_together_whatever_chose_the_units(
     config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     for number, compensation in enumerate(("refit", "scales")):
@@ -148,7 +148,7 @@ def test_what_is_trained_goes_on_whatever_chose_the_units(
         _, small = GRASPPruner(config).prune_many(make_model(), tokenizer, [0.9, 0.6])
         assert small.record.shared is not None and small.record.judged_at is None
         # A plan holds scales, so that nothing has to be trained again.
-        assert (small.record.trained_before is None) == (compensation == "scales")
+        assert (small.record.trained_with is None) == (compensation == "scales")
         files = hashes(small, tmp_path / f"small-{number}")
         replayed = GRASPPruner().replay(make_model(), tokenizer, *read_plan(tmp_path / f"small-{number}"))
         assert hashes(replayed, tmp_path / f"replayed-{number}") == files
@@ -158,18 +158,23 @@ def test_what_is_trained_goes_on_whatever_chose_the_units(
         assert hashes(alone, tmp_path / f"alone-{number}")["model.safetensors"] != files["model.safetensors"]
 
 
-def test_a_plan_whose_record_lacks_what_went_before_is_refused(
+def test_a_plan_whose_record_lacks_the_others_is_refused(
     config: GRASPConfig, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     *_, small = GRASPPruner(config).prune_many(make_model(), tokenizer, [0.9, 0.6])
     assert small.plan is not None
-    record = replace(small.record, trained_before=())
-    with pytest.raises(PlanError, match=r"^the plan's training went on from 0 others, which are not those of its run"):
+    record = replace(small.record, trained_with=())
+    with pytest.raises(
+        PlanError, match=r"^the plan was trained together with 0 others, which are not those of its run"
+    ):
         GRASPPruner().replay(make_model(), tokenizer, small.plan, record)
+    walked = replace(small.record, trained_with=None, trained_before=small.record.trained_with)
+    with pytest.raises(PlanError, match=r"^the plan was trained as the last of several ratios one after another, as"):
+        GRASPPruner().replay(make_model(), tokenizer, small.plan, walked)
     # Trained by itself it is another model, and its record does not say anything else.
     options = GRASPConfig(compensation="diagonals")
     alone = GRASPPruner(options).replay(make_model(), tokenizer, small.plan, small.record)
-    assert alone.record.trained_before is None
+    assert alone.record.trained_with is None
     again = GRASPPruner().replay(make_model(), tokenizer, small.plan, alone.record)
     states = [each.model.state_dict() for each in (alone, again)]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
@@ -285,7 +290,7 @@ def test_each_ratio_is_trained_by_itself(
         pruned.save(tmp_path / str(number))
         assert pruned.record.recovery is not None and pruned.record.recovery.tokens == 96
         assert pruned.record.budget.kept.parameters <= float(str(pruned.record.recipe["keep_ratio"]))
-    assert calls == ["gather", "gates", *["diagonals", "distill"] * 2]
+    assert calls == ["gather", "gates", "diagonals", *["distill"] * 2]
     for number in range(2):
         replayed = GRASPPruner().replay(make_model(), tokenizer, *read_plan(tmp_path / str(number)))
         replayed.save(tmp_path / f"replayed-{number}")

@@ -12,6 +12,7 @@ from typing import Literal
 from ..config import RunnerName
 from ..execution.streamed import BORDER_BYTES, BORDER_BYTES_ELSEWHERE, HIDDEN_BYTES, HIDDEN_BYTES_ELSEWHERE
 from ..recovery.base import TrainedStage
+from ..recovery.together import HELD_BYTES
 from .activations import (
     FP32,
     FP64,
@@ -261,7 +262,10 @@ def _training(job: Job, stage: TrainedStage) -> Iterator[Part]:
     cut, config = job.cut, job.config
     if stage.fine_tunes or len(job.ratios) > 1:
         yield from _weights(job, job.sizes)
-        yield Part("the pruned model's layers", cut.in_layers * job.element, "device")
+        together = len(job.ratios) > 1 and stage is job.chain.together
+        yield from (
+            _held(job) if together else [Part("the pruned model's layers", cut.in_layers * job.element, "device")]
+        )
     else:
         yield from _weights(job, cut)
     trained, numbers = _trained(job, stage)
@@ -271,6 +275,18 @@ def _training(job: Job, stage: TrainedStage) -> Iterator[Part]:
     if teacher and not stage.fine_tunes:
         own = job.diagonal_sequences if stage.name == "diagonals" else min(config.scale_samples, job.calibrated)
         yield Part("the teacher's hidden states", _hidden(job, max(own, job.taught_sequences)), "host")
+
+
+def _held(job: Job) -> Iterator[Part]:
+    """The models of all ratios: built, all of them or one, and what they are built of."""
+    shares = [ratio / job.ratios[0] * job.share for ratio in job.ratios]
+    cut = [job.sizes.kept(share) for share in shares]
+    all_of_them = sum(each.in_layers for each in cut) * job.element
+    at_once = all_of_them if all_of_them <= HELD_BYTES else cut[0].in_layers * job.element
+    if not job.by_layers:
+        yield Part("the pruned models' layers", at_once, "device")
+    drafts = sum(layer.leading_out for each in cut for layer in each.layers) * job.element
+    yield Part("maps of all ratios", drafts, "temporary")
 
 
 def _trained(job: Job, stage: TrainedStage) -> tuple[Trained, int]:

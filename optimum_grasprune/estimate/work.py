@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..execution.course import CHECK_UPS
 from ..execution.training import training_steps
 from ..recovery.base import TrainedStage
+from ..recovery.together import LONGER
 from .job import Job
 from .sizes import Sizes
 
@@ -86,7 +87,9 @@ def _training(job: Job, stage: TrainedStage) -> Work:
         each = 2 * share + taught * (_head(job) + _without_head(job) * unread / sequences / epochs)
     each += share * config.gradient_checkpointing
     steps = training_steps(sequences, epochs, config.batch_size)
-    return Work(stage.name, len(job.ratios) * steps, each * config.batch_size, trains=True)
+    if len(job.ratios) > 1:
+        steps = round(LONGER * steps) if stage is job.chain.together else len(job.ratios) * steps
+    return Work(stage.name, steps, each * config.batch_size, trains=True)
 
 
 def _head(job: Job) -> float:

@@ -21,6 +21,7 @@ from .streamed import StreamedModel
 from .taught import Taught
 from .trace import Trace, Traced
 from .trainable import OfUnits, Pace, Trainable, UnitMultipliers
+from .turns import InTurns, Member, turns
 from .whole import WholeModel
 
 __all__ = [
@@ -28,10 +29,12 @@ __all__ = [
     "Course",
     "Gates",
     "Gathered",
+    "InTurns",
     "KnownStatistics",
     "Launch",
     "LayerStream",
     "LiveTeacher",
+    "Member",
     "OfUnits",
     "OffloadedModel",
     "Pace",
@@ -58,5 +61,6 @@ __all__ = [
     "joined",
     "runner_for",
     "shared",
+    "turns",
     "weights_given",
 ]

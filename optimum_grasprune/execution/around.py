@@ -52,9 +52,9 @@ class Around(Runner):
         """See `Runner.draft`."""
         return self.inner.draft(plan, output_bias=output_bias)
 
-    def built(self, draft: Draft, *, inplace: bool = False) -> PreTrainedModel:
+    def built(self, draft: Draft, *, inplace: bool = False, again: bool = False) -> PreTrainedModel:
         """See `Runner.built`."""
-        return self.inner.built(draft, inplace=inplace)
+        return self.inner.built(draft, inplace=inplace, again=again)
 
     def editing(self, linear: nn.Linear) -> AbstractContextManager[object]:
         """See `Runner.editing`."""

@@ -180,9 +180,9 @@ class Runner(ABC):
         bytes_of_maps = sum(linear_at(self.model, block.output).weight.nbytes for block in self.blocks)
         return self.device.type == "cpu" and bytes_of_maps > LEAN_FROM
 
-    def built(self, draft: Draft, *, inplace: bool = False) -> PreTrainedModel:
+    def built(self, draft: Draft, *, inplace: bool = False, again: bool = False) -> PreTrainedModel:
         """The smaller model of a draft, which `beside` can run; see `Draft.build`."""
-        return draft.build(inplace=inplace)
+        return draft.build(inplace=inplace, again=again)
 
     def editing(self, linear: nn.Linear) -> AbstractContextManager[object]:
         """Inside the block the tensors of one of the model's linear maps are in memory, and may be changed for good."""

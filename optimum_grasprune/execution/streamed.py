@@ -94,11 +94,11 @@ class StreamedModel(WholeModel):
         """See `Runner.drafts_lean`."""
         return self.store is not None or super().drafts_lean
 
-    def built(self, draft: Draft, *, inplace: bool = False) -> PreTrainedModel:
+    def built(self, draft: Draft, *, inplace: bool = False, again: bool = False) -> PreTrainedModel:
         """See `Runner.built`. The layers of the smaller model are not in memory either."""
         if self.store is None or not isinstance(draft, Narrower):
-            return super().built(draft, inplace=inplace)
-        return streamed_pruned(draft.outline(), self.model, self.family, self.device, in_step=self.in_step)
+            return super().built(draft, inplace=inplace, again=again)
+        return streamed_pruned(draft.outline(again=again), self.model, self.family, self.device, in_step=self.in_step)
 
     def editing(self, linear: nn.Linear) -> AbstractContextManager[object]:
         """See `Runner.editing`."""

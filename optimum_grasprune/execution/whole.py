@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +31,16 @@ from .loss import distillation_loss, next_token_loss
 from .run_state import Piece
 from .runner import Runner, Training, loss_not_finite
 from .stream import LayerStream
-from .trainable import Pace, Trainable
+from .trainable import Pace, Step, Trainable
 from .training import BETAS, Schedule, batches, training_steps
+from .turns import InTurns, Member
+
+
+class _Acting(NamedTuple):
+    """What a step of a training is run on. prepare: see `Step`."""
+
+    runner: WholeModel
+    prepare: Step
 
 
 class WholeModel(Runner):
@@ -154,18 +162,18 @@ class WholeModel(Runner):
         smooth = math.nan
         with (
             torch.enable_grad(),
-            self._frozen(gradient_checkpointing=training.gradient_checkpointing),
-            trained.attached(self, numbers) as prepare,
+            self._acting(trained, numbers, training) as acting_at,
             bar(steps, training.label) as stage,
         ):
             if course.texts:
-                prepare(0.0)
+                acting_at(1).prepare(0.0)
             done = course.begin(self, trained, numbers, optimizer, steps)
             stage.update(done)
             for step, indices_B in islice(enumerate(drawn, start=1), done, None):
+                runner, prepare = acting_at(step)
                 prepare(progress := (step - 1) / steps)
                 penalty = trained.penalty(numbers, progress)
-                work = partial(self._gradients, numbers, penalty, tokens_NS, training, teacher)
+                work = partial(runner._gradients, numbers, penalty, tokens_NS, training, teacher)
                 loss, gradients = self.peers.mean(indices_B, work, numbers, in_step=self.in_step)
                 course.trace.note(loss, trained.readings())
                 _descend(numbers, gradients, optimizer, training.clip, schedule.factor(step - 1))
@@ -179,8 +187,36 @@ class WholeModel(Runner):
                     prepare(step / steps)
                 if not course.goes_on(self, trained, numbers, optimizer, step, steps):
                     break
+                del runner, prepare, work  # one of several models is gone before the next is made
         self.trainings.append(course.traced(training.label))
         return [number.detach().cpu() for number in numbers]
+
+    @contextmanager
+    def _acting(
+        self, trained: Trainable, numbers: Sequence[nn.Parameter], training: Training
+    ) -> Iterator[Callable[[int], _Acting]]:
+        """Inside the block the numbers act on this model, or, in turns, on one of several. Yields what says where."""
+        checkpointing = training.gradient_checkpointing
+        if not isinstance(trained, InTurns):
+            with self._frozen(gradient_checkpointing=checkpointing), trained.attached(self, numbers) as prepare:
+                yield lambda _: _Acting(self, prepare)
+            return
+        with ExitStack() as current:
+            now: tuple[Member, _Acting] | None = None
+
+            def acting_at(step: int) -> _Acting:
+                nonlocal now
+                member = trained.turn(step)
+                if now is None or now[0] is not member:
+                    now = None  # so that a model that nobody else holds is gone before the next one is made
+                    current.close()
+                    runner = self.beside(member.model())
+                    runner.peers = self.peers
+                    current.enter_context(runner._frozen(gradient_checkpointing=checkpointing))
+                    now = member, _Acting(runner, current.enter_context(member.attached(runner, numbers)))
+                return now[1]
+
+            yield acting_at
 
     def _finite(self, loss: float, label: str, step: int) -> float:
         if not math.isfinite(loss):

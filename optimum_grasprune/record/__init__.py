@@ -16,7 +16,7 @@ from .record import (
     RecoveryRecord,
     SharedRun,
     SharesKept,
-    TrainedBefore,
+    TrainedWith,
     option_of,
 )
 from .report_numbers import ReportNumbers
@@ -45,7 +45,7 @@ __all__ = [
     "SharedRun",
     "SharesKept",
     "Stored",
-    "TrainedBefore",
+    "TrainedWith",
     "TrainingCurves",
     "check_format",
     "installed_versions",

@@ -14,9 +14,10 @@ from ..registry import STAGES
 from ..units import PruningPlan
 from .stored import INLINE, OPTIONAL, Stored, check_format
 
-RECORD_FORMAT = 4
+RECORD_FORMAT = 5
 """Format of the records that this version writes.
 
+4: version 0.2 while several ratios' models were trained one after another.
 3: version 0.2 while diagonals were trained on no more of the corpus than was calibrated on, and no recovery rehearsed.
 2: version 0.2 before diagonals rehearsed anything.
 1: version 0.1. Sequences never started with a BOS token, least squares were always the robust ones, and several corpora
@@ -63,7 +64,7 @@ def _unsaid(record_format: object, recipe: Mapping[str, JsonValue]) -> dict[str,
         unsaid["rehearsal"] = 0.0
     if record_format in (1, 2) and option_of(recipe, "method") == "grasprune":
         unsaid["gate_kl_weight"] = recipe.get("kl_weight") or 0.0  # a teacher where one was asked for
-    if record_format != RECORD_FORMAT and option_of(recipe, "recover") != "none":
+    if record_format in (1, 2, 3) and option_of(recipe, "recover") != "none":
         unsaid["recover_rehearsal"] = 0.0
     return unsaid
 
@@ -194,8 +195,8 @@ def _some_plan(value: Any) -> PruningPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedBefore(_WithSettings):
-    """A model of a larger ratio of the same run, from whose training a stage went on.
+class TrainedWith(_WithSettings):
+    """A model of another ratio of the same run, that a stage was trained on together with this one.
 
     plan: its units.  compensation: names of the stages that had refitted its weights by then.  settings: theirs.
     """
@@ -247,7 +248,8 @@ class Record(_WithSettings):
     calibration: None where nothing was calibrated.  compensation: names of the stages in force, in order.
     settings: what was chosen for them.  choice: all that was measured to choose.
     judged_at: the ratio of the run at which candidates and settings were chosen, where it is another one.
-    trained_before: models from whose training this one's went on, in order; None for a training of its own.
+    trained_with: models that it was trained together with, largest first; None for a training of its own.
+    trained_before: of formats up to 4, in its place: larger ratios' models, from whose training this one's went on.
     recovery: the training of the weights, where there was one.
     plan: the units that were kept; None where single weights were cut.
     """
@@ -264,7 +266,8 @@ class Record(_WithSettings):
     settings: Mapping[str, float] = field(default_factory=dict, metadata=INLINE)
     choice: tuple[Judgement, ...] = ()
     judged_at: float | None = field(default=None, metadata=OPTIONAL)
-    trained_before: tuple[TrainedBefore, ...] | None = field(default=None, metadata=OPTIONAL)
+    trained_with: tuple[TrainedWith, ...] | None = field(default=None, metadata=OPTIONAL)
+    trained_before: tuple[TrainedWith, ...] | None = field(default=None, metadata=OPTIONAL)
     recovery: RecoveryRecord | None = field(default=None, metadata=OPTIONAL)
     plan: Annotated[PruningPlan | None, PlainValidator(_plan)] = None
 
@@ -305,6 +308,6 @@ class Record(_WithSettings):
             budget=replace(self.budget, asked=origin.budget.asked),
             choice=origin.choice,
             judged_at=origin.judged_at,
-            trained_before=None if "compensation" in applied else origin.trained_before,
+            trained_with=None if "compensation" in applied else origin.trained_with,
             recovery=self.recovery if applied else origin.recovery,
         )

@@ -17,9 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
-from ..execution import Runner
+from ..execution import Runner, Trainable, Training
 from ..record import RecoveryRecord
-from ..sharing import Numbers
 from ..statistics import Statistic
 from ..units import PruningPlan
 from .reference import Reference, Settings, Trial
@@ -130,10 +129,6 @@ class TrainedStage(Stage):
     starts_refitted: ClassVar[bool] = False
     """Whether weights that were refitted before it are kept for its sake: they may come to their own only with it."""
 
-    continues: ClassVar[bool] = False
-    """Whether it can start from what it learnt at another plan, so that several ratios share one training: then it
-    goes by `reference.leg`, where there is one, and what it learns has `numbers`."""
-
     def taught_on(self, reference: Reference) -> Tensor | None:
         """All sequences of which it asks `reference.teacher`, shape (N, S), none where it has no teacher.
 
@@ -150,6 +145,48 @@ class TrainedStage(Stage):
         return self.train(reference, pruned, kept).fold()
 
 
+class NumbersStage(TrainedStage):
+    """Learns numbers for units, or for features of maps, so that one training can serve several ratios' models."""
+
+    @abstractmethod
+    def course(self, reference: Reference, cut: float) -> tuple[Tensor, Training]:
+        """What it is trained on, shape (N, S), and how it goes through that. cut: as `share_cut` has it."""
+
+    @abstractmethod
+    def acting(self, pruned: Runner) -> Trainable:
+        """The numbers on a sliced model: one tensor, whose zeros change nothing."""
+
+    @abstractmethod
+    def places(self, pruned: Runner, dense: Runner, plan: PruningPlan) -> Tensor:
+        """Where its numbers of a sliced model are among those of the dense one, shape (numbers,), int64, on the CPU."""
+
+    @abstractmethod
+    def count(self, pruned: Runner, dense: Runner) -> int:
+        """Numbers of the dense model. pruned: any sliced model."""
+
+    @abstractmethod
+    def learnt(self, numbers: Tensor, pruned: Runner, plan: PruningPlan) -> Learnt:
+        """What they came to. numbers: on the CPU."""
+
+    def taught_on(self, reference: Reference) -> Tensor:
+        """All that it is trained on where it has a teacher."""
+        tokens_NS, training = self.course(reference, cut=0.0)
+        return tokens_NS if training.taught else tokens_NS[:0]
+
+    def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> Learnt:
+        """Learn the numbers, or take those that were learnt together with other ratios'."""
+        runner, numbers = reference.runner.beside(pruned), reference.learnt
+        if numbers is None:
+            tokens_NS, training = self.course(reference, share_cut(plan, reference.runner))
+            (numbers,) = runner.learn(self.acting(runner), tokens_NS, training, reference.teacher)
+        return self.learnt(numbers, runner, plan)
+
+
+def share_cut(plan: PruningPlan, dense: Runner) -> float:
+    """The share of the prunable parameters that a plan cuts."""
+    return 1 - plan.mask(dense.inventory).kept_cost / dense.inventory.total_cost
+
+
 class Learnt(ABC):
     """What training came to: it can be tried before it is kept."""
 
@@ -162,10 +199,6 @@ class Learnt(ABC):
     def record(self) -> RecoveryRecord | None:
         """What the record says of it beside the name of the stage."""
         return None
-
-    def numbers(self, dense: Runner) -> Numbers:
-        """What the stage can start from at another plan."""
-        return {}
 
     @abstractmethod
     def in_force(self) -> AbstractContextManager[object]:

@@ -14,7 +14,7 @@ from ..statistics import Statistic
 from ..surgery import Draft, Finished
 from ..surgery.single_weights import build_sparse_model
 from ..units import ElementMask, PruningPlan
-from .base import Stage, TrainedStage, WeightStage
+from .base import NumbersStage, Stage, TrainedStage, WeightStage
 from .fine_tuning import FineTuning
 from .reference import Cut, Reference, Settings, Trial
 from .registry import chain_names, get_stage, stage_names, stages_in
@@ -55,10 +55,10 @@ class Chain:
         return tuple(stage for stage in self.stages if isinstance(stage, FineTuning))
 
     @property
-    def continuing(self) -> TrainedStage | None:
+    def together(self) -> NumbersStage | None:
         """The stage whose training several ratios share: the first that trains, where it can; others start on top."""
         first = next(iter(self.trained_stages), None)
-        return first if first is not None and first.continues else None
+        return first if isinstance(first, NumbersStage) else None
 
     @property
     def untrained(self) -> Chain:
@@ -96,11 +96,11 @@ class Chain:
 
         The first is what is taken where nothing can choose.
         """
-        cut = self._before_stages(cut)
+        cut = self.before_stages(cut)
         combinations = product(*(stage.variants() for stage in self.weight_stages))
         return [Trial(cut, _merged(combination)) for combination in combinations]
 
-    def _before_stages(self, cut: Cut) -> Cut:
+    def before_stages(self, cut: Cut) -> Cut:
         """The cut without multipliers where a stage replaces the weights that they are in."""
         replaced = any(stage.replaces_multipliers for stage in self.weight_stages)
         return cut.without_multipliers() if replaced and isinstance(cut, PruningPlan) else cut
@@ -142,16 +142,16 @@ class Chain:
 
         inplace: as in `Draft.build`, where training does not need the dense model.
         """
-        recorded = replace(recorded, cut=self._before_stages(recorded.plan))
+        recorded = replace(recorded, cut=self.before_stages(recorded.plan))
         kept = recorded.plan.without_scales()
         draft = self._drafted(reference, kept)
         for refitting in self.weight_stages:
-            kept = refitting.replay(replace(reference, leg=None), draft.model, kept, recorded)
+            kept = refitting.replay(replace(reference, learnt=None), draft.model, kept, recorded)
         alone = self.alone(reference) if inplace else None
         pruned = reference.runner.built(draft, inplace=alone is not None)
         reference = alone or reference
         for stage in self.trained_stages:
-            at = reference if stage is self.continuing else replace(reference, leg=None)
+            at = reference if stage is self.together else replace(reference, learnt=None)
             kept = stage.replay(at, pruned, kept, recorded)
         return pruned, kept
 

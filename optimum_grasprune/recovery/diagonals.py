@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from typing_extensions import Self
 
 from ..config.diagonals import DiagonalOptions
@@ -23,10 +22,9 @@ from ..execution import Runner, Trainable, Training
 from ..execution.trainable import Step
 from ..execution.training import rate_for_cut
 from ..families import linears
-from ..sharing import Numbers
 from ..units import PruningPlan
-from .base import Learnt, TrainedStage
-from .features import sizes_of, spread, taken_over
+from .base import Learnt, NumbersStage
+from .features import features_in_all, places_in_dense, sizes_of
 from .reference import Reference
 from .registry import register
 from .scales import bounded_scale
@@ -51,7 +49,7 @@ def diagonal_learning_rate(asked: float | None, cut: float) -> float:
 
 @register("diagonals")
 @dataclass(frozen=True)
-class Diagonals(TrainedStage):
+class Diagonals(NumbersStage):
     """Trains the diagonals on the sliced model, with the dense one as its teacher."""
 
     config: GRASPConfig
@@ -62,59 +60,54 @@ class Diagonals(TrainedStage):
     options = tuple(DiagonalOptions.model_fields)
     starts_refitted = True
     rehearses = True
-    continues = True
 
     @classmethod
     def from_config(cls, config: GRASPConfig) -> Self:
         """The stage of a configuration."""
         return cls(config)
 
-    def taught_on(self, reference: Reference) -> Tensor:
-        """What it is trained on."""
-        tokens_NS, training = self._course(reference, cut=0.0)
-        return tokens_NS if training.taught else tokens_NS[:0]
-
-    def _course(self, reference: Reference, cut: float) -> tuple[Tensor, Training]:
-        """The first calibration sequences, with those that are rehearsed, and how it goes through them."""
+    def course(self, reference: Reference, cut: float) -> tuple[Tensor, Training]:
+        """The first calibration sequences and some after them, with those that are rehearsed."""
         config = self.config
         asked = config.diagonal_sequences(*reference.tokens_NS.shape)
-        tokens_NS, rehearsed, epochs = reference.trained_on_both(asked, config.diagonal_epochs)
+        tokens_NS, rehearsed = reference.trained_on_both(asked)
         return tokens_NS, Training.of(
             config,
             "diagonals",
-            epochs=epochs,
+            epochs=config.diagonal_epochs,
             learning_rate=diagonal_learning_rate(config.diagonal_learning_rate, cut),
             kl_weight=KL_WEIGHT_REHEARSED if rehearsed else KL_WEIGHT,
             rehearsed=rehearsed,
         )
 
-    def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> LearntDiagonals:
-        """Train the diagonals on the first calibration sequences."""
-        runner = reference.runner.beside(pruned)
-        inventory = reference.runner.inventory
-        tokens_NS, training = self._course(reference, 1 - plan.mask(inventory).kept_cost / inventory.total_cost)
-        maps = linears(pruned, runner.blocks)
-        trained = DiagonalMultipliers(maps)
-        if reference.leg is not None and reference.leg.start:
-            trained = DiagonalMultipliers(maps, taken_over(reference.leg.start, maps, reference.runner, plan))
-        (raw_D,) = runner.learn(trained, tokens_NS, training, reference.teacher)
-        return LearntDiagonals(raw_D, trained, runner, plan)
+    def acting(self, pruned: Runner) -> DiagonalMultipliers:
+        """The multipliers of all its maps."""
+        return DiagonalMultipliers(linears(pruned.model, pruned.blocks))
+
+    def places(self, pruned: Runner, dense: Runner, plan: PruningPlan) -> Tensor:
+        """Those of the features that stay."""
+        return places_in_dense(linears(pruned.model, pruned.blocks), dense, plan)
+
+    def count(self, pruned: Runner, dense: Runner) -> int:
+        """Features of the dense maps."""
+        return features_in_all(linears(pruned.model, pruned.blocks), dense)
+
+    def learnt(self, numbers: Tensor, pruned: Runner, plan: PruningPlan) -> LearntDiagonals:
+        """Diagonals to be folded."""
+        return LearntDiagonals(numbers, self.acting(pruned), pruned, plan)
 
 
 @dataclass(frozen=True)
 class DiagonalMultipliers(Trainable):
     """The diagonals of some maps, one after another, input before output.
 
-    maps: by path.  first_D: g at the start; zeros if None, at which every multiplier is 1.
+    maps: by path.
     """
 
     maps: Mapping[str, nn.Linear]
-    first_D: Tensor | None = None
 
     def start(self) -> Sequence[Tensor]:
-        """One tensor of all."""
-        if self.first_D is not None:
-            return (self.first_D,)
+        """One tensor of all, zeros, at which every multiplier is 1."""
         return (torch.zeros(sum(sizes_of(self.maps)), dtype=torch.float32, device="cpu"),)
 
     def split(self, raw_D: Tensor) -> Iterator[tuple[nn.Linear, Tensor, Tensor]]:
@@ -126,10 +119,10 @@ class DiagonalMultipliers(Trainable):
     @contextmanager
     def attached(self, runner: Runner, numbers: Sequence[Tensor]) -> Iterator[Step]:
         """The inputs and outputs of the maps are multiplied."""
-        (raw_D,) = numbers
         in_force: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
         def step(_: float) -> None:
+            (raw_D,) = numbers
             in_force.update({linear: (columns_I, rows_O) for linear, columns_I, rows_O in self.split(raw_D)})
 
         with ExitStack() as hooks:
@@ -161,10 +154,6 @@ class LearntDiagonals(Learnt):
     trained: DiagonalMultipliers
     runner: Runner
     plan: PruningPlan
-
-    def numbers(self, dense: Runner) -> Numbers:
-        """G by map and axis."""
-        return spread(self.raw_D, self.trained.maps, dense, self.plan)
 
     @contextmanager
     def in_force(self) -> Iterator[None]:

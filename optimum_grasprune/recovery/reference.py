@@ -17,7 +17,7 @@ from typing_extensions import Self
 from ..execution import Gathered, Runner, Taught, Teaches
 from ..families import Block, Family, linear_at
 from ..problem import Problem, RecoveryText
-from ..sharing import Leg, Sharing
+from ..sharing import Sharing
 from ..statistics import Statistic
 from ..surgery import feature_indices, in_memory
 from ..units import ElementMask, PruningPlan
@@ -56,7 +56,8 @@ class Reference:
     further_NS: sequences of the calibration corpus that come after those, shape (M, S), int64.
     rehearsed_NS: text of another kind, of which a stage learns what the dense model predicts, shape (R, S), int64.
     taught: what has the dense model say of sequences what it predicts, or had it, and it may be gone.
-    sharing: the run through several ratios, where there is one.  leg: this ratio's part of a training that they share.
+    sharing: the run through several ratios, where there is one.
+    learnt: what a stage's numbers came to, where that is known: of a training for several ratios.
     """
 
     runner: Runner
@@ -65,7 +66,7 @@ class Reference:
     statistics: Gathered
     text: RecoveryText | None = None
     sharing: Sharing | None = None
-    leg: Leg | None = None
+    learnt: Tensor | None = None
     taught: Teaches | None = None
     further_NS: Tensor | None = None
     rehearsed_NS: Tensor | None = None
@@ -134,41 +135,23 @@ class Reference:
         """The same when the dense model has been asked all that it will be: of these sequences, shape (N, S) each."""
         return replace(self, taught=Taught(self.teacher, [tokens_NS for tokens_NS in sequences if len(tokens_NS)]))
 
-    def on_leg(self, keep_ratio: float) -> Self:
-        """The same for a stage that goes on from what it learnt at the next larger ratio."""
-        return self if self.sharing is None else replace(self, leg=self.sharing.leg(keep_ratio))
+    def having_learnt(self, keep_ratio: float) -> Self:
+        """The same for a stage whose numbers were learnt for all ratios together."""
+        return self if self.sharing is None else replace(self, learnt=self.sharing.numbers[keep_ratio])
 
-    def trained_on(self, samples: int, epochs: int) -> tuple[Tensor, int]:
-        """Calibration sequences that a stage is trained on, and passes over them; on a leg, those of the leg.
+    def trained_on_both(self, samples: int) -> tuple[Tensor, tuple[bool, ...]]:
+        """Calibration sequences, and more of the corpus, with what is rehearsed evenly spread among them.
 
-        samples, epochs: of a training of its own.
-        """
-        tokens_NS = self.tokens_NS[:samples]
-        places_N, epochs = self._gone_through(len(tokens_NS), epochs)
-        return tokens_NS[places_N], epochs
-
-    def trained_on_both(self, samples: int, epochs: int) -> tuple[Tensor, tuple[bool, ...], int]:
-        """The same, of more of the corpus, with what is rehearsed evenly spread among it, and which that is, if any.
-
-        samples: of all together.
+        samples: of all together. Returned with them is which are rehearsed, nothing where none is.
         """
         corpus_NS, rehearsed_NS = self.tokens_NS, self.rehearsed_NS
         if self.further_NS is not None and len(self.further_NS):
             corpus_NS = torch.cat([corpus_NS, self.further_NS])
         if rehearsed_NS is None or not len(rehearsed_NS):
-            places_N, epochs = self._gone_through(len(corpus_NS[:samples]), epochs)
-            return corpus_NS[places_N], (), epochs
+            return corpus_NS[:samples], ()
         own_NS = corpus_NS[: max(1, samples - len(rehearsed_NS))]
         order = spread_evenly(len(own_NS), len(rehearsed_NS))
-        places_N, epochs = self._gone_through(len(order), epochs)
-        taken = [order[place] for place in places_N.tolist()]
-        tokens_NS = torch.cat([own_NS, rehearsed_NS])[taken]
-        return tokens_NS, tuple(place >= len(own_NS) for place in taken), epochs
-
-    def _gone_through(self, count: int, epochs: int) -> tuple[Tensor, int]:
-        """Places of sequences that a training takes, and passes over them. count: of those that there are."""
-        places_N = torch.arange(count, device="cpu")
-        return (places_N, epochs) if self.leg is None else (self.leg.sequences(places_N, epochs), 1)
+        return torch.cat([own_NS, rehearsed_NS])[order], tuple(place >= len(own_NS) for place in order)
 
     @property
     def statistic_tokens_NS(self) -> Tensor:

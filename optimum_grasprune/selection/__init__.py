@@ -1,6 +1,6 @@
 """Deciding between choices of units by the true loss: candidates against each other, widths against widths."""
 
 from ..record import Judgement
-from .choose import Selected, choose, decide
+from .choose import Choice, Selected, choose, decide, start
 
-__all__ = ["Judgement", "Selected", "choose", "decide"]
+__all__ = ["Choice", "Judgement", "Selected", "choose", "decide", "start"]

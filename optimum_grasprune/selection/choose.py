@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..execution import Runner
 from ..problem import Problem
 from ..progress import track
-from ..record import Judgement, RecoveryRecord, TrainedBefore
+from ..record import Judgement, RecoveryRecord
 from ..recovery.base import TrainedStage
 from ..recovery.chain import Chain
 from ..recovery.reference import Cut, Reference, Settings, Trial
@@ -46,7 +46,7 @@ class Selected:
 
 
 @dataclass(frozen=True)
-class _Choice:
+class Choice:
     """A candidate that is not built yet; the rest is as in `Selected`."""
 
     cut: Cut
@@ -56,38 +56,58 @@ class _Choice:
     judgements: tuple[Judgement, ...] = ()
     candidate: str = ""
 
-    def built(self, runner: Runner, *, inplace: bool) -> Selected:
-        """The same, built; runner: of the dense model.  inplace: as in `Draft.build`."""
-        model = runner.built(self.draft, inplace=inplace)
+    def built(self, runner: Runner, *, inplace: bool, again: bool = False) -> Selected:
+        """The same, built; runner: of the dense model.  inplace, again: as in `Draft.build`."""
+        model = runner.built(self.draft, inplace=inplace, again=again)
         return Selected(self.cut, model, self.stages, self.settings, self.judgements, self.candidate)
 
 
-def choose(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem) -> Selected:
+def choose(
+    candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem, started: Choice | None = None
+) -> Selected:
     """The best candidate with the best of the chain; with nothing held out, the last one with all of it.
 
     Each candidate is measured as it is, the best few with refitted weights too, and the winner alone is built, and
     trained on: in the place of the dense model, where the problem says so and nothing needs that any more. In a run
-    through several ratios that has decided already, that candidate alone is measured, with those settings; where
-    training has helped at a larger ratio, only after it.
+    through several ratios that has decided already, that candidate alone is measured, with those settings.
+    started: of `start`, what was trained together with other ratios' in such a run.
     """
-    cuts = {name: _cut(mask) for name, mask in candidates.items()}
-    reference = Reference.of(problem)
-    sharing = problem.sharing
-    decision = None if sharing is None else sharing.decision
-    if not len(problem.held_out_NS):
-        *_, cut = cuts.values()
-        best = start = next(_refitted({"": chain.trials(cut)[:1]}, chain, reference))
-    elif decision is not None and decision.candidate in cuts:
-        best = start = _as_decided(cuts[decision.candidate], decision, chain, reference, problem)
+    reference, sharing = Reference.of(problem), problem.sharing
+    if started is not None:
+        best = first = _measured(started, problem)
     else:
-        best, start = _judged(cuts, chain, reference, problem)
+        best, first = _best_and_first(candidates, chain, reference, problem)
     if not chain.trained_stages:
         return best.built(problem.runner, inplace=problem.inplace)
-    instead = None if best.draft is start.draft else best
+    instead = None if best.draft is first.draft else best
     alone = chain.alone(reference) if problem.inplace and instead is None else None
-    return _all_trained(
-        start.built(problem.runner, inplace=alone is not None), instead, chain, alone or reference, problem
-    )
+    built = first.built(problem.runner, inplace=alone is not None, again=started is not None)
+    if started is not None and sharing is not None:
+        reference = reference.having_learnt(problem.config.keep_ratio)
+    return _all_trained(built, instead, chain, alone or reference, problem)
+
+
+def start(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem) -> Choice:
+    """What is trained together with other ratios' models, at rest."""
+    _, first = _best_and_first(candidates, chain, Reference.of(problem), problem)
+    first.draft.rest()
+    return first
+
+
+def _best_and_first(
+    candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, reference: Reference, problem: Problem
+) -> tuple[Choice, Choice]:
+    """The best before anything is trained, and what training starts from."""
+    cuts = {name: _cut(mask) for name, mask in candidates.items()}
+    decision = None if problem.sharing is None else problem.sharing.decision
+    if not len(problem.held_out_NS):
+        *_, cut = cuts.values()
+        only = next(_refitted({"": chain.trials(cut)[:1]}, chain, reference))
+    elif decision is not None and decision.candidate in cuts:
+        only = _as_decided(cuts[decision.candidate], decision, chain, reference, problem)
+    else:
+        return _judged(cuts, chain, reference, problem)
+    return only, only
 
 
 def decide(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem) -> Decision | None:
@@ -106,12 +126,12 @@ def decide(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, probl
     )
 
 
-def _judged(cuts: Mapping[str, Cut], chain: Chain, reference: Reference, problem: Problem) -> tuple[_Choice, _Choice]:
+def _judged(cuts: Mapping[str, Cut], chain: Chain, reference: Reference, problem: Problem) -> tuple[Choice, Choice]:
     """The best before anything is trained, and what training starts from, both with all that was measured."""
     judge = _Judge(problem)
     for name, cut in track(cuts.items(), "candidates", "mask"):
         (bare,) = Chain().refitted(reference, [Trial(cut)])
-        judge.consider(_Choice(cut, bare, candidate=name))
+        judge.consider(Choice(cut, bare, candidate=name))
     if chain.weight_stages:
         finalists = {name: chain.trials(cuts[name]) for name in judge.ranking()[:FINALISTS]}
         total = sum(map(len, finalists.values()))
@@ -121,17 +141,28 @@ def _judged(cuts: Mapping[str, Cut], chain: Chain, reference: Reference, problem
     return best, judge.to_train_on() if any(stage.starts_refitted for stage in chain.trained_stages) else best
 
 
-def _as_decided(cut: Cut, decision: Decision, chain: Chain, reference: Reference, problem: Problem) -> _Choice:
+def _as_decided(cut: Cut, decision: Decision, chain: Chain, reference: Reference, problem: Problem) -> Choice:
     """The candidate with what was decided at another ratio; where that was this one, with all that was measured."""
     if decision.stages:
         trials = [trial for trial in chain.trials(cut) if trial.settings == decision.settings]
         (choice,) = _refitted({decision.candidate: trials}, chain, reference)
     else:
         (bare,) = Chain().refitted(reference, [Trial(cut)])
-        choice = _Choice(cut, bare, candidate=decision.candidate)
+        choice = Choice(cut, bare, candidate=decision.candidate)
     if choice.cut == decision.plan and problem.config.keep_ratio == decision.keep_ratio:
         return replace(choice, judgements=decision.judgements)
-    if problem.sharing is not None and problem.sharing.training_helps:
+    return choice if chain.together is not None else _measured(choice, problem)
+
+
+def _measured(choice: Choice, problem: Problem) -> Choice:
+    """A candidate with its loss before anything is trained, unless that is known.
+
+    Of several ratios the largest is measured, beside that which was decided at: the others have more to make up for,
+    and are trained in any case.
+    """
+    sharing, ratio = problem.sharing, problem.config.keep_ratio
+    trained = sharing is not None and bool(sharing.numbers) and ratio != sharing.keep_ratios[0]
+    if choice.judgements or trained or not len(problem.held_out_NS):
         return choice
     judge = _Judge(problem)
     judge.consider(choice)
@@ -142,13 +173,13 @@ def _cut(mask: UnitMask | ElementMask) -> Cut:
     return PruningPlan.from_mask(mask) if isinstance(mask, UnitMask) else mask
 
 
-def _refitted(trials: Mapping[str, Sequence[Trial]], chain: Chain, reference: Reference) -> Iterator[_Choice]:
+def _refitted(trials: Mapping[str, Sequence[Trial]], chain: Chain, reference: Reference) -> Iterator[Choice]:
     """The draft of every trial; trials: by the name of the candidate that they are of."""
     stages = tuple(stage.name for stage in chain.weight_stages)
     named = [(name, trial) for name, of_candidate in trials.items() for trial in of_candidate]
     drafts = chain.refitted(reference, [trial for _, trial in named])
     for (name, trial), draft in zip(named, drafts, strict=True):
-        yield _Choice(trial.cut, draft, stages, trial.settings, candidate=name)
+        yield Choice(trial.cut, draft, stages, trial.settings, candidate=name)
 
 
 class _Judge:
@@ -157,10 +188,10 @@ class _Judge:
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.judgements: list[Judgement] = []
-        self.best: _Choice | None = None
-        self.best_refitted: _Choice | None = None
+        self.best: Choice | None = None
+        self.best_refitted: Choice | None = None
 
-    def consider(self, choice: _Choice) -> None:
+    def consider(self, choice: Choice) -> None:
         """Measure a candidate."""
         loss = self.problem.runner.beside(choice.draft.model).mean_loss(self.problem.held_out_NS)
         if not self.judgements or loss < min(judgement.loss for judgement in self.judgements):
@@ -178,20 +209,20 @@ class _Judge:
         """Names of the candidates, best first."""
         return [judgement.candidate for judgement in sorted(self.judgements, key=lambda judgement: judgement.loss)]
 
-    def selected(self) -> _Choice:
+    def selected(self) -> Choice:
         """The best candidate measured, with everything that was measured."""
         if self.best is None:
             raise ValueError("nothing was measured")
         return replace(self.best, judgements=tuple(self.judgements))
 
-    def to_train_on(self) -> _Choice:
+    def to_train_on(self) -> Choice:
         """The best one with refitted weights, if there is one: they may come to their own only with training."""
         best = self.selected()
         return best if self.best_refitted is None else replace(self.best_refitted, judgements=best.judgements)
 
 
 def _all_trained(
-    selected: Selected, instead: _Choice | None, chain: Chain, reference: Reference, problem: Problem
+    selected: Selected, instead: Choice | None, chain: Chain, reference: Reference, problem: Problem
 ) -> Selected:
     """The selected model with what each stage learns in turn folded in, where that is better.
 
@@ -199,7 +230,8 @@ def _all_trained(
     """
     *_, last = chain.trained_stages
     for stage in chain.trained_stages:
-        selected, helps = _trained(selected, stage, reference, problem, goes_on=stage is chain.continuing)
+        shared = stage is chain.together and reference.learnt is not None
+        selected, helps = _trained(selected, stage, reference, problem, shared=shared)
         if instead is not None and not helps:
             built = instead.built(problem.runner, inplace=problem.inplace and stage is last)
             selected = replace(built, judgements=selected.judgements, recovery=selected.recovery)
@@ -208,19 +240,15 @@ def _all_trained(
 
 
 def _trained(
-    selected: Selected, stage: TrainedStage, reference: Reference, problem: Problem, *, goes_on: bool = False
+    selected: Selected, stage: TrainedStage, reference: Reference, problem: Problem, *, shared: bool = False
 ) -> tuple[Selected, bool]:
     """The selected model with what the stage learns folded in, if its held-out loss is lower, and whether it is.
 
     A stage that has a verdict of its own, on more text than this, is taken by its word.
-    goes_on: from what it learnt at the next larger ratio, where several hand on what they learn.
+    shared: whether it has learnt already, together with other ratios' models.
     """
-    plan, sharing, ratio = Trial(selected.cut).plan, problem.sharing, problem.config.keep_ratio
-    goes_on = goes_on and sharing is not None and sharing.depends
-    learnt = stage.train(reference.on_leg(ratio) if goes_on else reference, selected.model, plan)
-    if goes_on and sharing is not None:
-        before = TrainedBefore(plan=plan, compensation=selected.stages, settings=selected.settings)
-        sharing.hand_on(ratio, before, learnt.numbers(reference.runner))
+    plan = Trial(selected.cut).plan
+    learnt = stage.train(reference if shared else replace(reference, learnt=None), selected.model, plan)
     stages, judgements = (*selected.stages, stage.name), selected.judgements
     better, recovery = learnt.verdict, learnt.record or selected.recovery
     if len(problem.held_out_NS):
@@ -229,8 +257,6 @@ def _trained(
             loss = problem.runner.beside(selected.model).mean_loss(problem.held_out_NS)
         judgements = (*judgements, _judgement(selected.candidate, stages, selected.settings, loss))
         better = loss < lowest if better is None else better
-        if goes_on and sharing is not None:
-            sharing.training_helps = sharing.training_helps or better
     selected = replace(selected, judgements=judgements, recovery=recovery)
     if better is False:
         return selected, False

@@ -50,9 +50,10 @@ class Draft(ABC):
         """Be of no use any more, and take no memory."""
 
     @abstractmethod
-    def build(self, *, inplace: bool = False) -> PreTrainedModel:
+    def build(self, *, inplace: bool = False, again: bool = False) -> PreTrainedModel:
         """The smaller model, as the draft stands; the draft is used up.
 
+        again: whether it rests instead, to be built again.
         inplace: let go of each weight of the dense model when what stays of it is cut out. That model has the shapes
         of its weights afterwards, on the meta device, and no more of those that units run through.
         """
@@ -82,7 +83,7 @@ class Finished(Draft):
         """See `Draft.model`."""
         return self._model
 
-    def build(self, *, inplace: bool = False) -> PreTrainedModel:
+    def build(self, *, inplace: bool = False, again: bool = False) -> PreTrainedModel:
         """See `Draft.build`."""
         return self._model
 
@@ -99,7 +100,7 @@ class Shallower(Draft):
         """See `Draft.model`."""
         return self._model
 
-    def build(self, *, inplace: bool = False) -> PreTrainedModel:
+    def build(self, *, inplace: bool = False, again: bool = False) -> PreTrainedModel:
         """See `Draft.build`."""
         if not inplace:
             return shallower_model(*self._given)
@@ -167,9 +168,9 @@ class Narrower(Draft):
         """See `Draft.drop`."""
         self._shell = self._outputs = None
 
-    def build(self, *, inplace: bool = False) -> PreTrainedModel:
+    def build(self, *, inplace: bool = False, again: bool = False) -> PreTrainedModel:
         """See `Draft.build`. Weights that no unit runs through (embeddings, head, norms) are shared with the dense."""
-        outline, dense = self.outline(), self._dense
+        outline, dense = self.outline(again=again), self._dense
         dispatched = is_dispatched(dense)
 
         def taken(tensor: Tensor) -> Tensor:
@@ -185,10 +186,13 @@ class Narrower(Draft):
         state |= {name: taken(gives()) for name, gives in left.items()}
         return materialised(outline.causal_lm, outline.config, state, dense)
 
-    def outline(self) -> Outline:
-        """What it would be built of; the draft is used up."""
+    def outline(self, *, again: bool = False) -> Outline:
+        """What it would be built of; again: as in `Draft.build`."""
+        if again:
+            self.rest()
         outputs = self._own() if self._outputs is None else self._outputs
-        self.drop()
+        if not again:
+            self.drop()
         config = pruned_config(self._dense.config, self._plan, output_bias=self._everywhere)
         layers: dict[str, Callable[[], Tensor]] = {
             name: partial(self._whole, name) for name in self._dense.state_dict() if self._in_layer(name)

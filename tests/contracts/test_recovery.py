@@ -21,7 +21,6 @@ from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import count_parameters
 from optimum_grasprune.methods import Problem, get_method
 from optimum_grasprune.methods.selection import options_of_recovery
-from optimum_grasprune.record import TrainedBefore
 from optimum_grasprune.recovery import (
     chain_names,
     get_stage,
@@ -34,7 +33,6 @@ from optimum_grasprune.recovery.chain import Chain, sentence
 from optimum_grasprune.recovery.reference import Reference, Settings, Trial
 from optimum_grasprune.registry import CHAINS, RECOVERIES, STAGES
 from optimum_grasprune.selection import choose
-from optimum_grasprune.sharing import Sharing
 from optimum_grasprune.statistics import MOMENTS
 from tests.conftest import make_model
 from tests.contracts.test_methods import choices, problem_of
@@ -141,27 +139,6 @@ def test_trying_what_was_learnt_changes_nothing_and_is_what_folding_gives(
         learnt.fold()
         with torch.no_grad():
             torch.testing.assert_close(pruned(problem.tokens_NS).logits, tried, rtol=1e-4, atol=1e-4)
-
-
-def test_what_continues_starts_from_what_it_learnt_at_another_plan(
-    name: str, problem: Problem, plan: PruningPlan
-) -> None:
-    sharing = Sharing(problem.runner, [0.8, 0.5])
-    reference = replace(reference_of(problem), sharing=sharing)
-    standing = {"scale_learning_rate": 1e-12, "diagonal_learning_rate": 1e-12}
-    for rates, ratio, seed in (({"diagonal_learning_rate": 0.1}, 0.8, 0), (standing, 0.5, 1)):
-        chain = chain_of((name,), replace(problem, config=problem.config.model_copy(update=rates)))
-        if chain.continuing is None:
-            return
-        plan = PruningPlan.from_mask(mask_of(problem, seed))
-        pruned = next(Chain().refitted(reference, [Trial(plan)])).build()
-        numbers = chain.continuing.train(reference.on_leg(ratio), pruned, plan).numbers(problem.runner)
-        sharing.hand_on(ratio, TrainedBefore(plan=plan), numbers)
-    before = sharing.leg(0.5).start
-    assert numbers.keys() <= before.keys() and any(tensor.any() for tensor in numbers.values())
-    for key, tensor in numbers.items():
-        taken = tensor != 0  # the rest is cut, or was cut before
-        torch.testing.assert_close(tensor[taken], before[key][taken], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("held_out", [0, 4])

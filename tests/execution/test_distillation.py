@@ -11,8 +11,8 @@ from optimum_grasprune import Budget, GRASPConfig
 from optimum_grasprune.execution import Training, UnitMultipliers, WholeModel, distillation_loss, weights_given
 from optimum_grasprune.execution.loss import next_token_loss
 from optimum_grasprune.gates import train_gates
-from optimum_grasprune.recovery.scales import train_scales
 from tests.conftest import logits_of
+from tests.recovery.trained_scales import train_scales
 
 TOKENS = torch.randint(258, (3, 20), generator=torch.Generator().manual_seed(0))
 

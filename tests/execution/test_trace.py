@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from optimum_grasprune import GRASPConfig
 from optimum_grasprune.execution import CheckUp, Course, Trace, Traced, Training, UnitMultipliers, WholeModel
 from optimum_grasprune.execution.trace import KEEP_RATIO, LOSS, means, point_bounds
-from optimum_grasprune.recovery.scales import train_scales
 from tests.conftest import make_model
+from tests.recovery.trained_scales import train_scales
 
 TOKENS = torch.randint(258, (5, 12), generator=torch.Generator().manual_seed(0))
 TRAINING = Training(2, 2, 0, 0.05, "constant", gradient_checkpointing=False, label="scales")

@@ -19,10 +19,11 @@ from optimum_grasprune.execution.instrument import frozen
 from optimum_grasprune.execution.training import Schedule, batches
 from optimum_grasprune.families import family_of
 from optimum_grasprune.gates import gate_kl_weight, gate_learning_rate, straight_through, train, train_gates
-from optimum_grasprune.recovery.scales import bounded_scale, train_scales
+from optimum_grasprune.recovery.scales import bounded_scale
 from optimum_grasprune.surgery import build_pruned_model
 from optimum_grasprune.units import FFN, Address, budget_at, kept_units
 from tests.conftest import logits_of
+from tests.recovery.trained_scales import train_scales
 
 TOKENS = torch.arange(60).view(2, 30)
 SEQUENCES = torch.randint(258, (5, 12), generator=torch.Generator().manual_seed(0))

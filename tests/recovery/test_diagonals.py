@@ -16,7 +16,7 @@ from optimum_grasprune.recovery.diagonals import (
     LearntDiagonals,
     folded,
 )
-from optimum_grasprune.recovery.features import sizes_of, spread, taken_over
+from optimum_grasprune.recovery.features import features_in_all, places_in_dense, sizes_of
 from optimum_grasprune.recovery.reference import Reference
 from optimum_grasprune.surgery import build_pruned_model
 from optimum_grasprune.units import FFN, KV, Address
@@ -52,61 +52,48 @@ def test_folded_is_what_hooks_compute(options: dict[str, Any]) -> None:
     assert family_of(model.config).inventory(model) == inventory
 
 
-def test_what_was_learnt_is_taken_over_by_unit(model: LlamaForCausalLM) -> None:
-    """First layer: FFN channels 0, 1, 5 and KV head group 1 at first; then channels 1, 2, 5, 7 and both groups."""
+def test_places_by_hand(model: LlamaForCausalLM) -> None:
+    """First layer: FFN channels 0, 1, 5 and KV head group 1, which is two query heads and a KV head of 8 features."""
     runner = WholeModel(model)
     everything = PruningPlan.from_mask(UnitMask(runner.inventory, torch.ones(runner.inventory.num_units).bool()))
-
-    def plan_of(channels: tuple[int, ...], groups: tuple[int, ...]) -> PruningPlan:
-        kept = {Address(0, FFN): channels, Address(0, KV): groups}
-        parts = (replace(group, kept=kept.get(group.address, group.kept)) for group in everything.groups)
-        return replace(everything, groups=tuple(parts))
-
-    def multipliers(plan: PruningPlan) -> DiagonalMultipliers:
-        pruned = build_pruned_model(model, plan, runner.family)
-        return DiagonalMultipliers(linears(pruned, runner.beside(pruned).blocks))
-
-    before, after = plan_of((0, 1, 5), (1,)), plan_of((1, 2, 5, 7), (0, 1))
-    first, second = multipliers(before), multipliers(after)
-    raw_D = torch.arange(1.0, 1 + sum(sizes_of(first.maps)))
-    numbers = spread(raw_D, first.maps, runner, before)
-    taken_D = taken_over(numbers, second.maps, runner, after)
-    assert torch.equal(taken_over(numbers, first.maps, runner, before), raw_D)
-
-    def by_map(trained: DiagonalMultipliers, raw_D: torch.Tensor) -> dict[str, tuple[list[float], list[float]]]:
-        parts = iter(raw_D.split(sizes_of(trained.maps)))
-        return {path: (next(parts).tolist(), next(parts).tolist()) for path in trained.maps}
-
-    old, new = by_map(first, raw_D), by_map(second, taken_D)
-    for path, (columns, rows) in new.items():
-        if not path.startswith("model.layers.0"):
-            assert (columns, rows) == old[path]
-    layer = "model.layers.0"
-    for path in ("mlp.gate_proj", "mlp.up_proj"):
-        columns, (_, one, five) = old[f"{layer}.{path}"]
-        assert new[f"{layer}.{path}"] == (columns, [one, 0, five, 0])
-    (_, one, five), rows = old[f"{layer}.mlp.down_proj"]
-    assert new[f"{layer}.mlp.down_proj"] == ([one, 0, five, 0], rows)
-    # A group is two query heads and a key-value head of 8 features each.
-    for path, features in (("q_proj", 16), ("k_proj", 8), ("v_proj", 8)):
-        columns, rows = old[f"{layer}.self_attn.{path}"]
-        assert len(rows) == features and new[f"{layer}.self_attn.{path}"] == (columns, [0] * features + rows)
-    columns, rows = old[f"{layer}.self_attn.o_proj"]
-    assert new[f"{layer}.self_attn.o_proj"] == ([0] * 16 + columns, rows)
+    kept = {Address(0, FFN): (0, 1, 5), Address(0, KV): (1,)}
+    groups = tuple(replace(group, kept=kept.get(group.address, group.kept)) for group in everything.groups)
+    plan = replace(everything, groups=groups)
+    maps = linears(model, runner.blocks)
+    places = iter(
+        places_in_dense(maps, runner, plan).split(
+            sizes_of(linears(build_pruned_model(model, plan, runner.family), runner.blocks))
+        )
+    )
+    found, before = {}, 0
+    for path, linear in maps.items():
+        for axis, features in (("columns", linear.in_features), ("rows", linear.out_features)):
+            found[f"{path}.{axis}"] = (next(places) - before).tolist(), features
+            before += features
+    assert before == features_in_all(maps, runner)
+    cut = {
+        "mlp.gate_proj.rows": [0, 1, 5],
+        "mlp.up_proj.rows": [0, 1, 5],
+        "mlp.down_proj.columns": [0, 1, 5],
+        "self_attn.q_proj.rows": list(range(16, 32)),
+        "self_attn.k_proj.rows": list(range(8, 16)),
+        "self_attn.v_proj.rows": list(range(8, 16)),
+        "self_attn.o_proj.columns": list(range(16, 32)),
+    }
+    for name, (kept_features, features) in found.items():
+        expected = cut.get(name.removeprefix("model.layers.0.")) if "layers.0" in name else None
+        assert kept_features == (list(range(features)) if expected is None else expected), name
 
 
 @pytest.mark.parametrize(("family", "variant"), [("Phi-3", "gqa"), ("OPT", "biases"), ("LLaMA", "all-biases")])
-def test_what_is_spread_comes_back_in_every_layout(family: str, variant: str) -> None:
+def test_multiplying_the_dense_maps_and_then_cutting_is_cutting_and_then_multiplying(family: str, variant: str) -> None:
     model = tiny_model(family, variant)
     runner, plan = WholeModel(model), some_plan(model)
     pruned = build_pruned_model(model, plan, runner.family)
     trained = DiagonalMultipliers(linears(pruned, runner.beside(pruned).blocks))
-    raw_D = torch.randn(sum(sizes_of(trained.maps)), generator=torch.Generator().manual_seed(0))
-    numbers = spread(raw_D, trained.maps, runner, plan)
-    assert torch.equal(taken_over(numbers, trained.maps, runner, plan), raw_D)
-    # Multiplying the dense maps and then cutting is cutting and then multiplying.
     whole = DiagonalMultipliers(linears(model, runner.blocks))
-    whole_D = torch.cat([numbers[f"{path}.{axis}"] for path in whole.maps for axis in ("columns", "rows")])
+    whole_D = torch.randn(sum(sizes_of(whole.maps)), generator=torch.Generator().manual_seed(0))
+    raw_D = whole_D[places_in_dense(trained.maps, runner, plan)]
     everything = some_plan(model, share=1.1)
     LearntDiagonals(raw_D, trained, runner.beside(pruned), plan).fold()
     LearntDiagonals(whole_D, whole, runner, everything).fold()

@@ -23,7 +23,7 @@ from optimum_grasprune.problem import RecoveryText
 from optimum_grasprune.recovery.diagonals import KL_WEIGHT, KL_WEIGHT_REHEARSED, Diagonals, diagonal_learning_rate
 from optimum_grasprune.recovery.fine_tuning import KL_WEIGHT as WEIGHTS_KL_WEIGHT
 from optimum_grasprune.recovery.reference import Reference, spread_evenly
-from optimum_grasprune.sharing import Leg
+from optimum_grasprune.recovery.scales import Scales
 from tests.contracts.test_methods import problem_of
 
 OPTIONS: dict[str, Any] = {"num_samples": 6, "seq_len": 16, "held_out": 0, "diagonal_samples": 8, "dtype": "float32"}
@@ -93,17 +93,17 @@ def test_the_teacher_alone_is_learnt_from_what_is_rehearsed(model: LlamaForCausa
     problem = problem_of(model, config)
     rehearsed_NS = torch.randint(258, (2, 20), generator=torch.Generator().manual_seed(7))
     stage = Diagonals.from_config(config)
-    tokens_NS, training = stage._course(replace(Reference.of(problem), rehearsed_NS=rehearsed_NS), 0.5)
+    tokens_NS, training = stage.course(replace(Reference.of(problem), rehearsed_NS=rehearsed_NS), 0.5)
     own_NS = problem.tokens_NS
     assert torch.equal(tokens_NS, torch.stack([own_NS[0], rehearsed_NS[0], own_NS[1], rehearsed_NS[1], own_NS[2]]))
     assert training.rehearsed == (False, True, False, True, False) and training.learning_rate == 1e-2
     assert training.kl_weight == KL_WEIGHT_REHEARSED and training.taught
     weight = training.kl_weight_of(torch.tensor([3, 0]))
     assert isinstance(weight, torch.Tensor) and weight.tolist() == [1.0, KL_WEIGHT_REHEARSED]
-    _, alone = stage._course(Reference.of(problem), 0.2)
+    _, alone = stage.course(Reference.of(problem), 0.2)
     assert alone.rehearsed == () and alone.kl_weight == alone.kl_weight_of(torch.tensor([0])) == KL_WEIGHT
     assert alone.learning_rate == 5e-3
-    _, untaught = Diagonals.from_config(config.model_copy(update={"kl_weight": 0.0}))._course(
+    _, untaught = Diagonals.from_config(config.model_copy(update={"kl_weight": 0.0})).course(
         replace(Reference.of(problem), rehearsed_NS=rehearsed_NS), 0.5
     )
     assert untaught.taught and untaught.kl_weight_of(torch.tensor([0])).tolist() == [0.0]  # type: ignore[union-attr]
@@ -114,7 +114,7 @@ def test_what_comes_next_in_it_is_of_no_account(model: LlamaForCausalLM) -> None
     config = GRASPConfig(method="random", compensation="diagonals", keep_ratio=0.6, diagonal_samples=5)
     rehearsed_NS = torch.randint(258, (2, 20), generator=torch.Generator().manual_seed(7))
     reference = replace(Reference.of(problem_of(model, config)), rehearsed_NS=rehearsed_NS)
-    tokens_NS, training = Diagonals.from_config(config)._course(reference, 0.5)
+    tokens_NS, training = Diagonals.from_config(config).course(reference, 0.5)
     runner = reference.runner
     assert isinstance(runner, WholeModel)
     teacher = runner.teacher(tokens_NS)
@@ -125,16 +125,6 @@ def test_what_comes_next_in_it_is_of_no_account(model: LlamaForCausalLM) -> None
 
     assert loss_of(1, 3) == pytest.approx(0, abs=1e-6) and loss_of(0) > 1
     assert loss_of(0, 1) == pytest.approx(loss_of(0) / 2)
-
-
-def test_legs_of_several_ratios_take_both_in_turns(model: LlamaForCausalLM) -> None:
-    config = GRASPConfig(method="random", compensation="diagonals", keep_ratio=0.6, diagonal_samples=5)
-    problem = problem_of(model, config)
-    rehearsed_NS = torch.randint(258, (2, 20), generator=torch.Generator().manual_seed(7))
-    reference = replace(Reference.of(problem), rehearsed_NS=rehearsed_NS, leg=Leg(0.0, 7 / 15))
-    tokens_NS, rehearsed, epochs = reference.trained_on_both(5, 1)
-    assert epochs == 1 and rehearsed == (False, True, False, True, False, False, True)
-    assert torch.equal(tokens_NS[5:], tokens_NS[:2]) and torch.equal(tokens_NS[1], rehearsed_NS[0])
 
 
 def test_every_sequence_is_read_once_by_the_teacher_of_gates_and_diagonals(
@@ -251,9 +241,9 @@ def test_they_come_after_the_calibration_sequences(model: LlamaForCausalLM) -> N
     problem = problem_of(model, config)
     own_NS, further_NS, rehearsed_NS = problem.tokens_NS[:3].split(1)
     reference = replace(Reference.of(problem), tokens_NS=own_NS, further_NS=further_NS)
-    both_NS, rehearsed, _ = reference.trained_on_both(6, 1)
+    both_NS, rehearsed = reference.trained_on_both(6)
     assert torch.equal(both_NS, torch.cat([own_NS, further_NS])) and rehearsed == ()
-    both_NS, rehearsed, _ = replace(reference, rehearsed_NS=rehearsed_NS).trained_on_both(6, 1)
+    both_NS, rehearsed = replace(reference, rehearsed_NS=rehearsed_NS).trained_on_both(6)
     kept = [place for place, flag in enumerate(rehearsed) if not flag]
     assert torch.equal(both_NS[kept], torch.cat([own_NS, further_NS])) and len(both_NS) == 3
-    assert torch.equal(reference.trained_on(6, 1)[0], own_NS)  # scales keep to what is calibrated on
+    assert torch.equal(Scales.from_config(config).course(reference, 0.5)[0], own_NS)  # keep to what is calibrated on

@@ -14,7 +14,6 @@ from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask
 from optimum_grasprune.evaluation import mean_loss
 from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.methods import Problem, get_method
-from optimum_grasprune.recovery import scales
 from optimum_grasprune.recovery.chain import Chain
 from optimum_grasprune.recovery.least_squares import FITS
 from optimum_grasprune.recovery.reference import Reference, Settings, Trial
@@ -126,13 +125,13 @@ def test_scales_are_trained_on_the_first_calibration_sequences_and_no_others(
     problem: Problem, blind: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
-    train = scales.train_scales
+    learn = WholeModel.learn
 
-    def watched(*given: Any) -> Tensor:
-        seen.append(given[1])
-        return train(*given)
+    def watched(*given: Any) -> list[Tensor]:
+        seen.append(given[2])
+        return learn(*given)
 
-    monkeypatch.setattr(scales, "train_scales", watched)
+    monkeypatch.setattr(WholeModel, "learn", watched)
     held_out_NS = problem.held_out_NS[:0] if blind else problem.held_out_NS
     choose({"0": masks(problem)["0"]}, chain_of(problem, ("scales",)), replace(problem, held_out_NS=held_out_NS))
     (tokens_NS,) = seen

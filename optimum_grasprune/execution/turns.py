@@ -1,0 +1,78 @@
+"""Numbers that several models share, trained together: each step is run on one of the models, in turns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .trainable import Step, Trainable
+
+if TYPE_CHECKING:
+    from .runner import Runner
+
+
+class Member(ABC):
+    """One of the models."""
+
+    @abstractmethod
+    def model(self) -> PreTrainedModel:
+        """The model, when its turn comes; it may be made for that."""
+
+    @abstractmethod
+    def attached(self, runner: Runner, numbers: Sequence[Tensor]) -> AbstractContextManager[Step]:
+        """As in `Trainable.attached`. runner: of that model."""
+
+    def readings(self) -> Mapping[str, Tensor]:
+        """See `Trainable.readings`: of a step at this model."""
+        return {}
+
+
+@dataclass
+class InTurns(Trainable):
+    """What is trained on several models.
+
+    first: the numbers at first, fp32.  order: which of the members each step is run on.  place: whose turn it is.
+    """
+
+    first: Sequence[Tensor]
+    members: Sequence[Member]
+    order: Sequence[int]
+    place: int = 0
+
+    def start(self) -> Sequence[Tensor]:
+        """See `Trainable.start`."""
+        return self.first
+
+    def turn(self, step: int) -> Member:
+        """The member whose turn a step is, counted from 1."""
+        self.place = self.order[step - 1]
+        return self.members[self.place]
+
+    def readings(self) -> Mapping[str, Tensor]:
+        """See `Trainable.readings`."""
+        return self.members[self.place].readings()
+
+    def attached(self, runner: Runner, numbers: Sequence[Tensor]) -> AbstractContextManager[Step]:
+        """TypeError: there is a runner for each of the members."""
+        raise TypeError("what is trained in turns acts on no model alone")
+
+
+def turns(shares: Sequence[float], steps: int, length: int = 1) -> list[int]:
+    """Which of several each step belongs to: everywhere on the way as many to each as its share has it.
+
+    shares: at least one above 0, in any unit.  length: steps in a row to the same one, the last ones perhaps fewer.
+    """
+    total, owed = sum(shares), [0.0] * len(shares)
+    order: list[int] = []
+    while len(order) < steps:
+        owed = [each + share / total for each, share in zip(owed, shares, strict=True)]
+        next_one = max(range(len(shares)), key=owed.__getitem__)
+        owed[next_one] -= 1
+        order += [next_one] * min(length, steps - len(order))
+    return order

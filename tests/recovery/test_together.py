@@ -1,0 +1,149 @@
+"""Numbers of several ratios' models, trained together."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import LlamaForCausalLM
+
+from optimum_grasprune import GRASPConfig, PruningPlan
+from optimum_grasprune.execution import Runner, Training, WholeModel, turns
+from optimum_grasprune.execution.turns import InTurns
+from optimum_grasprune.recovery import together
+from optimum_grasprune.recovery.base import NumbersStage
+from optimum_grasprune.recovery.reference import Reference
+from optimum_grasprune.recovery.registry import get_stage, stage_names
+from optimum_grasprune.recovery.together import Sliced, learn_together, lengthened, strengths_of
+from tests.contracts.test_methods import choices, problem_of
+
+STAGES = [name for name in stage_names() if issubclass(get_stage(name), NumbersStage)]
+RATIOS = (0.9, 0.6)
+
+
+def reference_and_stage(model: LlamaForCausalLM, name: str) -> tuple[Reference, NumbersStage]:
+    rates = {"diagonal_learning_rate": 0.03, "scale_learning_rate": 0.03}
+    config = GRASPConfig(method="random", compensation="none", diagonal_epochs=8, scale_epochs=8, **rates)
+    stage = get_stage(name).from_config(config)
+    assert isinstance(stage, NumbersStage)
+    return Reference.of(problem_of(model, config)), stage
+
+
+def sliced(model: LlamaForCausalLM, runner: Runner, ratios: tuple[float, ...] = RATIOS) -> dict[float, Sliced]:
+    models = {}
+    for ratio in ratios:
+        plan = PruningPlan.from_mask(
+            choices(problem_of(model, GRASPConfig(method="random", keep_ratio=ratio)))["random"]
+        )
+        models[ratio] = Sliced(runner.draft(plan), plan)
+    return models
+
+
+def test_turns_by_hand() -> None:
+    assert turns([1, 3], 8) == [1, 0, 1, 1, 1, 0, 1, 1]
+    assert turns([1, 1], 7, length=2) == [0, 0, 1, 1, 0, 0, 1]
+    assert turns([0, 2], 3) == [1, 1, 1]
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=8), st.integers(0, 200))
+def test_everywhere_on_the_way_each_has_its_share(shares: list[float], steps: int) -> None:
+    order = turns(shares, steps)
+    assert len(order) == steps
+    for done in range(steps + 1):
+        counted = Counter(order[:done])
+        for place, share in enumerate(shares):
+            assert abs(counted[place] - done * share / sum(shares)) < len(shares)
+
+
+def test_numbers_travel_with_the_cut() -> None:
+    assert strengths_of([0.0, 0.1, 0.5]) == [0.0, pytest.approx(0.2**0.75), 1.0]
+    assert strengths_of([0.0]) == [0.0]
+
+
+def test_the_course_is_longer_and_faster() -> None:
+    training = Training(2, 1, 0, 1e-2, "cosine", False, "diagonals", rehearsed=(False, True, False, False))
+    tokens_NS, longer = lengthened(torch.arange(8).view(4, 2), training)
+    assert tokens_NS[:, 0].tolist() == [0, 2, 4, 6, 0] and longer.rehearsed == (False, True, False, False, False)
+    assert longer.learning_rate == 2e-2 and longer.epochs == 2
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_all_models_gain_and_the_dense_one_stays(name: str, model: LlamaForCausalLM) -> None:
+    reference, stage = reference_and_stage(model, name)
+    runner, models = reference.runner, sliced(model, reference.runner)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    numbers = learn_together(stage, reference, models)
+    for ratio, of_ratio in models.items():
+        pruned = runner.beside(runner.built(of_ratio.draft))
+        assert numbers[ratio].shape == stage.acting(pruned).start()[0].shape
+        cut_loss = pruned.mean_loss(reference.tokens_NS)
+        with stage.learnt(numbers[ratio], pruned, of_ratio.plan).in_force():
+            assert pruned.mean_loss(reference.tokens_NS) < cut_loss
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_models_that_are_made_for_each_turn_come_to_the_same(
+    name: str, model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, stage = reference_and_stage(model, name)
+    built: list[int] = []
+    build = WholeModel.built
+    monkeypatch.setattr(
+        WholeModel, "built", lambda self, draft, **how: built.append(id(draft)) or build(self, draft, **how)
+    )
+    found = [learn_together(stage, reference, sliced(model, reference.runner))]
+    assert len(built) == 2
+    monkeypatch.setattr(together, "HELD_BYTES", 0)
+    built.clear()
+    found.append(learn_together(stage, reference, sliced(model, reference.runner)))
+    assert len(built) >= 4 and all(first != second for first, second in itertools.pairwise(built))
+    assert all(torch.equal(found[0][ratio], found[1][ratio]) for ratio in RATIOS)
+
+
+def test_of_a_model_that_is_whole_nothing_is_multiplied(model: LlamaForCausalLM) -> None:
+    reference, stage = reference_and_stage(model, "diagonals")
+    numbers = learn_together(stage, reference, sliced(model, reference.runner, (1.0, 0.5)))
+    assert not numbers[1.0].any() and numbers[0.5].any()
+
+
+def test_what_several_models_share_differs_by_their_cut_alone(model: LlamaForCausalLM) -> None:
+    """Of three models of the same plan at other strengths, numbers lie on the parabola through nought."""
+    reference, stage = reference_and_stage(model, "diagonals")
+    models = sliced(model, reference.runner, (0.9, 0.7, 0.5))
+    places = {}
+    for ratio, each in models.items():
+        pruned = reference.runner.beside(reference.runner.built(each.draft, again=True))
+        places[ratio] = stage.places(pruned, reference.runner, each.plan)
+    numbers = learn_together(stage, reference, models)
+    cuts = [together.share_cut(each.plan, reference.runner) for each in models.values()]
+    in_all = [places[ratio] for ratio in models]
+    common = set(in_all[0].tolist()) & set(in_all[1].tolist()) & set(in_all[2].tolist())
+    for place in list(common)[:: len(common) // 20]:
+        values = [
+            numbers[ratio][(places[ratio] == place).nonzero()[0, 0]].item() / strength
+            for ratio, strength in zip(models, strengths_of(cuts), strict=True)
+        ]
+        first, middle, last = strengths_of(cuts)
+        on_the_line = values[0] + (values[2] - values[0]) * (middle - first) / (last - first)
+        assert values[1] == pytest.approx(on_the_line, abs=1e-5)
+
+
+def test_what_is_trained_in_turns_acts_on_no_model_alone(model: LlamaForCausalLM) -> None:
+    runner = WholeModel(model)
+    with pytest.raises(TypeError, match="acts on no model alone"):
+        InTurns((), (), ()).attached(runner, ())
+
+
+def test_a_model_trained_alone_starts_at_nothing_known(model: LlamaForCausalLM) -> None:
+    reference, stage = reference_and_stage(model, "diagonals")
+    (each,) = sliced(model, reference.runner, (0.6,)).values()
+    pruned = reference.runner.built(each.draft)
+    known = torch.full_like(stage.acting(reference.runner.beside(pruned)).start()[0], 0.5)
+    learnt = stage.train(replace(reference, learnt=known), pruned, each.plan)
+    assert torch.equal(learnt.raw_D, known)  # type: ignore[attr-defined]
