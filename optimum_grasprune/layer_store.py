@@ -104,6 +104,14 @@ class LayerStore:
             self._checked.add(name)
         return tensor
 
+    def settle(self, layer: int) -> None:
+        """Have the weights of a layer in memory for good, as they were left."""
+        self.release()
+        for place in self._places[layer]:
+            place.put(nn.Parameter(self.read(place.name), requires_grad=False))
+            if self._edited is not None:
+                self._edited.pop(place.name, None)
+
     @contextmanager
     def editing(self, module: nn.Module) -> Iterator[None]:
         """Inside the block a module's own weights are in memory; what is changed of them stays, on the disk."""
@@ -141,3 +149,8 @@ def attach_store(model: PreTrainedModel, store: LayerStore) -> None:
 def store_of(model: nn.Module) -> LayerStore | None:
     """What the weights of a model's layers come from; None for a model that has them in memory."""
     return vars(model).get(_ATTRIBUTE)
+
+
+def detach_store(model: PreTrainedModel) -> None:
+    """Have a model be one like any other, when all of its layers are settled."""
+    del vars(model)[_ATTRIBUTE]

@@ -243,9 +243,9 @@ class GRASPPruner:
         sources += corpora("the corpus", self.config.dataset if texts is None else "")
         sources += corpora("the text that is watched", self.config.recover_watch)
         runner = shared(runner_for(model), self.peers)
-        check_can_run(runner, self.config, self.chain)
+        check_can_run(runner, configs[0], self.method.chain_for(configs[0]))
         budgets = [self._budget(runner, config) for config in configs]
-        calibration = calibration_for(model, tokenizer, texts, self.config)
+        calibration = calibration_for(model, tokenizer, texts, configs[0])
         tokens_NS = held_out_NS = NO_TOKENS_NS
         text = further_NS = rehearsed_NS = None
         if calibration is not None:
@@ -262,7 +262,7 @@ class GRASPPruner:
         if known is not None:
             first = replace(first, known=known)
         if len(configs) > 1:
-            depends = shared_run(self.config, ratios, nested=nested) is not None
+            depends = shared_run(configs[0], ratios, nested=nested) is not None
             first = replace(first, sharing=Sharing(runner, ratios, depends=depends))
         others = [first.at(budget, config) for budget, config in zip(budgets[1:], configs[1:], strict=True)]
         return _Work(tokenizer, generation, sources, calibration, (first, *others))
@@ -270,7 +270,7 @@ class GRASPPruner:
     def _budget(self, runner: Runner, config: GRASPConfig) -> Budget:
         if config.pattern != "units":  # where single weights are cut, every unit stays
             return Budget(runner.inventory.total_cost)
-        added = self.chain.added_parameters(runner.model, runner.family)
+        added = self.method.chain_for(config).added_parameters(runner.model, runner.family)
         return self.method.budget(config, runner.model, runner.family, runner.inventory, added)
 
     def _finished(
@@ -281,16 +281,16 @@ class GRASPPruner:
         shared: SharedRun | None = None,
         started: Choice | None = None,
     ) -> PrunedModel:
-        trainings = problem.runner.trainings
+        trainings, chain = problem.runner.trainings, self.method.chain_for(problem.config)
         before = len(trainings)
-        selected = choose(selection.candidates, self.chain, problem, started)
+        selected = choose(selection.candidates, chain, problem, started)
         set_generation(selected.model, deepcopy(work.generation))
         numbers = report_numbers(problem, selected, selection)
         del trainings[before:]  # what makes up for this cut is no part of another model's course
         budget = budget_of(problem, selected)
         record = record_of(problem.config, problem.model, selected, budget, work.calibration, shared)
         if problem.sharing is not None:
-            record = handed_on(record, problem.sharing, self.chain)
+            record = handed_on(record, problem.sharing, chain)
         kept = None if selected.plan is None else selection
         base = base_card(problem.model.config.name_or_path)
         self._last = PrunedModel(

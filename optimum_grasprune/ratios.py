@@ -34,6 +34,8 @@ def at_ratios(config: GRASPConfig, keep_ratios: Iterable[object], *, nested: boo
     if not configs:
         raise OptionError("keep_ratio", None, "should be at least one ratio")
     configs.sort(key=lambda each: -each.keep_ratio)
+    if len(configs) > 1:
+        configs = [get_method(each.method).at_several_ratios(each) for each in configs]
     for larger, smaller in pairwise(configs):
         if larger.keep_ratio == smaller.keep_ratio:
             raise OptionError("keep_ratio", smaller.keep_ratio, "is given twice")

@@ -106,8 +106,9 @@ CHAINS: dict[str, tuple[str, ...]] = {
     "none": (),
     "both": ("least_squares", "scales"),
     "refit": ("least_squares", "diagonals"),
+    "rebuild": ("reconstruction", "diagonals"),
 }
-"""The values of `compensation` that are no single stage: stages that refit weights first, then those that train."""
+"""The values of `compensation` that are no single stage: stages that work out weights first, then those that train."""
 
 RECOVERIES: tuple[str, ...] = ("lora", "distill")
 """The stages that train the weights themselves. `recover` asks for one, after all that `compensation` names."""
@@ -134,6 +135,7 @@ STAGES.declare("scales", "optimum_grasprune.recovery.scales")
 STAGES.declare("least_squares", "optimum_grasprune.recovery.least_squares")
 STAGES.declare("bias", "optimum_grasprune.recovery.bias")
 STAGES.declare("energy", "optimum_grasprune.recovery.energy")
+STAGES.declare("reconstruction", "optimum_grasprune.recovery.reconstruction")
 STAGES.declare("diagonals", "optimum_grasprune.recovery.diagonals")
 STAGES.declare("lora", "optimum_grasprune.recovery.lora")
 STAGES.declare("distill", "optimum_grasprune.recovery.distill")

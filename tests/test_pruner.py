@@ -130,7 +130,7 @@ def test_record_tells_how_it_was_made(config: GRASPConfig, tokenizer: PreTrained
     assert GRASPConfig.from_dict(record["recipe"]) == get_method("grasprune").resolved(config).model_copy(
         update={"held_out": 32, "statistic_samples": 64, "diagonal_samples": 8}
     )
-    assert (record["recipe"]["compensation"], record["recipe"]["least_squares"]) == ("refit", "weighted")
+    assert (record["recipe"]["compensation"], record["recipe"]["least_squares"]) == ("rebuild", "weighted")
     assert record["calibration"]["sequences"] == [4, 24]
     assert len(record["calibration"]["sha256"]) == 64
     assert {"torch", "transformers", "optimum-grasprune", "python"} == set(record["versions"])
@@ -227,7 +227,7 @@ def test_fasp_is_run_as_published(
     (stage,) = get_method("fasp").chain_for(config).stages
     assert isinstance(stage, LeastSquares)
     assert stage.fit.outliers and stage.fit.diagonal == "mean" and stage.in_sequence
-    stage, *_ = get_method("grasprune").chain_for(config).stages
+    stage, *_ = get_method("grasprune").chain_for(config.model_copy(update={"compensation": "refit"})).stages
     assert isinstance(stage, LeastSquares)
     assert stage.fit.weighted and stage.fit.diagonal == "median"
     (stage,) = get_method("flap").chain_for(config.model_copy(update={"compensation": "least_squares"})).stages
@@ -276,9 +276,9 @@ def test_training_and_choosing_have_sequences_of_their_own(
 ) -> None:
     problems: list[Problem] = []
 
-    def watched(candidates: Any, chain: Any, problem: Problem) -> Any:
+    def watched(candidates: Any, chain: Any, problem: Problem, *rest: Any) -> Any:
         problems.append(problem)
-        return choose(candidates, chain, problem)
+        return choose(candidates, chain, problem, *rest)
 
     monkeypatch.setattr(pruner_module, "choose", watched)
     config = GRASPConfig(method="wanda_sp", dataset=str(corpus_file), num_samples=4, seq_len=24, held_out=3)

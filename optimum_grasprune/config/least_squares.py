@@ -1,4 +1,4 @@
-"""How the output projections are refitted by least squares."""
+"""How maps are refitted by least squares."""
 
 from typing import Annotated, Literal
 
@@ -8,7 +8,7 @@ from .base import Flag, Options
 
 
 class LeastSquaresOptions(Options):
-    """How the output projections are refitted by least squares."""
+    """How maps are refitted by least squares: those that lead out of blocks, or all of them."""
 
     restoration: Literal["auto", "dense", "sequential"] = Field(
         default="auto",
@@ -27,4 +27,10 @@ class LeastSquaresOptions(Options):
         description="ridge of the least squares towards the weights as they are, in mean diagonals of the Gram matrix "
         "(plain) or in median ones (robust, weighted); by default 0.01 for plain, and for the others the best of "
         "several on held-out data",
+    )
+    reconstruction_damping: Annotated[float, Flag("FACTOR")] = Field(
+        default=2.0,
+        gt=0,
+        description="ridge of the reconstruction of all maps towards the weights as they are, in median diagonals of "
+        "the Gram matrix",
     )

@@ -72,8 +72,9 @@ class Job:
         """By a recipe and the configuration of a model. Raises ModelError, UnsupportedFamilyError or OptionError."""
         sizes = Sizes.of(empty_model(model_config), family_of(model_config))
         dtype = model_config.dtype if config.dtype == "auto" else config.dtype
+        several = len(ratios) > 1
         return cls(
-            config=config,
+            config=get_method(config.method).at_several_ratios(config) if several else config,
             sizes=sizes,
             element=_bytes_of(dtype),
             length=calibration_length(model_config, config.seq_len),

@@ -129,6 +129,8 @@ def _stages(job: Job) -> Iterator[tuple[str, Iterator[Part]]]:
         yield "candidates", _judging(job)
     if job.least_squares is not None:
         yield "least squares", _least_squares(job)
+    for rebuilding in job.chain.rebuilding_stages:
+        yield rebuilding.name, _rebuilding(job)
     for stage in job.chain.trained_stages:
         yield stage.name, _training(job, stage)
     yield "writing", _writing(job)
@@ -229,8 +231,7 @@ def _gates(job: Job) -> Iterator[Part]:
 
 def _drafted(job: Job) -> Iterator[Part]:
     """A cut model that is judged: the dense one with other maps out of its blocks, in files where layers are."""
-    size = sum(layer.leading_out for layer in job.cut.layers) * job.element
-    yield Part("maps of a candidate", size, "temporary" if job.by_layers else "device")
+    yield Part("maps of a candidate", _leading_out(job, job.cut), "temporary" if job.by_layers else "device")
 
 
 def _judging(job: Job) -> Iterator[Part]:
@@ -277,6 +278,38 @@ def _training(job: Job, stage: TrainedStage) -> Iterator[Part]:
         yield Part("the teacher's hidden states", _hidden(job, max(own, job.taught_sequences)), "host")
 
 
+def _both(job: Job) -> Iterator[Part]:
+    """The dense model, and the one that was cut."""
+    yield from _weights(job, job.sizes)
+    if job.by_layers:
+        yield Part("maps of a candidate", _leading_out(job, job.cut), "temporary")
+    else:
+        place: Place = "host" if job.runner == "offloaded" else "device"
+        yield Part("the pruned model's layers", job.cut.in_layers * job.element, place)
+
+
+def _leading_out(job: Job, cut: Sizes) -> int:
+    """Bytes of the maps out of all blocks."""
+    return sum(layer.leading_out for layer in cut.layers) * job.element
+
+
+def _rebuilding(job: Job) -> Iterator[Part]:
+    """All maps of a layer fitted: what enters them for all sequences, in both models, and their matrices."""
+    layer, hidden = job.sizes.largest_layer, job.sizes.hidden
+    if job.runner == "offloaded":
+        yield from _both(job)
+    else:  # the pruned model's layers are cut out of the dense ones when they are run, and wait on the disk when fitted
+        yield from _weights(job, job.sizes)
+        if job.runner == "whole":
+            yield Part("a layer of the pruned model", layer.parameters * job.element, "device")
+        yield Part("fitted weights", job.cut.in_layers * job.element, "temporary")
+    tokens = job.in_statistics * job.length
+    yield Part("matrices of a layer", max(grams(layer), solving(layer, hidden, job.share)), "device")
+    yield Part("what enters a map", tokens * max(layer.channels, layer.query, hidden) * job.element, "device")
+    yield Part("what enters a layer's maps", tokens * (2 * hidden + layer.query + layer.channels) * job.element, "host")
+    yield Part("hidden states", 2 * _hidden(job, job.in_statistics) + 2 * tokens * hidden * FP32, "host")
+
+
 def _held(job: Job) -> Iterator[Part]:
     """The models of all ratios: built, all of them or one, and what they are built of."""
     shares = [ratio / job.ratios[0] * job.share for ratio in job.ratios]
@@ -285,8 +318,7 @@ def _held(job: Job) -> Iterator[Part]:
     at_once = all_of_them if all_of_them <= HELD_BYTES else cut[0].in_layers * job.element
     if not job.by_layers:
         yield Part("the pruned models' layers", at_once, "device")
-    drafts = sum(layer.leading_out for each in cut for layer in each.layers) * job.element
-    yield Part("maps of all ratios", drafts, "temporary")
+    yield Part("maps of all ratios", sum(_leading_out(job, each) for each in cut), "temporary")
 
 
 def _trained(job: Job, stage: TrainedStage) -> tuple[Trained, int]:

@@ -66,6 +66,10 @@ def _works(job: Job) -> Iterator[Work]:
         yield Work("least squares", len(job.sizes.layers), _least_squares(job))
         if job.held_out:
             yield Work("refitted", ratios * job.refitted, job.held_out * share)
+    if job.chain.rebuilding_stages:
+        yield Work("reconstruction", len(job.sizes.layers), ratios * _reconstruction(job))
+        if job.held_out:
+            yield Work("rebuilt", ratios, job.held_out * share)
     for stage in job.chain.trained_stages:
         yield _training(job, stage)
 
@@ -121,6 +125,21 @@ def _least_squares(job: Job) -> float:
     solved = sum(_solved(width, job.share, job.sizes.hidden) for width in (layer.channels, layer.query))
     solutions = len(job.ratios) * job.refitted * solved
     multiplications = tokens * (streams * layer.parameters + products) + solutions
+    return multiplications / (job.length * _multiplied(job.sizes))
+
+
+_STOPPED_AT = 3.0
+"""Passes of the sliced model through a layer that the fitting of its maps takes: each stops at one of them."""
+
+
+def _reconstruction(job: Job) -> float:
+    """One layer: the passes of its sequences through both models, products of what enters its maps, solutions."""
+    layer, hidden = job.sizes.largest_layer, job.sizes.hidden
+    tokens = job.in_statistics * job.length
+    widths = [hidden, hidden, round(layer.query * job.share), round(layer.channels * job.share)]
+    products = sum(width**2 + width * hidden for width in widths)
+    solved = sum(_solved(width, 1.0, hidden) for width in widths)
+    multiplications = tokens * ((1 + _STOPPED_AT * job.share) * layer.parameters + products) + solved
     return multiplications / (job.length * _multiplied(job.sizes))
 
 

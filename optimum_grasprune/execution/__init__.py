@@ -5,6 +5,7 @@ from .choice import runner_for
 from .course import Course
 from .distillation import LiveTeacher, RememberedTeacher, Teacher, Teaches
 from .gathered import Gathered, KnownStatistics
+from .in_place import cut_when_run, put_in_place
 from .instrument import Gates, weights_given
 from .loss import distillation_loss
 from .offloaded import OffloadedModel
@@ -56,9 +57,11 @@ __all__ = [
     "Training",
     "UnitMultipliers",
     "WholeModel",
+    "cut_when_run",
     "digest",
     "distillation_loss",
     "joined",
+    "put_in_place",
     "runner_for",
     "shared",
     "turns",

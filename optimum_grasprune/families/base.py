@@ -120,6 +120,7 @@ class Family:
     layer_lists: fields of a configuration that hold a value for each layer.
     unsupported: variants of it that are refused.
     blocks_may_go: whether its pruned classes, and the engine's, build a layer without attention or without an FFN.
+    norms_after_blocks: whether a norm comes between what a block puts out and the residual stream, or within that.
     """
 
     name: str
@@ -141,6 +142,7 @@ class Family:
     layer_lists: tuple[str, ...] = ("layer_types",)
     unsupported: tuple[Unsupported, ...] = ()
     blocks_may_go: bool = False
+    norms_after_blocks: Callable[[PreTrainedConfig], bool] = lambda _: False
 
     @property
     def model_types(self) -> tuple[str, ...]:

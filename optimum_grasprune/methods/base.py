@@ -50,6 +50,9 @@ class Method(ABC):
     compensation: str = "none"
     """What `compensation="auto"` is."""
 
+    compensation_of_several: str | None = None
+    """The same where several keep ratios come from one run; None for no other."""
+
     restoration: Literal["dense", "sequential"] = "dense"
     """What `restoration="auto"` is: the inputs that least squares fit."""
 
@@ -155,6 +158,12 @@ class Method(ABC):
         scores_U = self.score(problems[0])
         candidates = self.candidates_at(problems, scores_U)
         return lambda problem: Selection(scores_U, candidates(problem))
+
+    def at_several_ratios(self, config: GRASPConfig) -> GRASPConfig:
+        """The configuration of a run through several keep ratios."""
+        if config.compensation != "auto" or self.compensation_of_several is None:
+            return config
+        return config.model_copy(update={"compensation": self.compensation_of_several})
 
     def resolved(self, config: GRASPConfig) -> GRASPConfig:
         """The configuration with the method's own values for whatever is left to it by "auto"."""

@@ -23,7 +23,8 @@ class GRASPrune(Method):
 
     source = "GRASPrune, arXiv 2604.19398"
     allocations = ("global",)
-    compensation = "refit"
+    compensation = "rebuild"
+    compensation_of_several = "refit"  # what is rebuilt is rebuilt at each ratio
     least_squares = "weighted"
     statistic_samples = 64
     held_out = 32

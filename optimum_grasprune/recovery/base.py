@@ -1,8 +1,9 @@
 """What a recovery stage is: a way to make up for a cut.
 
-There are two kinds. A `WeightStage` works out weights, in one go, from statistics; the best candidates are judged with
-each of its variants. A `TrainedStage` learns on the winner alone, which costs more. Each is kept only if the loss on
-held-out data says so, where there are any.
+There are three kinds. A `WeightStage` works out weights, in one go, from statistics; the best candidates are judged
+with each of its variants. A `RebuildingStage` works out weights of the winner, which is built by then, and a
+`TrainedStage` learns on it, which costs more. Each is kept only if the loss on held-out data says so, where there are
+any; what is rebuilt is judged with what is trained on it.
 """
 
 from __future__ import annotations
@@ -120,6 +121,19 @@ class WeightStage(Stage):
     def replay(self, reference: Reference, pruned: PreTrainedModel, kept: PruningPlan, recorded: Trial) -> PruningPlan:
         """Refit to the same data with the recorded settings."""
         self.refit(reference, Trial(kept, recorded.settings), pruned)
+        return kept
+
+
+class RebuildingStage(Stage):
+    """Works out weights of a sliced model, in place, for training to start from. A subclass writes `rebuild`."""
+
+    @abstractmethod
+    def rebuild(self, reference: Reference, pruned: Runner, plan: PruningPlan) -> None:
+        """Change weights of a sliced model, in place, inside `pruned.editing`. plan: what was kept of the dense one."""
+
+    def replay(self, reference: Reference, pruned: PreTrainedModel, kept: PruningPlan, recorded: Trial) -> PruningPlan:
+        """Work them out again from the same data."""
+        self.rebuild(reference, reference.runner.beside(pruned), kept)
         return kept
 
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel
 
+from ..execution import cut_when_run, put_in_place
 from ..families import Family
 from ..statistics import Statistic
 from ..surgery import Draft, Finished
 from ..surgery.single_weights import build_sparse_model
 from ..units import ElementMask, PruningPlan
-from .base import NumbersStage, Stage, TrainedStage, WeightStage
+from .base import NumbersStage, RebuildingStage, Stage, TrainedStage, WeightStage
 from .fine_tuning import FineTuning
 from .reference import Cut, Reference, Settings, Trial
 from .registry import chain_names, get_stage, stage_names, stages_in
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Chain:
-    """Stages in order: those that refit weights, then those that train."""
+    """Stages in order: those that refit weights, those that rebuild the winner, then those that train."""
 
     stages: tuple[Stage, ...] = ()
 
@@ -45,6 +46,11 @@ class Chain:
         return tuple(stage for stage in self.stages if isinstance(stage, WeightStage))
 
     @property
+    def rebuilding_stages(self) -> tuple[RebuildingStage, ...]:
+        """The stages that work on the model that is built, before anything is trained."""
+        return tuple(stage for stage in self.stages if isinstance(stage, RebuildingStage))
+
+    @property
     def trained_stages(self) -> tuple[TrainedStage, ...]:
         """The stages that train."""
         return tuple(stage for stage in self.stages if isinstance(stage, TrainedStage))
@@ -56,8 +62,11 @@ class Chain:
 
     @property
     def together(self) -> NumbersStage | None:
-        """The stage whose training several ratios share: the first that trains, where it can; others start on top."""
-        first = next(iter(self.trained_stages), None)
+        """The stage whose training several ratios share: the first that trains, where it can; others start on top.
+
+        None where a model is rebuilt before that, each by itself.
+        """
+        first = None if self.rebuilding_stages else next(iter(self.trained_stages), None)
         return first if isinstance(first, NumbersStage) else None
 
     @property
@@ -102,7 +111,7 @@ class Chain:
 
     def before_stages(self, cut: Cut) -> Cut:
         """The cut without multipliers where a stage replaces the weights that they are in."""
-        replaced = any(stage.replaces_multipliers for stage in self.weight_stages)
+        replaced = self.rebuilding_stages or any(stage.replaces_multipliers for stage in self.weight_stages)
         return cut.without_multipliers() if replaced and isinstance(cut, PruningPlan) else cut
 
     def refitted(self, reference: Reference, trials: Sequence[Trial]) -> Iterator[Draft]:
@@ -148,12 +157,30 @@ class Chain:
         for refitting in self.weight_stages:
             kept = refitting.replay(replace(reference, learnt=None), draft.model, kept, recorded)
         alone = self.alone(reference) if inplace else None
-        pruned = reference.runner.built(draft, inplace=alone is not None)
+        pruned = self.built(reference, draft, kept, inplace=alone is not None)
         reference = alone or reference
         for stage in self.trained_stages:
             at = reference if stage is self.together else replace(reference, learnt=None)
             kept = stage.replay(at, pruned, kept, recorded)
         return pruned, kept
+
+    def built(
+        self, reference: Reference, draft: Draft, plan: PruningPlan, *, inplace: bool = False, again: bool = False
+    ) -> PreTrainedModel:
+        """The smaller model of a draft, rebuilt by those of the stages that do so.
+
+        inplace: whether it may take the dense model's place.  again: whether the draft is to be built again.
+        """
+        runner = reference.runner
+        if not self.rebuilding_stages:
+            return runner.built(draft, inplace=inplace, again=again)
+        growing = cut_when_run(runner, draft) if inplace and not again else None
+        pruned = growing or runner.beside(runner.built(draft, again=again))
+        for stage in self.rebuilding_stages:
+            stage.rebuild(replace(reference, learnt=None), pruned, plan)
+        if growing is not None:
+            put_in_place(runner, growing)
+        return pruned.model
 
     def _drafted(self, reference: Reference, cut: Cut) -> Draft:
         if isinstance(cut, ElementMask):

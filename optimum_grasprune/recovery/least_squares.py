@@ -321,8 +321,25 @@ def restored_weight(
     never by an inverse. Raises GraspruneError when a number is not finite.
     """
     weight_OI = weight_OI.to(gram_KK.dtype)
-    old_OK = weight_OI[:, kept_K]
-    missing_OK = weight_OI @ cross_IK - old_OK @ gram_KK
+    return fitted_weight(weight_OI[:, kept_K], gram_KK, weight_OI @ cross_IK, damping, path, diagonal)
+
+
+def fitted_weight(
+    old_OK: Tensor,
+    gram_KK: Tensor,
+    cross_OK: Tensor,
+    damping: float,
+    path: str = "the layer",
+    diagonal: Literal["median", "mean"] = "median",
+) -> Tensor:
+    """The weight whose products with some inputs come closest to a target, with a ridge towards an old one.
+
+    W* = W + (C − W G)(G + δI)⁻¹ minimises ‖Y − W* Z‖² + δ‖W* − W‖².
+
+    old_OK: W.  gram_KK: G = Z Zᵀ.  cross_OK: C = Y Zᵀ, Y the targets.  All else is as in `restored_weight`.
+    """
+    old_OK, cross_OK = (part.to(gram_KK.device, gram_KK.dtype) for part in (old_OK, cross_OK))
+    missing_OK = cross_OK - old_OK @ gram_KK
     if not (torch.isfinite(gram_KK).all() and torch.isfinite(missing_OK).all()):
         raise GraspruneError(
             f"the least squares of {path} cannot be solved: the products of its inputs, or its weights, are not finite"

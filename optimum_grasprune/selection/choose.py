@@ -77,14 +77,40 @@ def choose(
         best = first = _measured(started, problem)
     else:
         best, first = _best_and_first(candidates, chain, reference, problem)
-    if not chain.trained_stages:
+    if not chain.trained_stages and not chain.rebuilding_stages:
         return best.built(problem.runner, inplace=problem.inplace)
-    instead = None if best.draft is first.draft else best
-    alone = chain.alone(reference) if problem.inplace and instead is None else None
-    built = first.built(problem.runner, inplace=alone is not None, again=started is not None)
+    other = best.draft is not first.draft
+    alone = chain.alone(reference) if problem.inplace and not other else None
+    again = started is not None or (bool(chain.rebuilding_stages) and not other and alone is None)
+    instead = best if other or again else None
+    model = chain.built(reference, first.draft, Trial(first.cut).plan, inplace=alone is not None, again=again)
+    selected = Selected(first.cut, model, first.stages, first.settings, first.judgements, first.candidate)
     if started is not None and sharing is not None:
-        reference = reference.having_learnt(problem.config.keep_ratio)
-    return _all_trained(built, instead, chain, alone or reference, problem)
+        reference, instead = reference.having_learnt(problem.config.keep_ratio), None
+    if chain.rebuilding_stages:
+        selected = _rebuilt(selected, chain, problem)
+        if (
+            instead is not None
+            and len(problem.held_out_NS)
+            and selected.judgements[-1].loss <= _lowest(best.judgements)
+        ):
+            instead = None
+    return _all_trained(selected, instead, chain, alone or reference, problem)
+
+
+def _rebuilt(selected: Selected, chain: Chain, problem: Problem) -> Selected:
+    """The selected model, which was rebuilt, measured where there is held-out text."""
+    selected = replace(selected, stages=(*selected.stages, *(stage.name for stage in chain.rebuilding_stages)))
+    if not len(problem.held_out_NS):
+        return selected
+    loss = problem.runner.beside(selected.model).mean_loss(problem.held_out_NS)
+    judgement = _judgement(selected.candidate, selected.stages, selected.settings, loss)
+    return replace(selected, judgements=(*selected.judgements, judgement))
+
+
+def _lowest(judgements: Sequence[Judgement]) -> float:
+    """The lowest loss that was measured."""
+    return min((judgement.loss for judgement in judgements), default=math.inf)
 
 
 def start(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem) -> Choice:
@@ -228,12 +254,14 @@ def _all_trained(
 
     instead: what is had, and trained on by the others, where the first of them does not help; None for the same model.
     """
-    *_, last = chain.trained_stages
+    if not chain.trained_stages and instead is not None and selected.judgements:
+        built = instead.built(problem.runner, inplace=problem.inplace)
+        return replace(built, judgements=selected.judgements)
     for stage in chain.trained_stages:
         shared = stage is chain.together and reference.learnt is not None
         selected, helps = _trained(selected, stage, reference, problem, shared=shared)
         if instead is not None and not helps:
-            built = instead.built(problem.runner, inplace=problem.inplace and stage is last)
+            built = instead.built(problem.runner, inplace=problem.inplace and stage is chain.trained_stages[-1])
             selected = replace(built, judgements=selected.judgements, recovery=selected.recovery)
         instead = None
     return selected
@@ -252,7 +280,7 @@ def _trained(
     stages, judgements = (*selected.stages, stage.name), selected.judgements
     better, recovery = learnt.verdict, learnt.record or selected.recovery
     if len(problem.held_out_NS):
-        lowest = min((judgement.loss for judgement in judgements), default=math.inf)
+        lowest = _lowest(judgements)
         with learnt.in_force():
             loss = problem.runner.beside(selected.model).mean_loss(problem.held_out_NS)
         judgements = (*judgements, _judgement(selected.candidate, stages, selected.settings, loss))

@@ -1,7 +1,7 @@
 """Turning a plan into smaller tensors: slicing, folding, and building the pruned model from them."""
 
 from .build import dense_config, pruned_config
-from .draft import Draft, Finished, Narrower, Outline, OutputProjection, build_pruned_model, drafted, in_memory
+from .draft import Draft, Finished, Narrower, Outline, OutputProjection, build_pruned_model, drafted, in_memory, let_go
 from .folding import fold_scales, scale_columns
 from .slicing import feature_indices, keep_units
 from .spill import OnDisk
@@ -20,6 +20,7 @@ __all__ = [
     "fold_scales",
     "in_memory",
     "keep_units",
+    "let_go",
     "pruned_config",
     "scale_columns",
 ]

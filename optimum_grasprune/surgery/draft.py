@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -105,7 +105,7 @@ class Shallower(Draft):
         if not inplace:
             return shallower_model(*self._given)
         dense, _, family = self._given
-        _let_go(dense, [name for name, _ in dense.named_parameters() if name.startswith(f"{family.layers}.")])
+        let_go(dense, [name for name, _ in dense.named_parameters() if name.startswith(f"{family.layers}.")])
         return self._model
 
 
@@ -182,7 +182,7 @@ class Narrower(Draft):
             names = [slot.parameter for slot in block.slots]
             state |= {name: taken(left.pop(name)()) for name in names if name in left}
             if inplace:
-                _let_go(dense, names)
+                let_go(dense, names)
         state |= {name: taken(gives()) for name, gives in left.items()}
         return materialised(outline.causal_lm, outline.config, state, dense)
 
@@ -376,7 +376,7 @@ def _shallow_copy(module: Any) -> Any:
     return own
 
 
-def _let_go(dense: PreTrainedModel, names: list[str]) -> None:
+def let_go(dense: PreTrainedModel, names: Sequence[str]) -> None:
     """Keep the shapes of some parameters, and no memory."""
     for name in names:
         path, _, leaf = name.rpartition(".")

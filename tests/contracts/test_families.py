@@ -23,7 +23,7 @@ from optimum_grasprune.loading import empty_model
 from optimum_grasprune.methods import get_method, method_names
 from optimum_grasprune.recovery import stage_names
 from optimum_grasprune.serving.inspection import fit_of, inspection
-from optimum_grasprune.statistics import MOMENTS
+from optimum_grasprune.statistics import MOMENTS, TOKEN_WEIGHTS
 from optimum_grasprune.surgery import build_pruned_model
 from optimum_grasprune.units import FFN, KV, Address, PruningPlan, UnitMask
 from tests.conftest import logits_of, make_record, make_tokenizer
@@ -215,10 +215,12 @@ def test_every_method_cuts_it(plain: PreTrainedModel, name: str) -> None:
 @pytest.mark.parametrize("name", stage_names())
 def test_every_stage_makes_up_for_a_cut(plain: PreTrainedModel, name: str) -> None:
     config = GRASPConfig(method="random", scale_samples=2, scale_learning_rate=0.1)
-    problem = replace(problem_of(plain, config), declared=(MOMENTS,))
+    problem = replace(problem_of(plain, config), declared=(MOMENTS, TOKEN_WEIGHTS))
     plan = PruningPlan.from_mask(choices(problem)["random"])
     chain = chain_of((name,), problem)
     model = next(chain.refitted(reference_of(problem), chain.trials(plan))).build()
+    for rebuilding in chain.rebuilding_stages:
+        rebuilding.rebuild(reference_of(problem), problem.runner.beside(model), plan)
     for stage in chain.trained_stages:
         stage.train(reference_of(problem), model, plan).fold()
     bare, logits = logits_of(built(plain, plan), TOKENS), logits_of(model, TOKENS)

@@ -28,12 +28,12 @@ from optimum_grasprune.recovery import (
     stage_names,
     stages_in,
 )
-from optimum_grasprune.recovery.base import Learnt, Stage, TrainedStage, WeightStage
+from optimum_grasprune.recovery.base import Learnt, RebuildingStage, Stage, TrainedStage, WeightStage
 from optimum_grasprune.recovery.chain import Chain, sentence
 from optimum_grasprune.recovery.reference import Reference, Settings, Trial
 from optimum_grasprune.registry import CHAINS, RECOVERIES, STAGES
 from optimum_grasprune.selection import choose
-from optimum_grasprune.statistics import MOMENTS
+from optimum_grasprune.statistics import MOMENTS, TOKEN_WEIGHTS
 from tests.conftest import make_model
 from tests.contracts.test_methods import choices, problem_of
 
@@ -46,7 +46,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def problem(model: LlamaForCausalLM) -> Problem:
     config = GRASPConfig(method="random", scale_samples=2, scale_learning_rate=0.1)
-    return replace(problem_of(model, config), declared=(MOMENTS,))
+    return replace(problem_of(model, config), declared=(MOMENTS, TOKEN_WEIGHTS))
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 def test_names_itself_and_says_what_it_did(name: str) -> None:
     stage = get_stage(name)
-    assert stage.name == name and issubclass(stage, (WeightStage, TrainedStage))
+    assert stage.name == name and issubclass(stage, (WeightStage, RebuildingStage, TrainedStage))
     assert stage.sentence[0].isupper() and not stage.sentence.endswith(".")
     assert set(stage.options) <= set(GRASPConfig.model_fields)
 
@@ -90,10 +90,13 @@ def test_no_two_have_a_setting_or_an_option_in_common() -> None:
     assert not record & set(settings)
 
 
-def test_chains_refit_first_and_train_then() -> None:
+KINDS = (WeightStage, RebuildingStage, TrainedStage)
+
+
+def test_chains_refit_first_rebuild_then_and_train_last() -> None:
     for name in chain_names():
-        trained = [issubclass(get_stage(stage), TrainedStage) for stage in stages_in(name)]
-        assert trained == sorted(trained)
+        kinds = [KINDS.index(kind) for stage in stages_in(name) for kind in KINDS if issubclass(get_stage(stage), kind)]
+        assert len(kinds) == len(stages_in(name)) and kinds == sorted(kinds)
 
 
 def test_leaves_the_dense_model_alone_and_comes_to_the_same_again(
@@ -103,6 +106,8 @@ def test_leaves_the_dense_model_alone_and_comes_to_the_same_again(
     for _ in range(2):
         chain = chain_of((name,), problem)
         model = next(chain.refitted(reference_of(problem), chain.trials(plan))).build()
+        for rebuilding in chain.rebuilding_stages:
+            rebuilding.rebuild(reference_of(problem), problem.runner.beside(model), plan)
         for stage in chain.trained_stages:
             stage.train(reference_of(problem), model, plan).fold()
         states.append(state_of(model))
@@ -177,7 +182,13 @@ def test_statistics_are_collected_once_for_all_candidates(
 
 def test_a_choice_of_units_depends_on_no_option_of_a_stage() -> None:
     of_stages = {"restoration", "least_squares", "damping", "scale_samples", "scale_epochs", "scale_learning_rate"}
-    of_stages |= {"diagonal_samples", "diagonal_epochs", "diagonal_learning_rate", "rehearsal"}
+    of_stages |= {
+        "reconstruction_damping",
+        "diagonal_samples",
+        "diagonal_epochs",
+        "diagonal_learning_rate",
+        "rehearsal",
+    }
     assert options_of_recovery() == {"compensation", *RecoveryOptions.model_fields, *of_stages}
 
 
@@ -192,7 +203,8 @@ def test_an_unknown_name_is_told_those_that_exist() -> None:
     with pytest.raises(OptionError, match=r"compensation='magic': no such stage; there are scales, .*energy"):
         get_stage("magic")
     with pytest.raises(
-        OptionError, match=r"compensation='magic': input should be 'auto', 'none', 'scales', .*'both' or 'refit'"
+        OptionError,
+        match=r"compensation='magic': input should be 'auto', 'none', 'scales', .*'both', 'refit' or 'rebuild'",
     ):
         GRASPConfig(compensation="magic")
 

@@ -145,8 +145,10 @@ def test_disks() -> None:
     assert parts(needs, "writing")["checkpoint"] == checkpoint
     several = Job.of(GRASPConfig(), shape_config("llama-2-7b"), device="cuda", ratios=(0.75, 0.5))
     assert parts(needs_of(several), "writing")["checkpoints"] == checkpoint + 2 * (6_738_415_616 - 6_476_005_376 // 4)
+    assert needs.size("temporary") == 2 * 6_476_005_376 // 2 + 2 * 32 * 2 * 4096  # half of the layers, and their norms
     # Two finalists with two dampings each, of both maps of every layer that lead out, half of their columns.
-    assert needs.size("temporary") == 4 * 32 * 2 * (4096 * 4096 + 4096 * 11008) // 2
+    refitted = needs_of(job(keep_ratio=0.5, compensation="refit"))
+    assert refitted.size("temporary") == 4 * 32 * 2 * (4096 * 4096 + 4096 * 11008) // 2
 
 
 def test_a_total_budget_leaves_less_of_the_units() -> None:
@@ -169,7 +171,9 @@ def test_a_sequence_that_is_too_long() -> None:
 def test_work_is_counted_in_passes() -> None:
     options = {"num_samples": 100, "seq_len": 512, "epochs": 2, "batch_size": 4}
     works = {work.label: work for work in works_of(job(**options, dataset="text.txt"))}
-    assert [*works] == ["sensitivity", "gates", "candidates", "least squares", "refitted", "diagonals"]
+    assert [*works] == ["sensitivity", "gates", "candidates", "reconstruction", "rebuilt", "diagonals"]
+    refitted = {work.label: work for work in works_of(job(**options, dataset="text.txt", compensation="refit"))}
+    assert [*refitted][3:] == ["least squares", "refitted", "diagonals"] and refitted["refitted"].units == 4
     in_layers, head = 32 * 202_383_360, 32000 * 4096
     through_layers = in_layers / (in_layers + head)
     assert works["sensitivity"].passes == 64 * 2
@@ -178,13 +182,15 @@ def test_work_is_counted_in_passes() -> None:
     assert works["gates"].each == pytest.approx(4 * (2 + 1 - through_layers + through_layers / 2))
     half = (in_layers - 6_476_005_376 // 2 + head) / (in_layers + head)
     assert works["candidates"].units == 5 and works["candidates"].each == pytest.approx(32 * half, rel=1e-6)
-    assert works["refitted"].units == 4
+    assert works["rebuilt"].units == 1 and works["reconstruction"].units == 32
+    # The dense model's pass and three of the half, and products and solutions on top.
+    assert 64 * (1 + 3 * half) * through_layers < works["reconstruction"].passes < 64 * 1.5 * (1 + 3 * half)
     # Back and forth through the half, the teacher's head, and its layers once for what gates have not seen: 100 of 200.
     assert works["diagonals"].units == 50
     read = 1 - through_layers + through_layers * 100 / 200
     assert works["diagonals"].each == pytest.approx(4 * (2 * half + read), rel=1e-6)
     assert {label for label, work in works.items() if work.trains} == {"gates", "diagonals"}
-    assert works["least squares"].units == 32
+    assert refitted["least squares"].units == 32
     recomputed = {work.label: work for work in works_of(job(num_samples=100, gradient_checkpointing=True))}
     assert recomputed["gates"].each == 4 and recomputed["sensitivity"].each == 3
     of_sampled = {work.label: work for work in works_of(job(**options))}["diagonals"]  # nothing is rehearsed

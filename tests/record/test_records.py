@@ -107,7 +107,7 @@ def without(values: dict[str, Any], *names: str) -> dict[str, Any]:
 
 DAMAGED: list[tuple[object, str]] = [
     ([], "should be an object"),
-    (stored(format=5), "the format is 5, which a later version wrote; this one reads formats up to 4"),
+    (stored(format=6), "the format is 6, which a later version wrote; this one reads formats up to 5"),
     (without(stored(), "recipe"), "recipe: field required"),
     (without(stored(), "budget", "dense", "parameters"), "budget.dense.parameters: field required"),
     (stored(budget="half"), "budget: should be an object"),

@@ -15,4 +15,5 @@ GEMMA3 = Family(
         ),
     ),
     blocks_may_go=True,
+    norms_after_blocks=lambda _: True,
 )

@@ -14,4 +14,5 @@ OPT = Family(
     ffn_output="fc2",
     sizes=SizeFields(kv_heads="num_attention_heads", ffn_channels="ffn_dim"),
     blocks_may_go=True,
+    norms_after_blocks=lambda config: not config.do_layer_norm_before,
 )
