@@ -40,6 +40,8 @@ CHANGES: dict[str, list[str]] = {
     "gates half by the teacher": ["--gate-kl-weight", "0.5"],
     "teacher alone": ["--kl-weight", "1"],
     "nothing rehearsed": ["--rehearsal", "0"],
+    "reconstruction with a ridge of 0.5": ["--reconstruction-damping", "0.5"],
+    "reconstruction with a ridge of 8": ["--reconstruction-damping", "8"],
     "diagonals at a rate of 0.01": ["--diagonal-learning-rate", "0.01"],
     "joint multipliers": ["--multipliers", "joint"],
     "joint multipliers with a teacher": ["--multipliers", "joint", "--kl-weight", "0.5"],
@@ -55,6 +57,8 @@ COMPENSATIONS = {
     "diagonals only": "+diagonals",
     "robust least squares and scales": "+both@least_squares=robust",
     "robust least squares and diagonals": "+refit@least_squares=robust",
+    "weighted least squares and diagonals": "+refit",
+    "reconstruction only": "+reconstruction",
 }
 """Names of further rows, and what is added to the recipe's name in `compare`: they share one training of the gates."""
 

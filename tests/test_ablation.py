@@ -54,8 +54,9 @@ def test_every_change_gives_a_row(
     ablation.main()
     table = json.loads((tmp_path / "ablation.json").read_text())["excess_loss"]["end"]
     of_the_cut = ["no compensation", "scales only", "least squares only", "diagonals only"]
-    robust = ["robust least squares and scales", "robust least squares and diagonals"]
-    assert list(table) == ["default", *of_the_cut, *robust, "zero start"]
+    others = ["robust least squares and scales", "robust least squares and diagonals"]
+    others += ["weighted least squares and diagonals", "reconstruction only"]
+    assert list(table) == ["default", *of_the_cut, *others, "zero start"]
     assert all(len(row["0.5"]) == 1 for row in table.values())
     recipes = {
         file.parents[1].name: json.loads(file.read_text())["inputs"]["recipe"]["start"]
