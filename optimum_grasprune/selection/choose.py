@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from transformers import PreTrainedModel
 
+from ..errors import GraspruneWarning
 from ..execution import Runner
 from ..problem import Problem
 from ..progress import track
@@ -83,8 +85,9 @@ def choose(
     alone = chain.alone(reference) if problem.inplace and not other else None
     again = started is not None or (bool(chain.rebuilding_stages) and not other and alone is None)
     instead = best if other or again else None
-    model = chain.built(reference, first.draft, Trial(first.cut).plan, inplace=alone is not None, again=again)
-    selected = Selected(first.cut, model, first.stages, first.settings, first.judgements, first.candidate)
+    cut = chain.before_stages(first.cut)
+    model = chain.built(reference, first.draft, Trial(cut).plan, inplace=alone is not None, again=again)
+    selected = Selected(cut, model, first.stages, first.settings, first.judgements, first.candidate)
     if started is not None and sharing is not None:
         reference, instead = reference.having_learnt(problem.config.keep_ratio), None
     if chain.rebuilding_stages:
@@ -95,7 +98,23 @@ def choose(
             and selected.judgements[-1].loss <= _lowest(best.judgements)
         ):
             instead = None
-    return _all_trained(selected, instead, chain, alone or reference, problem)
+    selected = _all_trained(selected, instead, chain, alone or reference, problem)
+    if chain.rebuilding_stages and alone is not None:
+        _tell_where_it_is_no_better(selected, _lowest(best.judgements))
+    return selected
+
+
+def _tell_where_it_is_no_better(selected: Selected, before: float) -> None:
+    """Warn where the model as it was cut is gone, and was better on held-out text. before: its loss."""
+    in_force = " ".join(selected.stages)
+    loss = next((each.loss for each in reversed(selected.judgements) if each.compensation == in_force), before)
+    if loss > before:
+        warnings.warn(
+            f"held-out text prefers the model as it was cut, with a loss of {before:.3f}, to what was made of it in "
+            f"its place, with {loss:.3f}: --compensation none leaves it so",
+            GraspruneWarning,
+            stacklevel=2,
+        )
 
 
 def _rebuilt(selected: Selected, chain: Chain, problem: Problem) -> Selected:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner, PruningPlan, UnitMask
+from optimum_grasprune.errors import GraspruneWarning
 from optimum_grasprune.execution import Runner, WholeModel
 from optimum_grasprune.families import family_of, linear_at
 from optimum_grasprune.methods import get_method
@@ -203,6 +205,31 @@ def test_what_is_rebuilt_is_judged_with_what_is_trained_on_it(
     bare = build_pruned_model(model, outcome.plan, problem.family).state_dict()
     unchanged = all(torch.equal(tensor, bare[name]) for name, tensor in outcome.model.state_dict().items())
     assert unchanged == (not stages)
+
+
+@pytest.mark.parametrize("losses", [[5.0, 5.1, 4.8], [5.0, 5.2, 5.1], [5.0, 4.9, 4.95]])
+def test_in_the_dense_models_place_it_is_told_where_the_cut_alone_was_better(
+    losses: list[float], model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = GRASPConfig(method="random", compensation="rebuild", keep_ratio=0.6, diagonal_learning_rate=0.05)
+    problem = replace(problem_of(model, config), declared=(TOKEN_WEIGHTS,), inplace=True)
+    problem = replace(problem, held_out_NS=problem.tokens_NS)
+    found = iter(losses)
+    monkeypatch.setattr(WholeModel, "mean_loss", lambda self, windows_NS: next(found))
+    told = pytest.warns(GraspruneWarning, match=r"loss of 5\.000, to what .* with 5\.200: --compensation none")
+    with told if losses[1] == 5.2 else nullcontext():
+        outcome = choose(choices(problem), get_method("random").chain_for(config), problem)
+    assert model.model.layers[0].mlp.up_proj.weight.is_meta
+    assert outcome.stages == ("reconstruction", "diagonals")[: 2 if losses[2] == 4.8 else 1]
+
+
+def test_multipliers_end_where_weights_are_fitted_anew(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus_file: Path
+) -> None:
+    config = GRASPConfig(dataset=str(corpus_file), num_samples=6, seq_len=24, held_out=2, multipliers="joint")
+    pruned = GRASPPruner(config).prune(model, tokenizer)
+    assert pruned.plan is not None and pruned.record.compensation[:1] == ("reconstruction",)
+    assert all(group.multipliers is None for group in pruned.plan.groups)
 
 
 def test_the_default_recipe_rebuilds_and_replays(
