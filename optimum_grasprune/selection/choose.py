@@ -98,17 +98,17 @@ def choose(
             and selected.judgements[-1].loss <= _lowest(best.judgements)
         ):
             instead = None
-    selected = _all_trained(selected, instead, chain, alone or reference, problem)
-    if chain.rebuilding_stages and alone is not None:
+    gone = bool(chain.rebuilding_stages) and alone is not None
+    selected = _all_trained(selected, instead, chain, alone or reference, problem, gone=gone)
+    if gone:
         _tell_where_it_is_no_better(selected, _lowest(best.judgements))
     return selected
 
 
 def _tell_where_it_is_no_better(selected: Selected, before: float) -> None:
     """Warn where the model as it was cut is gone, and was better on held-out text. before: its loss."""
-    in_force = " ".join(selected.stages)
-    loss = next((each.loss for each in reversed(selected.judgements) if each.compensation == in_force), before)
-    if loss > before:
+    loss = _lowest(_in_force(selected))
+    if before < loss < math.inf:
         warnings.warn(
             f"held-out text prefers the model as it was cut, with a loss of {before:.3f}, to what was made of it in "
             f"its place, with {loss:.3f}: --compensation none leaves it so",
@@ -125,6 +125,12 @@ def _rebuilt(selected: Selected, chain: Chain, problem: Problem) -> Selected:
     loss = problem.runner.beside(selected.model).mean_loss(problem.held_out_NS)
     judgement = _judgement(selected.candidate, selected.stages, selected.settings, loss)
     return replace(selected, judgements=(*selected.judgements, judgement))
+
+
+def _in_force(selected: Selected) -> list[Judgement]:
+    """What was measured of the selected model as it stands."""
+    compensation = " ".join(selected.stages) or "none"
+    return [each for each in selected.judgements if each.compensation == compensation]
 
 
 def _lowest(judgements: Sequence[Judgement]) -> float:
@@ -267,18 +273,25 @@ class _Judge:
 
 
 def _all_trained(
-    selected: Selected, instead: Choice | None, chain: Chain, reference: Reference, problem: Problem
+    selected: Selected,
+    instead: Choice | None,
+    chain: Chain,
+    reference: Reference,
+    problem: Problem,
+    *,
+    gone: bool = False,
 ) -> Selected:
     """The selected model with what each stage learns in turn folded in, where that is better.
 
     instead: what is had, and trained on by the others, where the first of them does not help; None for the same model.
+    gone: whether what was measured before can no longer be had.
     """
     if not chain.trained_stages and instead is not None and selected.judgements:
         built = instead.built(problem.runner, inplace=problem.inplace)
         return replace(built, judgements=selected.judgements)
     for stage in chain.trained_stages:
         shared = stage is chain.together and reference.learnt is not None
-        selected, helps = _trained(selected, stage, reference, problem, shared=shared)
+        selected, helps = _trained(selected, stage, reference, problem, shared=shared, gone=gone)
         if instead is not None and not helps:
             built = instead.built(problem.runner, inplace=problem.inplace and stage is chain.trained_stages[-1])
             selected = replace(built, judgements=selected.judgements, recovery=selected.recovery)
@@ -287,19 +300,25 @@ def _all_trained(
 
 
 def _trained(
-    selected: Selected, stage: TrainedStage, reference: Reference, problem: Problem, *, shared: bool = False
+    selected: Selected,
+    stage: TrainedStage,
+    reference: Reference,
+    problem: Problem,
+    *,
+    shared: bool = False,
+    gone: bool = False,
 ) -> tuple[Selected, bool]:
     """The selected model with what the stage learns folded in, if its held-out loss is lower, and whether it is.
 
     A stage that has a verdict of its own, on more text than this, is taken by its word.
-    shared: whether it has learnt already, together with other ratios' models.
+    shared: whether it has learnt already, together with other ratios' models.  gone: as in `_all_trained`.
     """
     plan = Trial(selected.cut).plan
     learnt = stage.train(reference if shared else replace(reference, learnt=None), selected.model, plan)
     stages, judgements = (*selected.stages, stage.name), selected.judgements
     better, recovery = learnt.verdict, learnt.record or selected.recovery
     if len(problem.held_out_NS):
-        lowest = _lowest(judgements)
+        lowest = _lowest(_in_force(selected) if gone else judgements)
         with learnt.in_force():
             loss = problem.runner.beside(selected.model).mean_loss(problem.held_out_NS)
         judgements = (*judgements, _judgement(selected.candidate, stages, selected.settings, loss))

@@ -172,7 +172,8 @@ def test_a_process_that_is_terminated_in_training(
     cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path
 ) -> None:
     def arguments(name: str) -> list[str]:
-        return [*arguments_of(model_folder, corpus_file, tmp_path / name), "--epochs", "15"]
+        shorter = ["--epochs", "15", "--compensation", "refit"]
+        return [*arguments_of(model_folder, corpus_file, tmp_path / name), *shorter]
 
     screen, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
