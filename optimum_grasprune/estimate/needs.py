@@ -263,10 +263,10 @@ def _training(job: Job, stage: TrainedStage) -> Iterator[Part]:
     cut, config = job.cut, job.config
     if stage.fine_tunes or len(job.ratios) > 1:
         yield from _weights(job, job.sizes)
-        together = len(job.ratios) > 1 and stage is job.chain.together
-        yield from (
-            _held(job) if together else [Part("the pruned model's layers", cut.in_layers * job.element, "device")]
-        )
+        if len(job.ratios) > 1 and stage is job.chain.together:
+            yield from _held(job)
+        else:
+            yield Part("the pruned model's layers", cut.in_layers * job.element, "device")
     else:
         yield from _weights(job, cut)
     trained, numbers = _trained(job, stage)
@@ -278,16 +278,6 @@ def _training(job: Job, stage: TrainedStage) -> Iterator[Part]:
         yield Part("the teacher's hidden states", _hidden(job, max(own, job.taught_sequences)), "host")
 
 
-def _both(job: Job) -> Iterator[Part]:
-    """The dense model, and the one that was cut."""
-    yield from _weights(job, job.sizes)
-    if job.by_layers:
-        yield Part("maps of a candidate", _leading_out(job, job.cut), "temporary")
-    else:
-        place: Place = "host" if job.runner == "offloaded" else "device"
-        yield Part("the pruned model's layers", job.cut.in_layers * job.element, place)
-
-
 def _leading_out(job: Job, cut: Sizes) -> int:
     """Bytes of the maps out of all blocks."""
     return sum(layer.leading_out for layer in cut.layers) * job.element
@@ -296,10 +286,10 @@ def _leading_out(job: Job, cut: Sizes) -> int:
 def _rebuilding(job: Job) -> Iterator[Part]:
     """All maps of a layer fitted: what enters them for all sequences, in both models, and their matrices."""
     layer, hidden = job.sizes.largest_layer, job.sizes.hidden
+    yield from _weights(job, job.sizes)
     if job.runner == "offloaded":
-        yield from _both(job)
+        yield Part("the pruned model's layers", job.cut.in_layers * job.element, "host")
     else:  # the pruned model's layers are cut out of the dense ones when they are run, and wait on the disk when fitted
-        yield from _weights(job, job.sizes)
         if job.runner == "whole":
             yield Part("a layer of the pruned model", layer.parameters * job.element, "device")
         yield Part("fitted weights", job.cut.in_layers * job.element, "temporary")

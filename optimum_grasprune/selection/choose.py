@@ -58,9 +58,9 @@ class Choice:
     judgements: tuple[Judgement, ...] = ()
     candidate: str = ""
 
-    def built(self, runner: Runner, *, inplace: bool, again: bool = False) -> Selected:
-        """The same, built; runner: of the dense model.  inplace, again: as in `Draft.build`."""
-        model = runner.built(self.draft, inplace=inplace, again=again)
+    def built(self, runner: Runner, *, inplace: bool) -> Selected:
+        """The same, built; runner: of the dense model.  inplace: as in `Draft.build`."""
+        model = runner.built(self.draft, inplace=inplace)
         return Selected(self.cut, model, self.stages, self.settings, self.judgements, self.candidate)
 
 
@@ -166,14 +166,14 @@ def decide(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, probl
     if not len(problem.held_out_NS):
         return None
     cuts = {name: _cut(mask) for name, mask in candidates.items()}
-    _, start = _judged(cuts, chain, Reference.of(problem), problem)
+    _, first = _judged(cuts, chain, Reference.of(problem), problem)
     return Decision(
         keep_ratio=problem.config.keep_ratio,
-        candidate=start.candidate,
-        plan=Trial(start.cut).plan,
-        stages=start.stages,
-        settings=start.settings,
-        judgements=start.judgements,
+        candidate=first.candidate,
+        plan=Trial(first.cut).plan,
+        stages=first.stages,
+        settings=first.settings,
+        judgements=first.judgements,
     )
 
 
