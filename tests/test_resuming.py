@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from optimum_grasprune import Budget, GRASPConfig, GRASPPruner, RunState
-from optimum_grasprune.errors import GraspruneError
+from optimum_grasprune.errors import GraspruneError, Stopped
 from optimum_grasprune.execution import Resumable, WholeModel
 from optimum_grasprune.execution.run_state import Piece
 from optimum_grasprune.export.checkpoint import read_plan
@@ -101,6 +101,40 @@ def test_stopped_again_and_again(
     expected = prune(None)
     found, runs = until_done(prune, tmp_path / "state", events, monkeypatch)
     assert found == expected and runs > 1
+
+
+IN_PLACE: dict[str, dict[str, Any]] = {
+    "rebuilt, and trained": {},
+    "trained alone": {"compensation": "diagonals"},
+    "refitted, and trained": {"compensation": "refit"},
+}
+
+
+@pytest.mark.parametrize("recipe", IN_PLACE)
+def test_stopped_when_the_dense_model_is_gone(
+    recipe: str, tokenizer: PreTrainedTokenizerFast, corpus_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state is first written on the way out, when the weights by which a model is known are no longer there."""
+    config = GRASPConfig(dataset=str(corpus_file), **{**SMALL, "held_out": 1, **IN_PLACE[recipe]})
+    write_when_due, given = RunState.write_when_due, []
+
+    def stop(state: RunState, *event: Any) -> None:
+        write_when_due(state, *event)
+        if any(tensor.is_meta for tensor in given[-1].state_dict().values()) and state.every:
+            raise KeyboardInterrupt
+
+    def prune(state: RunState) -> dict[str, Any]:
+        given.append(make_model())
+        with state.stoppable():
+            pruned = GRASPPruner(config).prune(given[-1], tokenizer, state=state, inplace=True)
+        pruned.save(output := tmp_path / f"run-{len(given)}")
+        return files(output)
+
+    monkeypatch.setattr(RunState, "write_when_due", stop)
+    with pytest.raises(Stopped, match="the same command goes on from there"):
+        prune(RunState(tmp_path / "state", every=1e9))
+    found = prune(RunState(tmp_path / "state", every=0))
+    assert found == prune_by(config, tokenizer, tmp_path)(None)
 
 
 def test_several_ratios_stopped_again_and_again(

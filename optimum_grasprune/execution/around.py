@@ -56,6 +56,10 @@ class Around(Runner):
         """See `Runner.built`."""
         return self.inner.built(draft, inplace=inplace, again=again)
 
+    def release(self) -> None:
+        """See `Runner.release`."""
+        self.inner.release()
+
     def editing(self, linear: nn.Linear) -> AbstractContextManager[object]:
         """See `Runner.editing`."""
         return self.inner.editing(linear)

@@ -27,6 +27,7 @@ def put_in_place(dense: Runner, pruned: StreamedModel) -> None:
     store = pruned.store
     if store is None:
         raise ValueError("the model is in memory already")
+    dense.release()
     for layer in range(len(dense.family.decoder_layers(dense.model))):
         store.settle(layer)
         blocks = [block for block in dense.blocks if block.units.layer == layer]

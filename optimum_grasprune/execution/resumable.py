@@ -18,6 +18,7 @@ from typing_extensions import Self
 
 from ..errors import GraspruneError
 from ..statistics import Statistic
+from ..surgery import Draft
 from .around import Around
 from .course import Course
 from .distillation import LiveTeacher, Teacher, Teaches
@@ -63,6 +64,17 @@ class Resumable(Around):
     def beside(self, model: PreTrainedModel) -> Self:
         """See `Runner.beside`."""
         return type(self)(self.inner.beside(model), self.state)
+
+    def built(self, draft: Draft, *, inplace: bool = False, again: bool = False) -> PreTrainedModel:
+        """See `Runner.built`."""
+        if inplace:
+            self.release()
+        return super().built(draft, inplace=inplace, again=again)
+
+    def release(self) -> None:
+        """See `Runner.release`; by its weights the model is known again, whenever the state is first written."""
+        self.state.identify()
+        super().release()
 
     def clock(self) -> float:
         """See `Runner.clock`."""

@@ -68,7 +68,7 @@ class RunState:
         """Take up what is there, if anything is; called when all is checked, before any work.
 
         of: what tells the run from others, by name.  contents: more of that, which takes a while to find, and is asked
-        for only where a state is read or written.
+        for only where a state is read or written, or the model is about to change (`identify`).
         Raises CheckpointError where the folder holds the state of another run, or something else.
         """
         self._of = cache(lambda: _as_json({**of, **contents()}))
@@ -82,6 +82,10 @@ class RunState:
         elif not self.resume:
             self.remove()
         self._last = time.monotonic()
+
+    def identify(self) -> None:
+        """Find out now what tells the run from others, after which what it works on may change."""
+        self._of()
 
     def found(self) -> RunIndex | None:
         """What is there and will be taken up, if it is of this run; None where nothing is, or it will be replaced.

@@ -184,6 +184,10 @@ class Runner(ABC):
         """The smaller model of a draft, which `beside` can run; see `Draft.build`."""
         return draft.build(inplace=inplace, again=again)
 
+    def release(self) -> None:
+        """Called before its model gives up weights; who has yet to read them all does so now."""
+        return None
+
     def editing(self, linear: nn.Linear) -> AbstractContextManager[object]:
         """Inside the block the tensors of one of the model's linear maps are in memory, and may be changed for good."""
         return nullcontext(linear)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _SERVER = """
-import json, os, sys
+import json, os, sys, traceback
 import optimum_grasprune.comparison, optimum_grasprune.report, optimum_grasprune.export.checkpoint
 from optimum.commands.optimum_cli import main
 %s
@@ -32,6 +32,8 @@ for line in sys.stdin:
             code = 0
         except SystemExit as stop:
             code = int(stop.code or 0)
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

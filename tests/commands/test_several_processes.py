@@ -60,6 +60,11 @@ class Pair:
         lines = [text.replace("\r", "\n").splitlines() for text in texts]
         return [[line for line in each if line.strip() and not PROGRESS_BAR.search(line)] for each in lines]
 
+    @property
+    def errors(self) -> str:
+        """All lines of both, for what pytest would shorten."""
+        return "\n".join(line for lines in self.printed("err") for line in lines)
+
     def wait_until_met(self) -> None:
         while not all((self.folder / f"met{rank}").exists() for rank in range(2)):
             time.sleep(0.01)
@@ -131,7 +136,7 @@ def test_two_processes_make_what_one_does(
     options = (*export, *SMALL, *RECIPES[recipe])
     pair = start(*options, "--json", tmp_path / "two.json", tmp_path / "two")
     assert cli(*options, tmp_path / "one").code == 0
-    assert pair.codes() == [0, 0], pair.printed("err")
+    assert pair.codes() == [0, 0], pair.errors
     check_same(tmp_path / "one", tmp_path / "two")
     assert (tmp_path / "two.json").exists() and {each.name for each in tmp_path.iterdir()} == {"one", "two", "two.json"}
     assert pair.printed("out")[0] and not pair.printed("out")[1] and not pair.printed("err")[1]
@@ -157,9 +162,9 @@ def test_two_processes_hold_a_model_together(
     assert cli(*options, tmp_path / "one").code == 0
     sharded = (*options, "--runner", "sharded", tmp_path / "two")
     pair = start(*sharded, stops="1 5")
-    assert pair.codes() == [143, 143], pair.printed("err")
+    assert pair.codes() == [143, 143], pair.errors
     pair = start(*sharded)
-    assert pair.codes() == [0, 0], pair.printed("err")
+    assert pair.codes() == [0, 0], pair.errors
     for name in ("keep-0.5", "keep-0.8"):
         check_same(tmp_path / "one" / name, tmp_path / "two" / name)
 
@@ -173,7 +178,7 @@ def test_the_same_command_makes_the_same_bytes(start: Start, export: tuple[objec
 def test_several_ratios(start: Start, export: tuple[object, ...], tmp_path: Path) -> None:
     """The second ratio starts while the first process writes what came of the first."""
     pair = start(*export, 0.7, "--method", "taylor", *SMALL, tmp_path / "out")
-    assert pair.codes() == [0, 0], pair.printed("err")
+    assert pair.codes() == [0, 0], pair.errors
     assert {each.name for each in (tmp_path / "out").iterdir()} == {"keep-0.5", "keep-0.7"}
 
 
