@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,17 +48,18 @@ class Machine:
         device: without a number, the first of its kind, beside which the others may be used.  first: whether these are
         left out: to ask a GPU takes some of its memory, which may be somebody else's.
         """
-        target, folder = _nearest(resolved(output)), tempfile.gettempdir()
+        folder = tempfile.gettempdir()
+        (on_output, its_disk), (on_temporary, other_disk) = _disk_of(resolved(output)), _disk_of(Path(folder))
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
         alone = first or free is None or ":" in str(device)
         others = () if alone else range(1, torch.cuda.device_count())
         return cls(
             host=free_host_memory(),
-            output=shutil.disk_usage(target).free,
-            temporary=shutil.disk_usage(folder).free,
+            output=on_output,
+            temporary=on_temporary,
             device=free,
             devices=(free or 0) + sum(torch.cuda.mem_get_info(number)[0] for number in others),
-            one_disk=os.stat(target).st_dev == os.stat(folder).st_dev,
+            one_disk=its_disk == other_disk,
             name=str(device),
             folder=folder,
             accelerate=find_spec("accelerate") is not None,
@@ -99,6 +101,12 @@ class Machine:
         }[place]
 
 
-def _nearest(folder: Path) -> Path:
-    """A folder, or the nearest above it that is there."""
-    return next(part for part in (folder, *folder.parents) if os.path.isdir(part))
+def _disk_of(folder: Path) -> tuple[int, int]:
+    """Free bytes of the disk that a folder would be on, and the number of that disk.
+
+    What is not there yet may come and go meanwhile: another process of the same run tries whether it can be written.
+    """
+    for part in (folder, *folder.parents):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            return shutil.disk_usage(part).free, os.stat(part).st_dev
+    raise FileNotFoundError(folder)

@@ -52,18 +52,17 @@ class Pair:
     folder: Path
 
     def codes(self) -> list[int]:
-        return [self.children.wait(process) for process in self.processes]
+        """The exit codes, when both have ended."""
+        codes = [self.children.wait(process) for process in self.processes]
+        for lines in self.printed("err"):  # whole, where a test fails
+            print(*lines, sep="\n")
+        return codes
 
     def printed(self, name: str) -> list[list[str]]:
         """The lines of each; bars are left out."""
         texts = [(self.folder / f"{name}{rank}").read_text() for rank in range(2)]
         lines = [text.replace("\r", "\n").splitlines() for text in texts]
         return [[line for line in each if line.strip() and not PROGRESS_BAR.search(line)] for each in lines]
-
-    @property
-    def errors(self) -> str:
-        """All lines of both, for what pytest would shorten."""
-        return "\n".join(line for lines in self.printed("err") for line in lines)
 
     def wait_until_met(self) -> None:
         while not all((self.folder / f"met{rank}").exists() for rank in range(2)):
@@ -136,7 +135,7 @@ def test_two_processes_make_what_one_does(
     options = (*export, *SMALL, *RECIPES[recipe])
     pair = start(*options, "--json", tmp_path / "two.json", tmp_path / "two")
     assert cli(*options, tmp_path / "one").code == 0
-    assert pair.codes() == [0, 0], pair.errors
+    assert pair.codes() == [0, 0]
     check_same(tmp_path / "one", tmp_path / "two")
     assert (tmp_path / "two.json").exists() and {each.name for each in tmp_path.iterdir()} == {"one", "two", "two.json"}
     assert pair.printed("out")[0] and not pair.printed("out")[1] and not pair.printed("err")[1]
@@ -162,9 +161,9 @@ def test_two_processes_hold_a_model_together(
     assert cli(*options, tmp_path / "one").code == 0
     sharded = (*options, "--runner", "sharded", tmp_path / "two")
     pair = start(*sharded, stops="1 5")
-    assert pair.codes() == [143, 143], pair.errors
+    assert pair.codes() == [143, 143]
     pair = start(*sharded)
-    assert pair.codes() == [0, 0], pair.errors
+    assert pair.codes() == [0, 0]
     for name in ("keep-0.5", "keep-0.8"):
         check_same(tmp_path / "one" / name, tmp_path / "two" / name)
 
@@ -178,7 +177,7 @@ def test_the_same_command_makes_the_same_bytes(start: Start, export: tuple[objec
 def test_several_ratios(start: Start, export: tuple[object, ...], tmp_path: Path) -> None:
     """The second ratio starts while the first process writes what came of the first."""
     pair = start(*export, 0.7, "--method", "taylor", *SMALL, tmp_path / "out")
-    assert pair.codes() == [0, 0], pair.errors
+    assert pair.codes() == [0, 0]
     assert {each.name for each in (tmp_path / "out").iterdir()} == {"keep-0.5", "keep-0.7"}
 
 

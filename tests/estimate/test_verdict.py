@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -227,6 +228,24 @@ def test_memory_within_a_limit_of_the_older_kind(tmp_path: Path) -> None:
     (groups / "memory" / "docker" / "1" / "memory.stat").write_text("inactive_file 24\n")
     assert free_host_memory(system, groups, own) == 4096 - 1024 + 24
     assert free_host_memory(tmp_path / "none", groups, tmp_path / "none") > 2**27
+
+
+@pytest.mark.parametrize("when", ["before it is asked", "after"])
+def test_a_folder_that_goes_while_its_disk_is_asked(when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the first of several processes tries whether the output can be written."""
+    (output := tmp_path / "out").mkdir()
+    asked = shutil.disk_usage
+
+    def disk_usage(folder: Path) -> object:
+        if folder == output and when != "after":
+            output.rmdir()
+        found = asked(folder)
+        if folder == output:
+            output.rmdir()
+        return found
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    assert Machine.here(torch.device("cpu"), str(output)).output > 0 and not output.exists()
 
 
 def test_this_machine(tmp_path: Path) -> None:
