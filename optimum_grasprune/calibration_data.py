@@ -19,12 +19,9 @@ from .corpora.standard_library import SPLITS, split_of
 from .errors import DataError, GraspruneError, GraspruneWarning, OptionError
 from .loading import calibration_length
 from .methods import get_method
-from .problem import RecoveryText
+from .problem import NO_TEXTS, NO_TOKENS_NS, RecoveryText, TrainingTexts
 from .record import CalibrationRecord, CorpusRecord
 from .recovery.base import Stage
-
-NO_TOKENS_NS = torch.empty(0, 0, dtype=torch.int64, device="cpu")
-"""The sequences of what looks at no data."""
 
 _CHARACTERS_OF_A_TOKEN = 16
 """Of English, no tokenizer takes so many for one."""
@@ -37,27 +34,23 @@ class Calibration:
     """A corpus and the sequences drawn from it.
 
     tokens_NS: what methods and compensations learn from, shape (N, S).  held_out_NS: what choices are judged on; none
-    where nothing is to be chosen.  recovery_text: what weights are trained on, where they are.
-    further_NS: sequences of the corpus that come after those, for a stage that is trained on more of them.
-    rehearsed_NS: text of another kind, of which a stage learns what the dense model predicts; none where none does.
+    where nothing is to be chosen.  training_texts: what stages are trained on besides.
     """
 
     tokenized: TokenizedCorpus
     tokens_NS: Tensor
     held_out_NS: Tensor
-    recovery_text: RecoveryText | None = None
-    further_NS: Tensor = NO_TOKENS_NS
-    rehearsed_NS: Tensor = NO_TOKENS_NS
+    training_texts: TrainingTexts = NO_TEXTS
 
     @property
     def sequences(self) -> dict[str, Tensor]:
         """All of them by what they are for."""
-        found = {"calibrated on": self.tokens_NS, "held out": self.held_out_NS}
-        if len(self.further_NS):
-            found["trained on besides"] = self.further_NS
-        if len(self.rehearsed_NS):
-            found["rehearsed"] = self.rehearsed_NS
-        if (text := self.recovery_text) is None:
+        found, texts = {"calibrated on": self.tokens_NS, "held out": self.held_out_NS}, self.training_texts
+        if len(texts.further_NS):
+            found["trained on besides"] = texts.further_NS
+        if len(texts.rehearsed_NS):
+            found["rehearsed"] = texts.rehearsed_NS
+        if (text := texts.recovery) is None:
             return found
         return {**found, "trained on": text.tokens_NS, "watched": text.watched_NS}
 
@@ -69,7 +62,7 @@ class Calibration:
             first_tokens=tuple(self.tokenized.first),
             sequences=(count, length),
             held_out_sequences=len(self.held_out_NS),
-            rehearsed_sequences=len(self.rehearsed_NS),
+            rehearsed_sequences=len(self.training_texts.rehearsed_NS),
         )
 
 
@@ -114,22 +107,23 @@ def calibration_for(
         pieces = rehearsal_text(count, _CHARACTERS_OF_A_TOKEN * length)
         return tokenized(pieces).windows(length, count), pieces
 
+    besides = NO_TEXTS
     if any(stage.rehearses for stage in _stages(config)):
         calibrated = len(calibration.tokens_NS)
         asked = config.diagonal_sequences(calibrated, length)
         others = config.rehearsed_sequences(calibrated, length) if may_rehearse else 0
         further_NS = more(calibration, asked - others, config, "diagonal_samples")[calibrated:]
         rehearsed_NS, _ = rehearsed(others)
-        calibration = replace(calibration, further_NS=further_NS, rehearsed_NS=rehearsed_NS)
-    if config.recover == "none":
-        return calibration
-    own, others = config.recovery_sequences(length)
-    if not may_rehearse:
-        own, others = own + others, 0
-    text_NS = more(calibration, own, config, "recover_tokens")
-    rehearsed_NS, pieces = rehearsed(others)
-    watched = tokenized(watched_corpus(corpus, config, pieces))
-    return replace(calibration, recovery_text=recovery_text(calibration, text_NS, rehearsed_NS, watched))
+        besides = TrainingTexts(further_NS, rehearsed_NS)
+    if config.recover != "none":
+        own, others = config.recovery_sequences(length)
+        if not may_rehearse:
+            own, others = own + others, 0
+        text_NS = more(calibration, own, config, "recover_tokens")
+        rehearsed_NS, pieces = rehearsed(others)
+        watched = tokenized(watched_corpus(corpus, config, pieces))
+        besides = replace(besides, recovery=recovery_text(calibration, text_NS, rehearsed_NS, watched))
+    return replace(calibration, training_texts=besides)
 
 
 def rehearses(config: GRASPConfig) -> bool:

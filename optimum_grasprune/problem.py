@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,6 +20,9 @@ from .record import CorpusRecord
 from .sharing import Sharing
 from .statistics import Statistic
 from .units import Budget, UnitInventory
+
+NO_TOKENS_NS = torch.empty(0, 0, dtype=torch.int64, device="cpu")
+"""The sequences of what looks at no data."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,24 @@ class RecoveryText:
 
 
 @dataclass(frozen=True)
+class TrainingTexts:
+    """Sequences beside those that are calibrated on, of the same length, int64, for what is trained on more.
+
+    further_NS: of the corpus, those that come after the calibration sequences, shape (M, S).
+    rehearsed_NS: of another kind, of which a stage learns what the dense model predicts, shape (R, S).
+    recovery: what weights are trained on, where they are.
+    """
+
+    further_NS: Tensor = NO_TOKENS_NS
+    rehearsed_NS: Tensor = NO_TOKENS_NS
+    recovery: RecoveryText | None = None
+
+
+NO_TEXTS = TrainingTexts()
+"""Those of what is trained on nothing else."""
+
+
+@dataclass(frozen=True)
 class Problem:
     """A model to be pruned, to a budget, on data.
 
@@ -58,9 +80,7 @@ class Problem:
     tokens_NS: calibration sequences, shape (N, S), int64; none for a method that needs none.
     held_out_NS: more of them that nothing is trained on, for choosing; none where nothing is to be chosen.
     declared: the statistics that the method, and what makes up for its cut, look at.
-    recovery_text: what weights are trained on, where they are.
-    further_NS: sequences of the corpus that come after those, for a stage that is trained on more, shape (M, S), int64.
-    rehearsed_NS: text of another kind, of which a stage learns what the dense model predicts, shape (R, S), int64.
+    training_texts: more of them, for stages that are trained.
     own_statistic_samples: sequences, at most, that statistics look at where the configuration does not say.
     sharing: the run through several ratios that it is of; None for one of its own.
     inplace: whether the pruned model may be made in the place of the dense one, which nobody needs afterwards.
@@ -73,9 +93,7 @@ class Problem:
     held_out_NS: Tensor
     config: GRASPConfig
     declared: tuple[Statistic[Any], ...] = ()
-    recovery_text: RecoveryText | None = None
-    further_NS: Tensor | None = None
-    rehearsed_NS: Tensor | None = None
+    training_texts: TrainingTexts = NO_TEXTS
     own_statistic_samples: int | None = None
     sharing: Sharing | None = None
     inplace: bool = False

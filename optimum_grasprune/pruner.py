@@ -12,7 +12,7 @@ from pydantic import JsonValue
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .admission import check_model
-from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
+from .calibration_data import Calibration, calibration_for
 from .config import GRASPConfig
 from .corpora import TokenizedCorpus
 from .errors import GraspruneError, OptionError
@@ -25,7 +25,7 @@ from .generation import generation_settings, set_generation
 from .methods import get_method
 from .methods.selection import Selection
 from .numerics import on_plain_torch
-from .problem import Problem
+from .problem import NO_TEXTS, NO_TOKENS_NS, Problem
 from .provenance import budget_of, handed_on, record_of, replayed_numbers, replayed_record, report_numbers, run_of
 from .pruned import PrunedModel
 from .ratios import RatioRun, at_ratios, shared_run
@@ -246,19 +246,16 @@ class GRASPPruner:
         check_can_run(runner, configs[0], self.method.chain_for(configs[0]))
         budgets = [self._budget(runner, config) for config in configs]
         calibration = calibration_for(model, tokenizer, texts, configs[0])
-        tokens_NS = held_out_NS = NO_TOKENS_NS
-        text = further_NS = rehearsed_NS = None
+        tokens_NS, held_out_NS, training_texts = NO_TOKENS_NS, NO_TOKENS_NS, NO_TEXTS
         if calibration is not None:
             tokens_NS, held_out_NS = calibration.tokens_NS, calibration.held_out_NS
-            text, further_NS, rehearsed_NS = calibration.recovery_text, calibration.further_NS, calibration.rehearsed_NS
+            training_texts = calibration.training_texts
         ratios = [config.keep_ratio for config in configs]
         if state is not None:
             sequences = {} if calibration is None else calibration.sequences
             asked: list[JsonValue] = list(ratios)
             runner = Resumable.begun(runner, state, run_of(configs[0], keep_ratios=asked, nested=nested), sequences)
-        first = self.method.problem(
-            runner, budgets[0], tokens_NS, held_out_NS, configs[0], text, further_NS, rehearsed_NS
-        )
+        first = self.method.problem(runner, budgets[0], tokens_NS, held_out_NS, configs[0], training_texts)
         if known is not None:
             first = replace(first, known=known)
         if len(configs) > 1:
@@ -302,7 +299,7 @@ class GRASPPruner:
 def _texts_of(calibration: Calibration) -> list[Source]:
     """The texts that a calibration was read from."""
     sources = corpora("the corpus", calibration.tokenized.corpus.source)
-    text = calibration.recovery_text
+    text = calibration.training_texts.recovery
     if text is not None and text.watched is not None:
         sources += corpora("the text that is watched", text.watched.source)
     return sources

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pydantic import JsonValue
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .calibration_data import NO_TOKENS_NS, Calibration, calibration_for
+from .calibration_data import Calibration, calibration_for
 from .config import CalibrationOptions, GRASPConfig, RecoveryOptions
 from .corpora import source_and_split
 from .corpora.sources import is_missing, names_in
@@ -18,7 +18,7 @@ from .errors import OptionError, PlanError
 from .execution import Peers, Resumable, RunState, runner_for, shared
 from .methods import get_method
 from .numerics import deterministic_algorithms
-from .problem import RecoveryText
+from .problem import NO_TEXTS, NO_TOKENS_NS, RecoveryText
 from .provenance import run_of
 from .record import Record
 from .recovery import stage_names, stages_in
@@ -62,7 +62,7 @@ def replayed(
     if plan.whole_layers and config.compensation != "auto" and stages_in(config.compensation):
         reason = "nothing makes up for whole layers, which the plan drops"
         raise OptionError("compensation", config.compensation, reason)
-    tokens_NS, text, calibration = NO_TOKENS_NS, None, None
+    tokens_NS, texts, calibration = NO_TOKENS_NS, NO_TEXTS, None
     recipe, chain = _recipe_and_chain(plan, origin, config)
     for training in chain.trainings:
         training.check()
@@ -70,9 +70,9 @@ def replayed(
         if origin is not None:
             recipe = _where_texts_lie(recipe, origin, config)
         calibration = _recorded_data(model, tokenizer, recipe, origin)
-        tokens_NS, text = calibration.tokens_NS, calibration.recovery_text
-        if config.recover == "none" and origin is not None and text is not None:
-            _check_watched(text, origin)
+        tokens_NS, texts = calibration.tokens_NS, calibration.training_texts
+        if config.recover == "none" and origin is not None and texts.recovery is not None:
+            _check_watched(texts.recovery, origin)
     runner = shared(runner_for(model), peers or Peers())
     check_can_run(runner, recipe, chain, whole_layers=plan.whole_layers)
     if state is not None:
@@ -83,9 +83,7 @@ def replayed(
         tokens_NS,
         get_method(recipe.method).statistic_samples_for(recipe),
         chain.statistics,
-        text,
-        None if calibration is None else calibration.further_NS,
-        None if calibration is None else calibration.rehearsed_NS,
+        texts,
         gradient_checkpointing=recipe.gradient_checkpointing,
     )
     settings = chain.recorded_settings(None if origin is None else origin.settings)

@@ -224,7 +224,7 @@ class Comparison:
     def _watched_by(self, options: GRASPConfig, model: PreTrainedModel) -> str:
         """Hash of the text that says when weights are trained enough; whatever is too short is refused here."""
         calibration = calibration_for(model, self.tokenizer, self._calibrations[_corpus_key(options)], options)
-        text = None if calibration is None else calibration.recovery_text
+        text = None if calibration is None else calibration.training_texts.recovery
         if text is None or text.watched is None:
             raise ValueError("no weights are trained")
         return text.watched.sha256

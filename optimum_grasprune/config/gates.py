@@ -28,7 +28,7 @@ class GateOptions(Options):
         le=1,
         description="share of the loss, wherever something is trained, that is the divergence from what the dense "
         "model predicts; by default 0.5 for diagonals and recovery, 0.25 for diagonals beside text that is rehearsed, "
-        "0 for scales, 2/3 for ddp, and for gates 0 for a cut of a fifth to 0.5 for a half",
+        "0 for scales, 2/3 for ddp, and for gates 0 for a cut of a fifth to 0.25 for a half",
     )
     gate_kl_weight: Annotated[float | None, Flag("SHARE")] = Field(
         default=None, ge=0, le=1, description="the same for gates alone, whatever it is elsewhere"

@@ -28,12 +28,12 @@ def gate_learning_rate(asked: float | None, cut: float) -> float:
 
 
 def gate_kl_weight(cut: float) -> float:
-    """What `kl_weight=None` is for gates: 0 up to a cut of a fifth, from there in a straight line to 0.5 for a half.
+    """What `kl_weight=None` is for gates: 0 up to a cut of a fifth, from there in a straight line to 0.25 for a half.
 
     cut: as in `gate_learning_rate`. Where little goes, the text alone says best what it needs; where much does, a mask
     that suits what the dense model predicts suits other text better too.
     """
-    return round(min(0.5, max(0.0, (cut - 0.2) / 0.6)), 2)
+    return round(min(0.5, max(0.0, (cut - 0.2) / 1.2)), 2)
 
 
 def teacher_share(config: GRASPConfig, cut: float) -> float:

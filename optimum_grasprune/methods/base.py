@@ -16,7 +16,7 @@ from ..errors import OptionError
 from ..execution import Runner
 from ..families import Family
 from ..loading import count_parameters
-from ..problem import Problem, RecoveryText
+from ..problem import NO_TEXTS, Problem, TrainingTexts
 from ..recovery import stages_in
 from ..recovery.chain import Chain
 from ..statistics import Statistic
@@ -124,9 +124,7 @@ class Method(ABC):
         tokens_NS: Tensor,
         held_out_NS: Tensor,
         config: GRASPConfig,
-        recovery_text: RecoveryText | None = None,
-        further_NS: Tensor | None = None,
-        rehearsed_NS: Tensor | None = None,
+        training_texts: TrainingTexts = NO_TEXTS,
     ) -> Problem:
         """What the method is to solve, in which the statistics of all that looks at any are gathered together."""
         declared = (*self.statistics_for(config), *self.chain_for(config).statistics)
@@ -137,9 +135,7 @@ class Method(ABC):
             held_out_NS,
             config,
             declared,
-            recovery_text=recovery_text,
-            further_NS=further_NS,
-            rehearsed_NS=rehearsed_NS,
+            training_texts=training_texts,
             own_statistic_samples=self.statistic_samples,
         )
 

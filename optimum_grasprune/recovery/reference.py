@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from ..execution import Gathered, Runner, Taught, Teaches
 from ..families import Block, Family, linear_at
-from ..problem import Problem, RecoveryText
+from ..problem import NO_TEXTS, Problem, RecoveryText, TrainingTexts
 from ..sharing import Sharing
 from ..statistics import Statistic
 from ..surgery import feature_indices, in_memory
@@ -52,9 +52,7 @@ class Reference:
     tokens_NS: calibration sequences, shape (N, S), int64; none where no stage looks at any.
     statistic_samples: how many of them, at most, statistics look at.
     statistics: of the dense model, those that the stages declare.
-    text: what weights are trained on, where they are.
-    further_NS: sequences of the calibration corpus that come after those, shape (M, S), int64.
-    rehearsed_NS: text of another kind, of which a stage learns what the dense model predicts, shape (R, S), int64.
+    training_texts: more of them, for stages that are trained.
     taught: what has the dense model say of sequences what it predicts, or had it, and it may be gone.
     sharing: the run through several ratios, where there is one.
     learnt: what a stage's numbers came to, where that is known: of a training for several ratios.
@@ -64,12 +62,10 @@ class Reference:
     tokens_NS: Tensor
     statistic_samples: int
     statistics: Gathered
-    text: RecoveryText | None = None
+    training_texts: TrainingTexts = NO_TEXTS
     sharing: Sharing | None = None
     learnt: Tensor | None = None
     taught: Teaches | None = None
-    further_NS: Tensor | None = None
-    rehearsed_NS: Tensor | None = None
 
     @classmethod
     def of(cls, problem: Problem) -> Reference:
@@ -79,11 +75,9 @@ class Reference:
             problem.tokens_NS,
             len(problem.statistic_tokens_NS),
             problem.statistics,
-            problem.recovery_text,
+            problem.training_texts,
             problem.sharing,
             taught=problem.teacher,
-            further_NS=problem.further_NS,
-            rehearsed_NS=problem.rehearsed_NS,
         )
 
     @classmethod
@@ -93,9 +87,7 @@ class Reference:
         tokens_NS: Tensor,
         statistic_samples: int,
         declared: Iterable[Statistic[Any]] = (),
-        text: RecoveryText | None = None,
-        further_NS: Tensor | None = None,
-        rehearsed_NS: Tensor | None = None,
+        training_texts: TrainingTexts = NO_TEXTS,
         *,
         gradient_checkpointing: bool = False,
     ) -> Reference:
@@ -105,9 +97,7 @@ class Reference:
         """
         sequences_NS = tokens_NS[:statistic_samples]
         statistics = Gathered(runner, declared, sequences_NS, gradient_checkpointing=gradient_checkpointing)
-        return cls(
-            runner, tokens_NS, statistic_samples, statistics, text, further_NS=further_NS, rehearsed_NS=rehearsed_NS
-        )
+        return cls(runner, tokens_NS, statistic_samples, statistics, training_texts)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -122,7 +112,7 @@ class Reference:
     @property
     def recovery_text(self) -> RecoveryText:
         """What weights are trained on: the calibration sequences, unwatched, where nothing else is said."""
-        return self.text or RecoveryText.unwatched(self.tokens_NS)
+        return self.training_texts.recovery or RecoveryText.unwatched(self.tokens_NS)
 
     @property
     def teacher(self) -> Teaches:
@@ -144,10 +134,10 @@ class Reference:
 
         samples: of all together. Returned with them is which are rehearsed, nothing where none is.
         """
-        corpus_NS, rehearsed_NS = self.tokens_NS, self.rehearsed_NS
-        if self.further_NS is not None and len(self.further_NS):
-            corpus_NS = torch.cat([corpus_NS, self.further_NS])
-        if rehearsed_NS is None or not len(rehearsed_NS):
+        corpus_NS, texts = self.tokens_NS, self.training_texts
+        if len(texts.further_NS):
+            corpus_NS = torch.cat([corpus_NS, texts.further_NS])
+        if not len(rehearsed_NS := texts.rehearsed_NS):
             return corpus_NS[:samples], ()
         own_NS = corpus_NS[: max(1, samples - len(rehearsed_NS))]
         order = spread_evenly(len(own_NS), len(rehearsed_NS))

@@ -259,13 +259,13 @@ def test_the_learning_rate_grows_with_the_cut_unless_it_was_asked_for() -> None:
 
 
 def test_the_share_of_the_teacher_by_hand() -> None:
-    assert [gate_kl_weight(cut) for cut in (0.1, 0.2, 0.2001, 0.35, 0.5, 0.8)] == [0, 0, 0, 0.25, 0.5, 0.5]
+    assert [gate_kl_weight(cut) for cut in (0.1, 0.2, 0.2001, 0.32, 0.5, 0.8, 0.9)] == [0, 0, 0, 0.1, 0.25, 0.5, 0.5]
 
 
 @pytest.mark.parametrize(
     ("keep_ratio", "options", "share"),
     [
-        (0.5, {}, 0.5),
+        (0.5, {}, 0.25),
         (0.8, {}, 0),
         (0.5, {"kl_weight": 0.1}, 0.1),
         (0.5, {"gate_kl_weight": 0.0}, 0),

@@ -22,7 +22,7 @@ from optimum_grasprune.export.card import model_card
 from optimum_grasprune.export.checkpoint import load_pruned_model, read_plan
 from optimum_grasprune.families import family_of
 from optimum_grasprune.loading import count_parameters
-from optimum_grasprune.problem import Problem, RecoveryText
+from optimum_grasprune.problem import Problem, RecoveryText, TrainingTexts
 from optimum_grasprune.pruned import PrunedModel
 from optimum_grasprune.recovery.chain import sentence
 from optimum_grasprune.recovery.distill import Distill
@@ -73,7 +73,7 @@ def trained(
     if state is not None:
         state.begin({}, dict)
         problem = replace(problem, runner=Resumable(problem.runner, state))
-    reference = Reference.of(replace(problem, recovery_text=text))
+    reference = Reference.of(replace(problem, training_texts=TrainingTexts(recovery=text)))
     return STAGES[name].from_config(problem.config).train(reference, pruned, plan)
 
 

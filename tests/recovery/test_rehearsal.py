@@ -19,7 +19,7 @@ from optimum_grasprune.corpora import corpus_in_memory, load_corpus, tokenize
 from optimum_grasprune.corpora.sources import rehearsal_text
 from optimum_grasprune.errors import GraspruneError, OptionError
 from optimum_grasprune.execution import Training, WholeModel
-from optimum_grasprune.problem import RecoveryText
+from optimum_grasprune.problem import RecoveryText, TrainingTexts
 from optimum_grasprune.recovery.diagonals import KL_WEIGHT, KL_WEIGHT_REHEARSED, Diagonals, diagonal_learning_rate
 from optimum_grasprune.recovery.fine_tuning import KL_WEIGHT as WEIGHTS_KL_WEIGHT
 from optimum_grasprune.recovery.reference import Reference, spread_evenly
@@ -63,9 +63,9 @@ def test_as_many_as_their_share_and_none_where_nothing_is_rehearsed(
     def drawn(corpus: object = corpus_file, **options: Any) -> torch.Tensor:
         calibration = calibration_for(model, tokenizer, None, config_of(corpus, **options))
         assert calibration is not None
-        assert calibration.describe().rehearsed_sequences == len(calibration.rehearsed_NS)
-        assert ("rehearsed" in calibration.sequences) == bool(len(calibration.rehearsed_NS))
-        return calibration.rehearsed_NS
+        assert calibration.describe().rehearsed_sequences == len(calibration.training_texts.rehearsed_NS)
+        assert ("rehearsed" in calibration.sequences) == bool(len(calibration.training_texts.rehearsed_NS))
+        return calibration.training_texts.rehearsed_NS
 
     assert drawn(rehearsal=0.25).shape == (2, 16) and drawn(rehearsal=0.5).shape == (4, 16)
     assert drawn(rehearsal=0.25, num_samples=3, diagonal_samples=None).shape == (2, 16)
@@ -93,7 +93,8 @@ def test_the_teacher_alone_is_learnt_from_what_is_rehearsed(model: LlamaForCausa
     problem = problem_of(model, config)
     rehearsed_NS = torch.randint(258, (2, 20), generator=torch.Generator().manual_seed(7))
     stage = Diagonals.from_config(config)
-    tokens_NS, training = stage.course(replace(Reference.of(problem), rehearsed_NS=rehearsed_NS), 0.5)
+    reference = replace(Reference.of(problem), training_texts=TrainingTexts(rehearsed_NS=rehearsed_NS))
+    tokens_NS, training = stage.course(reference, 0.5)
     own_NS = problem.tokens_NS
     assert torch.equal(tokens_NS, torch.stack([own_NS[0], rehearsed_NS[0], own_NS[1], rehearsed_NS[1], own_NS[2]]))
     assert training.rehearsed == (False, True, False, True, False) and training.learning_rate == 1e-2
@@ -103,9 +104,7 @@ def test_the_teacher_alone_is_learnt_from_what_is_rehearsed(model: LlamaForCausa
     _, alone = stage.course(Reference.of(problem), 0.2)
     assert alone.rehearsed == () and alone.kl_weight == alone.kl_weight_of(torch.tensor([0])) == KL_WEIGHT
     assert alone.learning_rate == 5e-3
-    _, untaught = Diagonals.from_config(config.model_copy(update={"kl_weight": 0.0})).course(
-        replace(Reference.of(problem), rehearsed_NS=rehearsed_NS), 0.5
-    )
+    _, untaught = Diagonals.from_config(config.model_copy(update={"kl_weight": 0.0})).course(reference, 0.5)
     assert untaught.taught and untaught.kl_weight_of(torch.tensor([0])).tolist() == [0.0]  # type: ignore[union-attr]
 
 
@@ -113,7 +112,9 @@ def test_what_comes_next_in_it_is_of_no_account(model: LlamaForCausalLM) -> None
     """The dense model has nothing to learn from itself of what is rehearsed, however badly it predicts that."""
     config = GRASPConfig(method="random", compensation="diagonals", keep_ratio=0.6, diagonal_samples=5)
     rehearsed_NS = torch.randint(258, (2, 20), generator=torch.Generator().manual_seed(7))
-    reference = replace(Reference.of(problem_of(model, config)), rehearsed_NS=rehearsed_NS)
+    reference = replace(
+        Reference.of(problem_of(model, config)), training_texts=TrainingTexts(rehearsed_NS=rehearsed_NS)
+    )
     tokens_NS, training = Diagonals.from_config(config).course(reference, 0.5)
     runner = reference.runner
     assert isinstance(runner, WholeModel)
@@ -155,9 +156,9 @@ def recovery_text_of(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, corpus: object, **options: Any
 ) -> RecoveryText:
     calibration = calibration_for(model, tokenizer, None, config_of(corpus, **{**RECOVERY, **options}))
-    assert calibration is not None and calibration.recovery_text is not None
-    assert torch.equal(calibration.sequences["trained on"], calibration.recovery_text.tokens_NS)
-    return calibration.recovery_text
+    assert calibration is not None and calibration.training_texts.recovery is not None
+    assert torch.equal(calibration.sequences["trained on"], calibration.training_texts.recovery.tokens_NS)
+    return calibration.training_texts.recovery
 
 
 def test_a_recovery_has_a_share_of_it_among_its_tokens(
@@ -224,14 +225,16 @@ def test_diagonals_are_trained_on_more_of_the_corpus_than_is_calibrated_on(
         return found
 
     by_default = drawn(diagonal_samples=None)
-    assert [len(part) for part in (by_default.tokens_NS, by_default.further_NS, by_default.rehearsed_NS)] == [6, 3, 3]
-    assert torch.equal(by_default.sequences["trained on besides"], by_default.further_NS)
+    own_NS, texts = by_default.tokens_NS, by_default.training_texts
+    assert [len(part) for part in (own_NS, texts.further_NS, texts.rehearsed_NS)] == [6, 3, 3]
+    assert torch.equal(by_default.sequences["trained on besides"], texts.further_NS)
     whole = drawn(num_samples=9)
-    assert torch.equal(torch.cat([by_default.tokens_NS, by_default.further_NS]), whole.tokens_NS)
-    assert not len(whole.further_NS) and "trained on besides" not in whole.sequences
-    unrehearsed = drawn(diagonal_samples=10, rehearsal=0)
+    assert torch.equal(torch.cat([own_NS, texts.further_NS]), whole.tokens_NS)
+    assert not len(whole.training_texts.further_NS) and "trained on besides" not in whole.sequences
+    unrehearsed = drawn(diagonal_samples=10, rehearsal=0).training_texts
     assert (len(unrehearsed.further_NS), len(unrehearsed.rehearsed_NS)) == (4, 0)
-    assert not len(drawn(compensation="scales").further_NS) and not len(drawn(method="flap").further_NS)
+    for untrained in ({"compensation": "scales"}, {"method": "flap"}):
+        assert not len(drawn(**untrained).training_texts.further_NS)
     with pytest.raises(OptionError, match="diagonal_samples=100000: the calibration corpus .* which hold only"):
         drawn(diagonal_samples=10**5)
 
@@ -240,10 +243,10 @@ def test_they_come_after_the_calibration_sequences(model: LlamaForCausalLM) -> N
     config = GRASPConfig(method="random", compensation="diagonals", keep_ratio=0.6, diagonal_samples=6)
     problem = problem_of(model, config)
     own_NS, further_NS, rehearsed_NS = problem.tokens_NS[:3].split(1)
-    reference = replace(Reference.of(problem), tokens_NS=own_NS, further_NS=further_NS)
+    reference = replace(Reference.of(problem), tokens_NS=own_NS, training_texts=TrainingTexts(further_NS))
     both_NS, rehearsed = reference.trained_on_both(6)
     assert torch.equal(both_NS, torch.cat([own_NS, further_NS])) and rehearsed == ()
-    both_NS, rehearsed = replace(reference, rehearsed_NS=rehearsed_NS).trained_on_both(6)
+    both_NS, rehearsed = replace(reference, training_texts=TrainingTexts(further_NS, rehearsed_NS)).trained_on_both(6)
     kept = [place for place, flag in enumerate(rehearsed) if not flag]
     assert torch.equal(both_NS[kept], torch.cat([own_NS, further_NS])) and len(both_NS) == 3
     assert torch.equal(Scales.from_config(config).course(reference, 0.5)[0], own_NS)  # keep to what is calibrated on
