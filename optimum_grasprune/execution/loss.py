@@ -5,11 +5,16 @@ Shape suffixes: B batch, S sequence, P predictions, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+IN_CACHE = 2**20
+"""Logits that a CPU makes a loss of at once, 4 MiB in fp32: a pass over those of a whole sequence waits for memory."""
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -22,9 +27,23 @@ def next_token_loss(logits_BSV: Tensor, tokens_BS: Tensor, reduction: Literal["m
 
     Returns a scalar, or shape (B, S - 1) with reduction "none".
     """
-    logits = logits_BSV[:, :-1].to(wide_dtype(logits_BSV.dtype)).flatten(0, 1)
-    losses = functional.cross_entropy(logits, tokens_BS[:, 1:].flatten(), reduction=reduction)
+    next_P = tokens_BS[:, 1:].flatten()
+    if reduction == "mean" and logits_BSV.requires_grad:
+        return _ByRows.apply(logits_BSV, partial(_next_token_loss, next_P=next_P))
+    logits_PV = logits_BSV[:, :-1].to(wide_dtype(logits_BSV.dtype)).flatten(0, 1)
+    losses = functional.cross_entropy(logits_PV, next_P, reduction=reduction)
     return losses if reduction == "mean" else losses.view(tokens_BS.shape[0], -1)
+
+
+def _next_token_loss(logits_PV: Tensor, part: slice, next_P: Tensor) -> tuple[Tensor, Tensor]:
+    """What some predictions add to the mean, the gradient of that by their logits. next_P: of all predictions."""
+    logits_PV = logits_PV.detach().requires_grad_()
+    with torch.enable_grad():
+        wide_PV = logits_PV.to(wide_dtype(logits_PV.dtype))
+        loss = functional.cross_entropy(wide_PV, next_P[part], reduction="sum")
+    share = torch.ones_like(loss) / len(next_P)
+    (gradient_PV,) = torch.autograd.grad(loss, logits_PV, share)
+    return loss.detach() * share, gradient_PV
 
 
 def distillation_loss(logits_BSV: Tensor, tokens_BS: Tensor, teacher_BSV: Tensor, kl_weight: float | Tensor) -> Tensor:
@@ -35,7 +54,12 @@ def distillation_loss(logits_BSV: Tensor, tokens_BS: Tensor, teacher_BSV: Tensor
     """
     next_BP = tokens_BS[:, 1:]
     weight = of_predictions(kl_weight, next_BP, wide_dtype(logits_BSV.dtype))
-    return _Distillation.apply(logits_BSV[:, :-1], next_BP, teacher_BSV[:, :-1], weight)
+    next_P, weight_P, taught_PV = next_BP.flatten(), weight.flatten(), teacher_BSV[:, :-1].flatten(0, 1)
+
+    def of_rows(logits_PV: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        return mixed_loss(logits_PV, next_P[part], taught_PV[part], weight_P[part], len(next_P))
+
+    return _ByRows.apply(logits_BSV, of_rows)
 
 
 def of_predictions(kl_weight: float | Tensor, next_BP: Tensor, dtype: torch.dtype) -> Tensor:
@@ -50,7 +74,7 @@ def mixed_loss(
 ) -> tuple[Tensor, Tensor]:
     """(what some predictions add to `distillation_loss`, the gradient of that by their logits).
 
-    next_P: the tokens that come; there may be more axes before V.  teacher_PV: None for cross-entropy alone, whatever
+    next_P: the tokens that come.  teacher_PV: None for cross-entropy alone, whatever
     the weights are.  weight_P: what `of_predictions` gives, in the shape of next_P.  count: predictions that the mean
     is over, these among them; 1 for a sum.
     The gradient, (p − (1 − w) onehot − w q) / count, falls out of the forward pass: shape (P, V), in the logits' dtype.
@@ -73,14 +97,34 @@ def mixed_loss(
     return loss / count, gradient.div_(count).to(logits_PV.dtype)
 
 
-class _Distillation(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits_BPV: Tensor, next_BP: Tensor, teacher_BPV: Tensor, weight_BP: Tensor) -> Tensor:
-        loss, gradient = mixed_loss(logits_BPV, next_BP, teacher_BPV, weight_BP, next_BP.numel())
-        ctx.save_for_backward(gradient)
-        return loss
+class _ByRows(torch.autograd.Function):
+    """The sum of what parts of all predictions come to, whose gradients are worked out with them, in the same bits.
+
+    of_rows: from the logits of some predictions, and which these are, to what they add, and the gradient of that.
+    """
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream.to(gradient.dtype), None, None, None
+    def forward(ctx: Any, logits_BSV: Tensor, of_rows: Callable[[Tensor, slice], tuple[Tensor, Tensor]]) -> Tensor:
+        gradient_BSV, losses = torch.empty_like(logits_BSV), []
+        gradient_BSV[:, -1] = 0  # the last token of a sequence predicts none that is there
+        predictions = logits_BSV.shape[1] - 1
+        for number, (logits_SV, gradient_SV) in enumerate(zip(logits_BSV, gradient_BSV, strict=True)):
+            before = number * predictions
+            for first, behind in _rows(predictions, logits_SV):
+                part = slice(before + first, before + behind)
+                loss, gradient_SV[first:behind] = of_rows(logits_SV[first:behind], part)
+                losses.append(loss)
+        ctx.save_for_backward(gradient_BSV)
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        (gradient_BSV,) = ctx.saved_tensors
+        return gradient_BSV * upstream.to(gradient_BSV.dtype), None
+
+
+def _rows(count: int, logits_SV: Tensor) -> Iterator[tuple[int, int]]:
+    """First and behind the last of predictions that are worked on together; all of them on a GPU, which would wait."""
+    together = max(1, IN_CACHE // logits_SV.shape[1]) if logits_SV.device.type == "cpu" else count
+    for first in range(0, count, together):
+        yield first, min(first + together, count)
