@@ -30,7 +30,8 @@ def logits(tokens: int, vocabulary: int, element: int, *, backward: bool = False
 
     Forward: logits, their fp32 copy and its log-softmax. Backward: the log-softmax and two gradients. With a teacher:
     both logits, both log-softmaxes, the teacher's probabilities, and two products. Of a large vocabulary they are there
-    for as many tokens as `chunks.MOST_LOGITS` says.
+    for as many tokens as `chunks.MOST_LOGITS` says. A CPU takes less of what does not fit its cache (`loss.IN_CACHE`),
+    which is not counted on.
     """
     tokens = min(tokens, max(1, MOST_LOGITS // vocabulary))
     forward = element + FP32 + (FP32 if element < FP32 else 0)

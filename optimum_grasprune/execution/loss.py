@@ -5,7 +5,7 @@ Shape suffixes: B batch, S sequence, P predictions, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -28,7 +28,7 @@ def next_token_loss(logits_BSV: Tensor, tokens_BS: Tensor, reduction: Literal["m
     Returns a scalar, or shape (B, S - 1) with reduction "none".
     """
     next_P = tokens_BS[:, 1:].flatten()
-    if reduction == "mean" and logits_BSV.requires_grad:
+    if reduction == "mean" and logits_BSV.requires_grad and _waits_for_memory(logits_BSV):
         return _ByRows.apply(logits_BSV, partial(_next_token_loss, next_P=next_P))
     logits_PV = logits_BSV[:, :-1].to(wide_dtype(logits_BSV.dtype)).flatten(0, 1)
     losses = functional.cross_entropy(logits_PV, next_P, reduction=reduction)
@@ -53,8 +53,10 @@ def distillation_loss(logits_BSV: Tensor, tokens_BS: Tensor, teacher_BSV: Tensor
     the gradient is kept for the backward pass, in the logits' dtype. A scalar; 0 for w = 1 where both predict the same.
     """
     next_BP = tokens_BS[:, 1:]
-    weight = of_predictions(kl_weight, next_BP, wide_dtype(logits_BSV.dtype))
-    next_P, weight_P, taught_PV = next_BP.flatten(), weight.flatten(), teacher_BSV[:, :-1].flatten(0, 1)
+    weight_BP = of_predictions(kl_weight, next_BP, wide_dtype(logits_BSV.dtype))
+    if not _waits_for_memory(logits_BSV):
+        return _Distillation.apply(logits_BSV[:, :-1], next_BP, teacher_BSV[:, :-1], weight_BP)
+    next_P, weight_P, taught_PV = next_BP.flatten(), weight_BP.flatten(), teacher_BSV[:, :-1].flatten(0, 1)
 
     def of_rows(logits_PV: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         return mixed_loss(logits_PV, next_P[part], taught_PV[part], weight_P[part], len(next_P))
@@ -74,7 +76,7 @@ def mixed_loss(
 ) -> tuple[Tensor, Tensor]:
     """(what some predictions add to `distillation_loss`, the gradient of that by their logits).
 
-    next_P: the tokens that come.  teacher_PV: None for cross-entropy alone, whatever
+    next_P: the tokens that come; there may be more axes before V.  teacher_PV: None for cross-entropy alone, whatever
     the weights are.  weight_P: what `of_predictions` gives, in the shape of next_P.  count: predictions that the mean
     is over, these among them; 1 for a sum.
     The gradient, (p − (1 − w) onehot − w q) / count, falls out of the forward pass: shape (P, V), in the logits' dtype.
@@ -97,20 +99,42 @@ def mixed_loss(
     return loss / count, gradient.div_(count).to(logits_PV.dtype)
 
 
-class _ByRows(torch.autograd.Function):
-    """The sum of what parts of all predictions come to, whose gradients are worked out with them, in the same bits.
+class _Distillation(torch.autograd.Function):
+    """All predictions at once."""
 
-    of_rows: from the logits of some predictions, and which these are, to what they add, and the gradient of that.
+    @staticmethod
+    def forward(ctx: Any, logits_BPV: Tensor, next_BP: Tensor, teacher_BPV: Tensor, weight_BP: Tensor) -> Tensor:
+        loss, gradient = mixed_loss(logits_BPV, next_BP, teacher_BPV, weight_BP, next_BP.numel())
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * upstream.to(gradient.dtype), None, None, None
+
+
+def _waits_for_memory(logits_BSV: Tensor) -> bool:
+    """Whether a loss of all of them at once does: on a CPU, whose cache they do not fit. A GPU waits for each order."""
+    return logits_BSV.device.type == "cpu" and logits_BSV.numel() > IN_CACHE
+
+
+class _ByRows(torch.autograd.Function):
+    """The sum of what a few predictions after the other come to, whose gradients are worked out with them.
+
+    of_rows: from the logits of some predictions, and which these are, to what they add, and the gradient of that. The
+    gradients are those of all predictions at once, in the same bits.
     """
 
     @staticmethod
     def forward(ctx: Any, logits_BSV: Tensor, of_rows: Callable[[Tensor, slice], tuple[Tensor, Tensor]]) -> Tensor:
         gradient_BSV, losses = torch.empty_like(logits_BSV), []
         gradient_BSV[:, -1] = 0  # the last token of a sequence predicts none that is there
-        predictions = logits_BSV.shape[1] - 1
+        predictions, together = logits_BSV.shape[1] - 1, max(1, IN_CACHE // logits_BSV.shape[2])
         for number, (logits_SV, gradient_SV) in enumerate(zip(logits_BSV, gradient_BSV, strict=True)):
             before = number * predictions
-            for first, behind in _rows(predictions, logits_SV):
+            for first in range(0, predictions, together):
+                behind = min(first + together, predictions)
                 part = slice(before + first, before + behind)
                 loss, gradient_SV[first:behind] = of_rows(logits_SV[first:behind], part)
                 losses.append(loss)
@@ -121,10 +145,3 @@ class _ByRows(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
         (gradient_BSV,) = ctx.saved_tensors
         return gradient_BSV * upstream.to(gradient_BSV.dtype), None
-
-
-def _rows(count: int, logits_SV: Tensor) -> Iterator[tuple[int, int]]:
-    """First and behind the last of predictions that are worked on together; all of them on a GPU, which would wait."""
-    together = max(1, IN_CACHE // logits_SV.shape[1]) if logits_SV.device.type == "cpu" else count
-    for first in range(0, count, together):
-        yield first, min(first + together, count)
