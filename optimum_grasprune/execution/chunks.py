@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .loss import mixed_loss, of_predictions, wide_dtype
+from .loss import LossWithGradient, mixed_loss, of_predictions, wide_dtype
 
 MOST_LOGITS = 2**26
 """Logits that are worked out at once, 256 MiB in fp32: all 512 tokens of a sequence where the vocabulary is 128 k or
@@ -95,40 +94,22 @@ def chunked_loss(
             taught_PV = teacher.logits(taught_PD[part]).to(logits_PV.device)
         return mixed_loss(logits_PV, next_P[part], taught_PV, weight_P[part], count)
 
-    parts = list(chunks(len(next_P), vocabulary))
-    return _ByChunks.apply(predicted.hidden_PD, predicted.logits, of_chunk, parts)
-
-
-def _next(tokens_BS: Tensor, predicted: Predictions) -> Tensor:
-    return tokens_BS[:, 1:].flatten().to(predicted.hidden_BSD.device)
-
-
-class _ByChunks(torch.autograd.Function):
-    """The sum of what chunks come to; each goes back through the head right behind its forward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_PD: Tensor,
-        logits: Callable[[Tensor], Tensor],
-        of_chunk: Callable[[slice, Tensor], tuple[Tensor, Tensor]],
-        parts: list[slice],
-    ) -> Tensor:
+    def by_chunks(hidden_PD: Tensor) -> tuple[Tensor, Tensor]:  # each goes back through the head at once
         gradient_PD = torch.empty_like(hidden_PD)
 
         def run(part: slice) -> Tensor:  # when it returns, the chunk's logits are gone
             part_PD = hidden_PD[part].detach().requires_grad_()
             with torch.enable_grad():
-                logits_PV = logits(part_PD)
+                logits_PV = predicted.logits(part_PD)
             loss, gradient_PV = of_chunk(part, logits_PV.detach())
             (gradient_PD[part],) = torch.autograd.grad(logits_PV, part_PD, gradient_PV)
             return loss
 
-        losses = [run(part) for part in parts]
-        ctx.save_for_backward(gradient_PD)
-        return torch.stack(losses).sum()
+        losses = [run(part) for part in chunks(len(next_P), vocabulary)]
+        return torch.stack(losses).sum(), gradient_PD
 
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient_PD,) = ctx.saved_tensors
-        return gradient_PD * upstream.to(gradient_PD.dtype), None, None, None
+    return LossWithGradient.apply(predicted.hidden_PD, by_chunks)
+
+
+def _next(tokens_BS: Tensor, predicted: Predictions) -> Tensor:
+    return tokens_BS[:, 1:].flatten().to(predicted.hidden_BSD.device)

@@ -29,7 +29,7 @@ def next_token_loss(logits_BSV: Tensor, tokens_BS: Tensor, reduction: Literal["m
     """
     next_P = tokens_BS[:, 1:].flatten()
     if reduction == "mean" and logits_BSV.requires_grad and _waits_for_memory(logits_BSV):
-        return _ByRows.apply(logits_BSV, partial(_next_token_loss, next_P=next_P))
+        return LossWithGradient.apply(logits_BSV, partial(_by_rows, of_rows=partial(_next_token_loss, next_P=next_P)))
     logits_PV = logits_BSV[:, :-1].to(wide_dtype(logits_BSV.dtype)).flatten(0, 1)
     losses = functional.cross_entropy(logits_PV, next_P, reduction=reduction)
     return losses if reduction == "mean" else losses.view(tokens_BS.shape[0], -1)
@@ -55,13 +55,14 @@ def distillation_loss(logits_BSV: Tensor, tokens_BS: Tensor, teacher_BSV: Tensor
     next_BP = tokens_BS[:, 1:]
     weight_BP = of_predictions(kl_weight, next_BP, wide_dtype(logits_BSV.dtype))
     if not _waits_for_memory(logits_BSV):
-        return _Distillation.apply(logits_BSV[:, :-1], next_BP, teacher_BSV[:, :-1], weight_BP)
+        of_all = (next_BP, teacher_BSV[:, :-1], weight_BP, next_BP.numel())
+        return LossWithGradient.apply(logits_BSV[:, :-1], lambda logits_BPV: mixed_loss(logits_BPV, *of_all))
     next_P, weight_P, taught_PV = next_BP.flatten(), weight_BP.flatten(), teacher_BSV[:, :-1].flatten(0, 1)
 
     def of_rows(logits_PV: Tensor, part: slice) -> tuple[Tensor, Tensor]:
         return mixed_loss(logits_PV, next_P[part], taught_PV[part], weight_P[part], len(next_P))
 
-    return _ByRows.apply(logits_BSV, of_rows)
+    return LossWithGradient.apply(logits_BSV, partial(_by_rows, of_rows=of_rows))
 
 
 def of_predictions(kl_weight: float | Tensor, next_BP: Tensor, dtype: torch.dtype) -> Tensor:
@@ -99,19 +100,24 @@ def mixed_loss(
     return loss / count, gradient.div_(count).to(logits_PV.dtype)
 
 
-class _Distillation(torch.autograd.Function):
-    """All predictions at once."""
+class LossWithGradient(torch.autograd.Function):
+    """A loss whose gradient falls out of the forward pass, so that nothing else of it is kept for the backward pass.
+
+    work: from what the gradient is taken by, to the loss, and the gradient, of the same shape and dtype.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits_BPV: Tensor, next_BP: Tensor, teacher_BPV: Tensor, weight_BP: Tensor) -> Tensor:
-        loss, gradient = mixed_loss(logits_BPV, next_BP, teacher_BPV, weight_BP, next_BP.numel())
+    def forward(ctx: Any, given: Tensor, work: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
+        """The loss."""
+        loss, gradient = work(given)
         ctx.save_for_backward(gradient)
         return loss
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        """What was kept, by what comes from above."""
         (gradient,) = ctx.saved_tensors
-        return gradient * upstream.to(gradient.dtype), None, None, None
+        return gradient * upstream.to(gradient.dtype), None
 
 
 def _waits_for_memory(logits_BSV: Tensor) -> bool:
@@ -119,29 +125,19 @@ def _waits_for_memory(logits_BSV: Tensor) -> bool:
     return logits_BSV.device.type == "cpu" and logits_BSV.numel() > IN_CACHE
 
 
-class _ByRows(torch.autograd.Function):
-    """The sum of what a few predictions after the other come to, whose gradients are worked out with them.
+def _by_rows(logits_BSV: Tensor, of_rows: Callable[[Tensor, slice], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The sum of what a few predictions after the other come to; its gradient has the bits of all of them at once.
 
-    of_rows: from the logits of some predictions, and which these are, to what they add, and the gradient of that. The
-    gradients are those of all predictions at once, in the same bits.
+    of_rows: from the logits of some predictions, and which these are, to what they add, and the gradient of that.
     """
-
-    @staticmethod
-    def forward(ctx: Any, logits_BSV: Tensor, of_rows: Callable[[Tensor, slice], tuple[Tensor, Tensor]]) -> Tensor:
-        gradient_BSV, losses = torch.empty_like(logits_BSV), []
-        gradient_BSV[:, -1] = 0  # the last token of a sequence predicts none that is there
-        predictions, together = logits_BSV.shape[1] - 1, max(1, IN_CACHE // logits_BSV.shape[2])
-        for number, (logits_SV, gradient_SV) in enumerate(zip(logits_BSV, gradient_BSV, strict=True)):
-            before = number * predictions
-            for first in range(0, predictions, together):
-                behind = min(first + together, predictions)
-                part = slice(before + first, before + behind)
-                loss, gradient_SV[first:behind] = of_rows(logits_SV[first:behind], part)
-                losses.append(loss)
-        ctx.save_for_backward(gradient_BSV)
-        return torch.stack(losses).sum()
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        (gradient_BSV,) = ctx.saved_tensors
-        return gradient_BSV * upstream.to(gradient_BSV.dtype), None
+    gradient_BSV, losses = torch.empty_like(logits_BSV), []
+    gradient_BSV[:, -1] = 0  # the last token of a sequence predicts none that is there
+    predictions, together = logits_BSV.shape[1] - 1, max(1, IN_CACHE // logits_BSV.shape[2])
+    for number, (logits_SV, gradient_SV) in enumerate(zip(logits_BSV, gradient_BSV, strict=True)):
+        before = number * predictions
+        for first in range(0, predictions, together):
+            behind = min(first + together, predictions)
+            part = slice(before + first, before + behind)
+            loss, gradient_SV[first:behind] = of_rows(logits_SV[first:behind], part)
+            losses.append(loss)
+    return torch.stack(losses).sum(), gradient_BSV
