@@ -15,11 +15,21 @@ def check_can_run(runner: Runner, config: GRASPConfig, chain: Chain, *, whole_la
     """Raise OptionError for what a runner cannot do with its model. whole_layers: whether a plan drops some."""
     if runner.in_memory and not is_dispatched(runner.model):
         return
+    if (refused := refusal(config, chain, in_memory=runner.in_memory, whole_layers=whole_layers)) is not None:
+        raise refused
+
+
+def refusal(config: GRASPConfig, chain: Chain, *, in_memory: bool, whole_layers: bool = False) -> OptionError | None:
+    """What a runner answers that offloads, or, where it has no model in memory, goes layer by layer; None if it can.
+
+    whole_layers: whether a plan drops some.
+    """
     if config.pattern != "units":
-        raise OptionError("pattern", config.pattern, f"cuts single weights, and {_WHOLE}")
-    if runner.in_memory:
-        return
+        return OptionError("pattern", config.pattern, f"cuts single weights, and {_WHOLE}")
+    if in_memory:
+        return None
     if whole_layers or config.method == "block_influence":
-        raise OptionError("method", config.method, f"drops whole layers, and {_WHOLE}")
+        return OptionError("method", config.method, f"drops whole layers, and {_WHOLE}")
     if chain.trainings:
-        raise OptionError("recover", config.recover, f"trains the weights, and {_WHOLE}")
+        return OptionError("recover", config.recover, f"trains the weights, and {_WHOLE}")
+    return None

@@ -4,7 +4,7 @@ from .forecast import Forecast
 from .job import Job, runners_for
 from .machine import Machine
 from .needs import Needs, Part, Stage, needs_of
-from .verdict import Estimate, estimated, require_fit
+from .verdict import Estimate, estimated, known_runners, require_fit
 from .work import Work, works_of
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Stage",
     "Work",
     "estimated",
+    "known_runners",
     "needs_of",
     "require_fit",
     "runners_for",

@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..config import RunnerName
 from ..errors import ResourceError
+from ..running import refusal
 from .job import Job, runners_for
 from .machine import Machine
 from .needs import Needs, Part, Place, needs_of
@@ -132,8 +133,14 @@ def estimated(job: Job, machine: Machine, asked: RunnerName | Literal["auto"] = 
 
 def known_runners(job: Job, machine: Machine) -> list[RunnerName]:
     """Those that a job could be done by: accelerate offloads, and on the host's memory alone that gains nothing."""
-    offloads = machine.accelerate and not job.is_on_host
-    return [runner for runner in runners_for(job.processes) if runner != "offloaded" or offloads]
+
+    def can(runner: RunnerName) -> bool:
+        offloads = runner == "offloaded"
+        if offloads and (job.is_on_host or not machine.accelerate):
+            return False
+        return runner == "whole" or refusal(job.config, job.chain, in_memory=offloads) is None
+
+    return [runner for runner in runners_for(job.processes) if can(runner)]
 
 
 def _largest(shortages: Sequence[Shortage]) -> Shortage:

@@ -32,7 +32,7 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*_: object, **__: object) -> None:
         raise AssertionError("weights are read")
 
-    monkeypatch.setattr("optimum_grasprune.loading.load_model", read)
+    monkeypatch.setattr("optimum_grasprune.execution.placed.load_model", read)
 
 
 def test_a_dry_run_prints_needs_and_reads_no_weights(

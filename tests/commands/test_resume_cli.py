@@ -112,7 +112,7 @@ def test_a_run_that_is_refused_leaves_no_state(export: Cli, tmp_path: Path, monk
 def test_what_lies_in_the_way_is_said_before_the_model_is_read(
     export: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("optimum_grasprune.loading.load_model", lambda *_, **__: pytest.fail("it was read"))
+    monkeypatch.setattr("optimum_grasprune.execution.placed.load_model", lambda *_, **__: pytest.fail("it was read"))
     state = tmp_path / ".out.grasprune-state"
     state.mkdir()
     (state / "notes.txt").write_text("mine")

@@ -16,7 +16,7 @@ from torch import Tensor
 from optimum_grasprune import GRASPConfig
 from optimum_grasprune.dummy import shape_config
 from optimum_grasprune.errors import ResourceError
-from optimum_grasprune.estimate import Estimate, Job, Machine, estimated, needs_of, require_fit
+from optimum_grasprune.estimate import Estimate, Job, Machine, estimated, known_runners, needs_of, require_fit
 from optimum_grasprune.estimate.machine import free_host_memory
 from optimum_grasprune.estimate.verdict import alternatives, in_gib
 from optimum_grasprune.execution import Peers
@@ -102,6 +102,24 @@ def test_the_first_runner_that_fits() -> None:
     assert asked.needs.runner == "streamed" and not why
     nothing, why = estimated(job(), replace(ROOMY, host=0, device=0, devices=0))
     assert nothing.needs.runner == "whole" and nothing.shortages and not why
+
+
+@pytest.mark.parametrize(
+    ("options", "can"),
+    [
+        ({}, ["whole", "offloaded", "streamed"]),
+        ({"recover": "distill"}, ["whole", "offloaded"]),
+        ({"method": "block_influence"}, ["whole", "offloaded"]),
+        ({"method": "statistical", "pattern": "2:4"}, ["whole"]),
+    ],
+)
+def test_no_runner_is_chosen_or_named_that_would_refuse(options: dict[str, Any], can: list[str]) -> None:
+    assert known_runners(job(**options), ROOMY) == can
+    nothing = replace(ROOMY, host=0, device=0, devices=0)
+    named = {words for words, _ in alternatives(job(**options), nothing) if words.startswith("--runner")}
+    assert named == {f"--runner {runner}" for runner in can[1:]}
+    several = replace(job(**options), processes=2)
+    assert known_runners(several, ROOMY) == ["whole", *(["sharded", "streamed"] if can[2:] else [])]
 
 
 def test_one_with_all_that_it_needs_comes_before_one_that_can_just_run() -> None:
