@@ -28,7 +28,7 @@ import torch
 
 from optimum_grasprune import GRASPConfig
 from optimum_grasprune.dummy import Dummy, shape_config, write_dummy
-from optimum_grasprune.estimate import Estimate, Job, Machine, runners_for
+from optimum_grasprune.estimate import Estimate, Job, Machine, known_runners
 from optimum_grasprune.record import installed_versions
 from optimum_grasprune.record.stored import OPTIONAL, Stored
 from optimum_grasprune.writing import write_file, write_json
@@ -259,7 +259,8 @@ RECIPES: dict[str, dict[str, object]] = {
     "default, ρ = 0.8": {"keep_ratio": 0.8},
     "gates alone": {"compensation": "none"},
     "fasp": {"method": "fasp"},
-    "recover distill": {"recover": "distill"},
+    "default, recover lora": {"recover": "lora"},
+    "default, recover distill": {"recover": "distill"},
 }
 
 
@@ -270,7 +271,7 @@ def ways(recipe: Mapping[str, object], shape: str) -> Iterator[tuple[str, Job]]:
     yield "whole", Job.of(config, model, device="cuda")
     again = config.model_copy(update={"gradient_checkpointing": True})
     yield "whole, recomputing", Job.of(again, model, device="cuda")
-    for runner in runners_for(1)[1:]:
+    for runner in known_runners(Job.of(config, model, device="cuda"), Machine(0, 0, 0))[1:]:
         yield runner, Job.of(again if runner == "offloaded" else config, model, device="cuda", runner=runner)
 
 

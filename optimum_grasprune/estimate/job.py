@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -14,14 +15,17 @@ from ..calibration_data import rehearses
 from ..config import GRASPConfig, RunnerName
 from ..corpora.sequences import CALIBRATION_TOKENS
 from ..corpora.sources import SAMPLED, names_in
+from ..execution import may_be_held
 from ..families import family_of
 from ..gates.train import teacher_share
 from ..loading import calibration_length, empty_model
 from ..methods import get_method
 from ..methods.base import Method
 from ..methods.ddp import KL_WEIGHT as DDP_KL_WEIGHT
+from ..recovery.base import Stage
 from ..recovery.chain import Chain
 from ..recovery.diagonals import KL_WEIGHT as DIAGONAL_KL_WEIGHT
+from ..recovery.fine_tuning import KL_WEIGHT as FINE_TUNING_KL_WEIGHT
 from ..recovery.least_squares import LeastSquares
 from ..selection.choose import FINALISTS
 from ..statistics import Statistic
@@ -216,12 +220,46 @@ class Job:
         return self.rehearsed > 0 or self.teaches(DIAGONAL_KL_WEIGHT)
 
     @property
+    def recovery_sequences(self) -> tuple[int, int]:
+        """Sequences that weights are trained on: of the calibration corpus, and those rehearsed."""
+        own, rehearsed = self.config.recovery_sequences(self.length)
+        return (own + rehearsed, 0) if SAMPLED in names_in(self.config.dataset) else (own, rehearsed)
+
+    @property
+    def recovery_taught(self) -> bool:
+        """Whether weights that are trained have the dense model as their teacher."""
+        return self.recovery_sequences[1] > 0 or self.teaches(FINE_TUNING_KL_WEIGHT)
+
+    @property
+    def recovery_holds(self) -> bool:
+        """Whether what the dense model has to teach those weights is held, so that it may be gone meanwhile."""
+        tokens = sum(self.recovery_sequences) * self.length
+        return not self.recovery_taught or may_be_held(tokens, self.sizes.hidden, self.element)
+
+    @property
     def taught_sequences(self) -> int:
-        """Sequences that the dense model reads as a teacher that is remembered: those of gates are diagonals' too."""
-        of_gates = self.calibrated if self.trains_gates and self.gates_taught else 0
-        if not any(stage.name == "diagonals" for stage in self.chain.stages) or not self.diagonals_taught:
-            return of_gates
-        return max(of_gates, self.diagonal_sequences - self.rehearsed) + self.rehearsed
+        """Sequences that the dense model reads as a teacher that is remembered, each once for all that is trained.
+
+        Of the corpus all begin with the same ones; what is rehearsed differs with how much of it there is.
+        """
+        return self._taught(lambda stage: True)
+
+    @property
+    def taught_before_recovery(self) -> int:
+        """The same of all that comes before weights are trained."""
+        return self._taught(lambda stage: not stage.fine_tunes)
+
+    def _taught(self, of: Callable[[Stage], bool]) -> int:
+        own = self.calibrated if self.trains_gates and self.gates_taught else 0
+        rehearsed: set[int] = set()
+        for stage in filter(of, self.chain.trained_stages):
+            if stage.name == "diagonals" and self.diagonals_taught:
+                own = max(own, self.diagonal_sequences - self.rehearsed)
+                rehearsed.add(self.rehearsed)
+            elif stage.fine_tunes and self.recovery_taught and self.recovery_holds:
+                own = max(own, self.recovery_sequences[0])
+                rehearsed.add(self.recovery_sequences[1])
+        return own + sum(rehearsed)
 
 
 def _bytes_of(dtype: object) -> int:

@@ -261,7 +261,8 @@ def _least_squares(job: Job) -> Iterator[Part]:
 def _training(job: Job, stage: TrainedStage) -> Iterator[Part]:
     """What learns on the model that was cut, which is in the place of the dense one unless that still teaches."""
     cut, config = job.cut, job.config
-    if stage.fine_tunes or len(job.ratios) > 1:
+    live = stage.fine_tunes and not job.recovery_holds
+    if live or len(job.ratios) > 1:
         yield from _weights(job, job.sizes)
         if len(job.ratios) > 1 and stage is job.chain.together:
             yield from _held(job)
@@ -270,11 +271,12 @@ def _training(job: Job, stage: TrainedStage) -> Iterator[Part]:
     else:
         yield from _weights(job, cut)
     trained, numbers = _trained(job, stage)
-    teacher = job.diagonals_taught if stage.name == "diagonals" else job.teaches(0.0 if stage.name == "scales" else 0.5)
+    diagonal = stage.name == "diagonals"
+    teacher = job.recovery_taught if stage.fine_tunes else job.diagonals_taught if diagonal else job.teaches(0.0)
     yield from _step(job, cut, job.in_a_step, trained, teacher=teacher)
     yield Part("optimiser", numbers, "device")
-    if teacher and not stage.fine_tunes:
-        own = job.diagonal_sequences if stage.name == "diagonals" else min(config.scale_samples, job.calibrated)
+    if teacher and not live:
+        own = job.diagonal_sequences if diagonal else min(config.scale_samples, job.calibrated)
         yield Part("the teacher's hidden states", _hidden(job, max(own, job.taught_sequences)), "host")
 
 

@@ -77,9 +77,11 @@ def _works(job: Job) -> Iterator[Work]:
 def _training(job: Job, stage: TrainedStage) -> Work:
     config, share = job.config, _cost(job)
     if stage.fine_tunes:
-        sequences, epochs = max(1, config.recover_tokens // job.length), config.recover_epochs
+        sequences, epochs = sum(job.recovery_sequences), config.recover_epochs
         looks = (CHECK_UPS + 1) * _WATCHED * share / sequences / epochs
-        each = share * (3 if stage.name == "distill" else 2) + 1.0 + looks
+        unread = job.taught_sequences - job.taught_before_recovery if job.recovery_holds else sequences * epochs
+        taught = job.recovery_taught * (_head(job) + _without_head(job) * unread / sequences / epochs)
+        each = share * (3 if stage.name == "distill" else 2) + taught + looks
     else:
         diagonal = stage.name == "diagonals"
         sequences = job.diagonal_sequences if diagonal else min(config.scale_samples, job.calibrated)

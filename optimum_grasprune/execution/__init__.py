@@ -3,7 +3,7 @@
 from ..record import CheckUp
 from .choice import runner_for
 from .course import Course
-from .distillation import LiveTeacher, RememberedTeacher, Teacher, Teaches
+from .distillation import LiveTeacher, RememberedTeacher, Teacher, Teaches, may_be_held
 from .gathered import Gathered, KnownStatistics
 from .in_place import cut_when_run, put_in_place
 from .instrument import Gates, weights_given
@@ -61,6 +61,7 @@ __all__ = [
     "digest",
     "distillation_loss",
     "joined",
+    "may_be_held",
     "put_in_place",
     "runner_for",
     "shared",

@@ -65,6 +65,16 @@ class LiveTeacher:
         return self.head(self.read(self.tokens_NS[indices_B]))
 
 
+HELD_BYTES = 2**31
+"""Bytes of hidden states up to which the dense model teaches those who train weights from memory, and may be gone
+meanwhile; of a model as wide as LLaMA-3-8B a quarter of a million tokens, twice what is trained on by default."""
+
+
+def may_be_held(tokens: int, hidden_size: int, element: int) -> bool:
+    """Whether what a teacher makes of so many tokens takes at most HELD_BYTES. element: bytes of a number."""
+    return tokens * hidden_size * element <= HELD_BYTES
+
+
 class Teaches(Protocol):
     """What has a teacher: a runner, or what remembers what one said."""
 

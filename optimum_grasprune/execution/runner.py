@@ -45,8 +45,7 @@ class Training:
     rehearsed: for each sequence whether the divergence alone is learnt of it, since it is rehearsed; empty for none.
     warmup: share of the steps over which the learning rate rises.
     clip: largest norm of all gradients together; None for any.
-    live_teacher: run the teacher at every step, which is no more work where each sequence is seen once, instead of
-    keeping its hidden states for all of them.
+    live_teacher: run the teacher at every step, instead of keeping its hidden states for all sequences.
     """
 
     epochs: int

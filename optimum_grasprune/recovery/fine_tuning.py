@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from typing_extensions import Self
 
-from ..execution import Course, Runner, Trainable, Training, weights_given
+from ..execution import Course, Runner, Trainable, Training, may_be_held, weights_given
 from ..execution.training import training_steps
 from ..record import HeldOutLosses, RecoveryRecord
 from ..units import PruningPlan
@@ -67,8 +67,24 @@ class FineTuning(TrainedStage):
 
     def train(self, reference: Reference, pruned: PreTrainedModel, plan: PruningPlan) -> LearntWeights:
         """Train on the recovery's text, or on the calibration sequences where there is none of its own."""
-        config, text, runner = self.config, reference.recovery_text, reference.runner.beside(pruned)
-        training = replace(
+        text, training, runner = reference.recovery_text, self._training(reference), reference.runner.beside(pruned)
+        course = Course(text.judged_on)
+        trained = self.trainable(runner)
+        teacher = reference.runner if training.live_teacher else reference.teacher
+        numbers = runner.learn(trained, text.tokens_NS, training, teacher, status=course.status, course=course)
+        weights = trained.weights(course.best or numbers)
+        return LearntWeights(pruned, weights, plan, self._record(course, text))
+
+    def taught_on(self, reference: Reference) -> Tensor | None:
+        """Its text, where what the dense model makes of that is held; None where that would be too much."""
+        tokens_NS, training = reference.recovery_text.tokens_NS, self._training(reference)
+        if not training.taught:
+            return tokens_NS[:0]
+        return None if training.live_teacher else tokens_NS
+
+    def _training(self, reference: Reference) -> Training:
+        config, text, model = self.config, reference.recovery_text, reference.model
+        return replace(
             Training.of(
                 config,
                 self.name,
@@ -79,13 +95,8 @@ class FineTuning(TrainedStage):
             ),
             schedule="cosine",
             clip=CLIP,
-            live_teacher=True,
+            live_teacher=not may_be_held(text.tokens_NS.numel(), model.config.hidden_size, model.dtype.itemsize),
         )
-        course = Course(text.judged_on)
-        trained = self.trainable(runner)
-        numbers = runner.learn(trained, text.tokens_NS, training, reference.runner, status=course.status, course=course)
-        weights = trained.weights(course.best or numbers)
-        return LearntWeights(pruned, weights, plan, self._record(course, text))
 
     def _record(self, course: Course, text: RecoveryText) -> RecoveryRecord:
         count, length = text.tokens_NS.shape

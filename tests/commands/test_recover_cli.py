@@ -73,7 +73,7 @@ def test_the_same_command_goes_on(recover: Cli, tmp_path: Path, monkeypatch: pyt
     [
         (("--recover", "all"), "--recover all: input should be 'none', 'lora' or 'distill'"),
         (("--recover", "lora", "--recover-rank", 0), "--recover-rank 0: input should be greater than or equal to 1"),
-        (("--recover", "lora", "--recover-tokens", 10**7), "--recover-tokens 10000000: the calibration corpus"),
+        (("--recover", "lora", "--recover-tokens", 10**6), "--recover-tokens 1000000: the calibration corpus"),
         (("--recover", "lora", "--recover-watch", "no.txt"), "--recover-watch no.txt: no such file"),
         (("--recover", "lora", "--recover-watch", "{corpus}"), "is the text that is trained on: "),
         (("--recover", "lora", "--recover-watch", "{corpus}[10%:]"), "is the text that is trained on: "),

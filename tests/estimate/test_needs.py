@@ -134,7 +134,13 @@ def test_what_options_do() -> None:
 def test_weights_that_are_trained_need_their_optimiser() -> None:
     trained = parts(needs_of(job(recover="distill", method="magnitude")), "distill")
     cut = job(recover="distill", method="magnitude").cut.in_layers
-    assert trained["optimiser"] == cut * (16 + 4) and trained["the pruned model's layers"] == 2 * cut
+    assert trained["optimiser"] == cut * (16 + 4)
+    # The dense model is gone, and has left what it made of 131,072 tokens.
+    assert trained["weights"] == 2 * (cut + 2 * 32000 * 4096 + 4096)
+    assert trained["the teacher's hidden states"] == 2**17 * 4096 * 2
+    live = parts(needs_of(job(recover="distill", method="magnitude", recover_tokens=2**18 + 512)), "distill")
+    assert live["weights"] == 2 * 6_738_415_616 and live["the pruned model's layers"] == 2 * cut
+    assert "the teacher's hidden states" not in live
     adapters = parts(needs_of(job(recover="lora", method="magnitude")), "lora")
     assert adapters["optimiser"] < trained["optimiser"] / 20
 

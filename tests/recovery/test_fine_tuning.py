@@ -444,7 +444,8 @@ def test_a_run_that_was_stopped_goes_on_and_comes_to_the_same(
         return trained(model, name, text, RunState(folder, every=0.0), **options)
 
     interrupted(monkeypatch, kept, 2)
-    assert sorted(entry.name for entry in folder.iterdir()) == [f"0000-{name}.safetensors", INDEX_NAME]
+    kept_files = [f"0000-{name}.safetensors", "0001-teacher.safetensors", INDEX_NAME]
+    assert sorted(entry.name for entry in folder.iterdir()) == kept_files
     with safe_open(folder / f"0000-{name}.safetensors", framework="pt") as file:
         assert "number.0" in file.keys() and '"step": 2' in file.metadata()["standing"]  # noqa: SIM118
     steps: list[int] = []

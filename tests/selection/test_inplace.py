@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from optimum_grasprune import GRASPConfig, GRASPPruner
-from optimum_grasprune.execution import Taught, WholeModel, runner
+from optimum_grasprune.execution import Taught, WholeModel, distillation, runner
 from optimum_grasprune.export.checkpoint import read_plan
 from optimum_grasprune.methods import Problem
 from optimum_grasprune.recovery.diagonals import Diagonals
@@ -42,6 +42,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "whole layers": {"method": "block_influence"},
     "single weights": {"method": "statistical", "pattern": "2:4", "held_out": 0},
     "lora": {"method": "taylor", "compensation": "none", "recover": "lora", "recover_tokens": 96},
+    "distill after all else": {"recover": "distill", "recover_tokens": 96, "recover_epochs": 2},
+    "text alone": {"recover": "distill", "recover_tokens": 96, "recover_rehearsal": 0.0, "kl_weight": 0.0},
 }
 
 
@@ -49,17 +51,39 @@ RECIPES: dict[str, dict[str, Any]] = {
 def test_a_recipe_comes_to_the_same_bytes(recipe: str, corpus_file: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     if RECIPES[recipe].get("recover") == "lora":
         pytest.importorskip("peft")
+    apart, instead = pruned_both_ways(config_of(corpus_file, **RECIPES[recipe]), tokenizer)
+    assert not apart.get_parameter(LAYER).is_meta
+    assert instead.get_parameter(LAYER).is_meta != (recipe == "single weights")
+
+
+def pruned_both_ways(config: GRASPConfig, tokenizer: PreTrainedTokenizerFast) -> list[PreTrainedModel]:
+    """The dense models after both ways, which must come to the same: the pruned one apart, and in its place."""
     models = [make_model(), make_model()]
     pruned = [
-        GRASPPruner(config_of(corpus_file, **RECIPES[recipe])).prune(model, tokenizer, inplace=inplace)
+        GRASPPruner(config).prune(model, tokenizer, inplace=inplace)
         for model, inplace in zip(models, (False, True), strict=True)
     ]
     assert same(*(state_of(each.model) for each in pruned))
     records = [replace(each.record, recovery=None).to_dict() for each in pruned]  # the recovery's minutes differ
     assert records[0] == records[1]
-    assert not models[0].get_parameter(LAYER).is_meta
-    stays = recipe in ("single weights", "lora")
-    assert models[1].get_parameter(LAYER).is_meta != stays
+    return models
+
+
+@pytest.mark.parametrize("compensation", ["none", "refit"])
+def test_a_teacher_that_cannot_be_held_stays_and_says_the_same(
+    compensation: str, corpus_file: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {"recover": "distill", "recover_tokens": 96, "recover_epochs": 2, "compensation": compensation}
+    config = config_of(corpus_file, **recipe)
+    held = state_of(GRASPPruner(config).prune_model(make_model(), tokenizer, inplace=True))
+    monkeypatch.setattr(distillation, "HELD_BYTES", 96 * 32 * 4 - 1)
+    apart, instead = pruned_both_ways(config, tokenizer)
+    assert not apart.get_parameter(LAYER).is_meta and not instead.get_parameter(LAYER).is_meta
+    live = state_of(GRASPPruner(config).prune_model(make_model(), tokenizer, inplace=True))
+    assert same(live, held)
+    monkeypatch.setattr(distillation, "HELD_BYTES", 96 * 32 * 4)
+    _, instead = pruned_both_ways(config, tokenizer)
+    assert instead.get_parameter(LAYER).is_meta
 
 
 def test_large_maps_are_read_when_they_are_run_and_the_same_comes_out(
