@@ -125,6 +125,7 @@ RECIPES: dict[str, tuple[object, ...]] = {
     "flap": ("--method", "flap"),
     "wanda_sp": ("--method", "wanda_sp", "--compensation", "least_squares", "--least-squares", "weighted"),
     "ddp": ("--method", "ddp"),
+    "distill": ("--method", "taylor", "--compensation", "none", "--recover", "distill", "--recover-tokens", 240),
 }
 
 
@@ -149,6 +150,11 @@ def check_same(first: Path, second: Path) -> None:
         assert (of_one.get("scales") or 1) == pytest.approx(of_two.get("scales") or 1, rel=1e-5)
     for of_one, of_two in zip(one["choice"], two["choice"], strict=True):
         assert of_one == {**of_two, "loss": pytest.approx(of_two["loss"], rel=1e-5)}
+    if one.get("recovery"):
+        one["recovery"]["minutes"] = two["recovery"]["minutes"]
+        one["recovery"]["after"] = {
+            text: pytest.approx(loss, rel=1e-5) for text, loss in one["recovery"]["after"].items()
+        }
     for name in one.keys() - {"plan", "choice"}:
         assert one[name] == two[name], name
 
