@@ -261,7 +261,7 @@ def _least_squares(job: Job) -> Iterator[Part]:
 def _training(job: Job, stage: TrainedStage) -> Iterator[Part]:
     """What learns on the model that was cut, which is in the place of the dense one unless that still teaches."""
     cut, config = job.cut, job.config
-    live = stage.fine_tunes and not job.recovery_holds
+    live = not job.recovery_holds and any(each.fine_tunes for each in job.chain.trained_stages)
     if live or len(job.ratios) > 1:
         yield from _weights(job, job.sizes)
         if len(job.ratios) > 1 and stage is job.chain.together:
@@ -275,7 +275,7 @@ def _training(job: Job, stage: TrainedStage) -> Iterator[Part]:
     teacher = job.recovery_taught if stage.fine_tunes else job.diagonals_taught if diagonal else job.teaches(0.0)
     yield from _step(job, cut, job.in_a_step, trained, teacher=teacher)
     yield Part("optimiser", numbers, "device")
-    if teacher and not live:
+    if teacher and not (live and stage.fine_tunes):
         own = job.diagonal_sequences if diagonal else min(config.scale_samples, job.calibrated)
         yield Part("the teacher's hidden states", _hidden(job, max(own, job.taught_sequences)), "host")
 

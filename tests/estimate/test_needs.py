@@ -141,6 +141,8 @@ def test_weights_that_are_trained_need_their_optimiser() -> None:
     live = parts(needs_of(job(recover="distill", method="magnitude", recover_tokens=2**18 + 512)), "distill")
     assert live["weights"] == 2 * 6_738_415_616 and live["the pruned model's layers"] == 2 * cut
     assert "the teacher's hidden states" not in live
+    before = parts(needs_of(job(recover="lora", recover_tokens=2**19)), "diagonals")
+    assert before["weights"] == live["weights"] and before["the teacher's hidden states"] > 0
     adapters = parts(needs_of(job(recover="lora", method="magnitude")), "lora")
     assert adapters["optimiser"] < trained["optimiser"] / 20
 
