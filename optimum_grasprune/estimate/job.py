@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -205,9 +205,13 @@ class Job:
     @property
     def rehearsed(self) -> int:
         """Sequences beside the calibration text that diagonals are trained on."""
-        if SAMPLED in names_in(self.config.dataset) or not rehearses(self.config):
+        if not self._may_rehearse or not rehearses(self.config):
             return 0
         return self.config.rehearsed_sequences(self.calibrated, self.length)
+
+    @property
+    def _may_rehearse(self) -> bool:
+        return SAMPLED not in names_in(self.config.dataset)
 
     @property
     def diagonal_sequences(self) -> int:
@@ -223,7 +227,7 @@ class Job:
     def recovery_sequences(self) -> tuple[int, int]:
         """Sequences that weights are trained on: of the calibration corpus, and those rehearsed."""
         own, rehearsed = self.config.recovery_sequences(self.length)
-        return (own + rehearsed, 0) if SAMPLED in names_in(self.config.dataset) else (own, rehearsed)
+        return (own, rehearsed) if self._may_rehearse else (own + rehearsed, 0)
 
     @property
     def recovery_taught(self) -> bool:
@@ -242,17 +246,17 @@ class Job:
 
         Of the corpus all begin with the same ones; what is rehearsed differs with how much of it there is.
         """
-        return self._taught(lambda stage: True)
+        return self._taught(self.chain.trained_stages)
 
     @property
     def taught_before_recovery(self) -> int:
         """The same of all that comes before weights are trained."""
-        return self._taught(lambda stage: not stage.fine_tunes)
+        return self._taught(stage for stage in self.chain.trained_stages if not stage.fine_tunes)
 
-    def _taught(self, of: Callable[[Stage], bool]) -> int:
+    def _taught(self, stages: Iterable[Stage]) -> int:
         own = self.calibrated if self.trains_gates and self.gates_taught else 0
         rehearsed: set[int] = set()
-        for stage in filter(of, self.chain.trained_stages):
+        for stage in stages:
             if stage.name == "diagonals" and self.diagonals_taught:
                 own = max(own, self.diagonal_sequences - self.rehearsed)
                 rehearsed.add(self.rehearsed)

@@ -70,8 +70,9 @@ class FineTuning(TrainedStage):
         text, training, runner = reference.recovery_text, self._training(reference), reference.runner.beside(pruned)
         course = Course(text.judged_on)
         trained = self.trainable(runner)
-        teacher = reference.runner if training.live_teacher else reference.teacher
-        numbers = runner.learn(trained, text.tokens_NS, training, teacher, status=course.status, course=course)
+        numbers = runner.learn(
+            trained, text.tokens_NS, training, reference.teacher, status=course.status, course=course
+        )
         weights = trained.weights(course.best or numbers)
         return LearntWeights(pruned, weights, plan, self._record(course, text))
 
