@@ -36,6 +36,13 @@ class RecoveryOptions(Options):
         description="AdamW's learning rate for the weights; it falls to zero on a cosine; by default 2e-3 for lora, "
         "3e-4 for distill",
     )
+    recover_interpolation: Annotated[float, Flag("SHARE")] = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="share of what the training changed in the weights that is kept: less than 1 gives up some of the "
+        "text that was trained on for text of other kinds",
+    )
     recover_rank: int = Field(default=16, ge=1, description="rank of LoRA's updates")
     recover_watch: Annotated[str | None, Flag("PATH|NAME")] = Field(
         default=None,

@@ -25,8 +25,8 @@ CHECK_UPS = 10
 """How often in a training its texts are looked at, after the first time."""
 
 PATIENCE = 5
-"""Check-ups in a row without a better state after which a training ends: the last ones, at small learning rates, bring
-most, so that it is given half of its length."""
+"""Check-ups in a row without a lower mean loss than those before them, the first not counted, after which a training
+ends: steps at the full learning rate make a model worse before the small ones at the end make it better."""
 
 
 def best_of(check_ups: Sequence[CheckUp]) -> int:
@@ -41,6 +41,12 @@ def best_of(check_ups: Sequence[CheckUp]) -> int:
         if all(loss <= first[text] for text, loss in check_up.losses.items())
     ]
     return min(allowed, key=lambda index: sum(check_ups[index].losses.values()))
+
+
+def is_over(check_ups: Sequence[CheckUp]) -> bool:
+    """Whether so many of the last ones brought nothing that the training need not go on."""
+    means = [sum(check_up.losses.values()) for check_up in check_ups[1:]]
+    return len(means) > PATIENCE and min(means[:-PATIENCE]) <= min(means[-PATIENCE:])
 
 
 class Course:
@@ -168,7 +174,7 @@ class Course:
         best = best_of(self.check_ups)
         if best == len(self.check_ups) - 1:
             self.best = [number.detach().cpu().clone() for number in numbers]
-        self.stopped = len(self.check_ups) - 1 - best >= PATIENCE
+        self.stopped = is_over(self.check_ups)
 
 
 def _named(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -20,8 +20,16 @@ Multipliers = Callable[[Tensor, float], Tensor]
 """What the units are multiplied by, shape (units,), from what is trained and the progress of the training: 0 at the
 first step, 1 after the last."""
 
-Step = Callable[[float], None]
-"""Called before each forward pass with the progress of the training."""
+
+class Step(Protocol):
+    """Called before each forward pass."""
+
+    def __call__(self, progress: float, judged: bool = False, /) -> None:
+        """Have the model compute with the numbers as they are now.
+
+        progress: of the training.  judged: whether nothing is learnt from what is computed, which only says how good
+        the outcome would be if the training ended here.
+        """
 
 
 class Pace(NamedTuple):
@@ -78,7 +86,7 @@ class OfUnits(Trainable):
         """The units are multiplied."""
         with runner.gated() as gates:
 
-            def step(progress: float) -> None:
+            def step(progress: float, judged: bool = False) -> None:
                 gates.values_U = self.values(numbers, progress)
 
             yield step

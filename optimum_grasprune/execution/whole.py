@@ -166,7 +166,7 @@ class WholeModel(Runner):
             bar(steps, training.label) as stage,
         ):
             if course.texts:
-                acting_at(1).prepare(0.0)
+                acting_at(1).prepare(0.0, True)
             done = course.begin(self, trained, numbers, optimizer, steps)
             stage.update(done)
             for step, indices_B in islice(enumerate(drawn, start=1), done, None):
@@ -184,7 +184,7 @@ class WholeModel(Runner):
                     stage.status(", ".join([f"loss {smooth:.3f}", *status()]))
                 stage.update()
                 if course.looks_after(step, steps):
-                    prepare(step / steps)
+                    prepare(step / steps, True)
                 if not course.goes_on(self, trained, numbers, optimizer, step, steps):
                     break
                 del runner, prepare, work  # one of several models is gone before the next is made

@@ -14,9 +14,10 @@ from ..registry import STAGES
 from ..units import PruningPlan
 from .stored import INLINE, OPTIONAL, Stored, check_format
 
-RECORD_FORMAT = 5
+RECORD_FORMAT = 6
 """Format of the records that this version writes.
 
+5: version 0.2 while a recovery kept all that it changed.
 4: version 0.2 while several ratios' models were trained one after another.
 3: version 0.2 while diagonals were trained on no more of the corpus than was calibrated on, and no recovery rehearsed.
 2: version 0.2 before diagonals rehearsed anything.
@@ -66,6 +67,8 @@ def _unsaid(record_format: object, recipe: Mapping[str, JsonValue]) -> dict[str,
         unsaid["gate_kl_weight"] = recipe.get("kl_weight") or 0.0  # a teacher where one was asked for
     if record_format in (1, 2, 3) and option_of(recipe, "recover") != "none":
         unsaid["recover_rehearsal"] = 0.0
+    if record_format in (1, 2, 3, 4, 5) and option_of(recipe, "recover") != "none":
+        unsaid["recover_interpolation"] = 1.0
     return unsaid
 
 

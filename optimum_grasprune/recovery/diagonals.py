@@ -121,7 +121,7 @@ class DiagonalMultipliers(Trainable):
         """The inputs and outputs of the maps are multiplied."""
         in_force: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
-        def step(_: float) -> None:
+        def step(progress: float, judged: bool = False) -> None:
             (raw_D,) = numbers
             in_force.update({linear: (columns_I, rows_O) for linear, columns_I, rows_O in self.split(raw_D)})
 

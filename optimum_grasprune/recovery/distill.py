@@ -1,7 +1,8 @@
 """Every weight of the layers, trained with the dense model as teacher.
 
 The weights that are trained are copies in fp32, since a bf16 weight would not feel a small step: the model computes
-with them rounded to its own dtype. Embeddings, the last norm and the head stay as they are.
+with them rounded to its own dtype. Embeddings, the last norm and the head stay as they are. What comes out lies between
+what was there and what was trained, W + α (W' − W) with `recover_interpolation` for α  (WiSE-FT, arXiv 2109.01903).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -34,15 +36,16 @@ class Distill(FineTuning):
         names = [
             name for name, _ in runner.model.named_parameters() if any(name.startswith(f"{path}.") for path in paths)
         ]
-        return MasterWeights(runner.model, tuple(names))
+        return MasterWeights(runner.model, tuple(names), self.config.recover_interpolation)
 
 
 @dataclass(frozen=True)
 class MasterWeights(TrainableWeights):
-    """Parameters of a model in fp32. names: of the parameters."""
+    """Parameters of a model in fp32. names: of the parameters.  kept_share: α."""
 
     model: PreTrainedModel
     names: tuple[str, ...]
+    kept_share: float
 
     def start(self) -> Sequence[Tensor]:
         """What they are."""
@@ -51,18 +54,27 @@ class MasterWeights(TrainableWeights):
     @contextmanager
     def attached(self, runner: Runner, numbers: Sequence[Tensor]) -> Iterator[Step]:
         """The numbers, rounded, stand in for the parameters."""
-        dtypes = [self.model.get_parameter(name).dtype for name in self.names]
+        starts = [self.model.get_parameter(name).detach() for name in self.names]
         with weights_given(self.model, self.names) as give:
 
-            def step(_: float) -> None:
-                give([number.to(dtype) for number, dtype in zip(numbers, dtypes, strict=True)])
+            def step(progress: float, judged: bool = False) -> None:
+                pairs = zip(starts, numbers, strict=True)
+                give([self._between(*pair) if judged else _rounded(*pair) for pair in pairs])
 
             yield step
 
     def weights(self, numbers: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The numbers, rounded once."""
-        own = {name: self.model.get_parameter(name) for name in self.names}
+        """What is kept of the numbers, rounded once."""
+        own = {name: self.model.get_parameter(name).detach() for name in self.names}
         return {
-            name: number.detach().to(old.device, old.dtype)
-            for (name, old), number in zip(own.items(), numbers, strict=True)
+            name: self._between(start, number.to(start.device))
+            for (name, start), number in zip(own.items(), numbers, strict=True)
         }
+
+    @torch.no_grad()
+    def _between(self, start: Tensor, number: Tensor) -> Tensor:
+        return _rounded(start, start.float().lerp(number, self.kept_share))
+
+
+def _rounded(start: Tensor, number: Tensor) -> Tensor:
+    return number.to(start.dtype)

@@ -1,7 +1,7 @@
 """Low-rank updates of every map of the layers, trained and merged.  (LoRA, arXiv 2106.09685)
 
-y = W x + B A x with A of shape (rank, I) and B of shape (O, rank), B zero at first, W fixed; then W ← W + B A. The
-adapters are peft's.
+y = W x + B A x with A of shape (rank, I) and B of shape (O, rank), B zero at first, W fixed; then W ← W + α B A with
+`recover_interpolation` for α  (WiSE-FT, arXiv 2109.01903). The adapters are peft's.
 
 Shape suffixes: R rank, I input and O output features.
 """
@@ -44,17 +44,20 @@ class Lora(FineTuning):
     def trainable(self, runner: Runner) -> Adapters:
         """An adapter for each map."""
         paths = linears(runner.model, runner.blocks)
-        return Adapters(runner.model, tuple(paths), self.config.recover_rank, self.config.seed)
+        return Adapters(
+            runner.model, tuple(paths), self.config.recover_rank, self.config.seed, self.config.recover_interpolation
+        )
 
 
 @dataclass(frozen=True)
 class Adapters(TrainableWeights):
-    """Adapters of maps, two numbers' tensors each: A, then B. paths: of the maps."""
+    """Adapters of maps, two numbers' tensors each: A, then B. paths: of the maps.  kept_share: α."""
 
     model: PreTrainedModel
     paths: tuple[str, ...]
     rank: int
     seed: int
+    kept_share: float
 
     def start(self) -> Sequence[Tensor]:
         """A uniform within ±1 ÷ √I, as peft has it, and B zero, so that the model is as it was."""
@@ -70,18 +73,24 @@ class Adapters(TrainableWeights):
     def attached(self, runner: Runner, numbers: Sequence[Tensor]) -> Iterator[Step]:
         """The maps have their adapters, whose weights are the numbers."""
         from peft import LoraConfig
-        from peft.tuners.lora import LoraModel
+        from peft.tuners.lora import LoraLayer, LoraModel
 
         required = [(part, part.requires_grad) for part in self.model.parameters()]
         settings = LoraConfig(r=self.rank, lora_alpha=self.rank, target_modules=list(self.paths))
         with torch.random.fork_rng(devices=[]):  # peft draws starts of its own, which are not used
             adapted = LoraModel(self.model, settings, _ADAPTER)
+        layers = [module for module in adapted.modules() if isinstance(module, LoraLayer)]
         try:
             for path, first_RI, second_OR in zip(self.paths, numbers[::2], numbers[1::2], strict=True):
                 layer: nn.Module = self.model.get_submodule(path)
                 layer.get_submodule(f"lora_A.{_ADAPTER}").weight = _parameter(first_RI)
                 layer.get_submodule(f"lora_B.{_ADAPTER}").weight = _parameter(second_OR)
-            yield lambda _: None
+
+            def step(progress: float, judged: bool = False) -> None:
+                for layer in layers:
+                    layer.scaling[_ADAPTER] = self.kept_share if judged else 1.0
+
+            yield step
         finally:
             adapted.unload()
             for part, flag in required:
@@ -92,15 +101,15 @@ class Adapters(TrainableWeights):
         """The merged weights of the maps."""
         own = {f"{path}.weight": linear_at(self.model, path).weight for path in self.paths}
         return {
-            name: merged(weight_OI, first_RI, second_OR)
+            name: merged(weight_OI, first_RI, second_OR, self.kept_share)
             for (name, weight_OI), first_RI, second_OR in zip(own.items(), numbers[::2], numbers[1::2], strict=True)
         }
 
 
-def merged(weight_OI: Tensor, first_RI: Tensor, second_OR: Tensor) -> Tensor:
-    """W + B A, in fp32, rounded once to the weight's dtype; shape (O, I)."""
+def merged(weight_OI: Tensor, first_RI: Tensor, second_OR: Tensor, kept_share: float = 1.0) -> Tensor:
+    """W + α B A, in fp32, rounded once to the weight's dtype; shape (O, I). kept_share: α."""
     first_RI, second_OR = (part.to(weight_OI.device, torch.float32) for part in (first_RI, second_OR))
-    return (weight_OI.float() + second_OR @ first_RI).to(weight_OI.dtype)
+    return (weight_OI.float() + kept_share * (second_OR @ first_RI)).to(weight_OI.dtype)
 
 
 def _parameter(number: Tensor) -> nn.Parameter:

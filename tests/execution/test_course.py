@@ -5,8 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from optimum_grasprune import GRASPConfig
 from optimum_grasprune.execution import CheckUp, Course, Training, digest
-from optimum_grasprune.execution.course import CHECK_UPS, PATIENCE, best_of
+from optimum_grasprune.execution.course import CHECK_UPS, PATIENCE, best_of, is_over
 from optimum_grasprune.execution.whole import WholeModel
 from optimum_grasprune.recovery.distill import Distill
 from tests.conftest import make_model
@@ -25,6 +26,15 @@ def test_best_by_hand() -> None:
     assert best_of(looks((5, 5), (5, 4), (4, 5))) == 1
 
 
+def test_a_training_is_over_where_nothing_gets_lower_any_more() -> None:
+    assert not is_over(looks((5, 5), *[(4, 4)] * PATIENCE)) and is_over(looks((5, 5), *[(4, 4)] * (PATIENCE + 1)))
+    # What is worse than at first, but gets better, is given time; so is what takes the mean down with one text up.
+    assert not is_over(looks((5, 5), *[(9 - step / 3, 9) for step in range(2 * PATIENCE)]))
+    assert not is_over(looks((5, 5), (4, 4), *[(3 - step / 9, 4.9) for step in range(2 * PATIENCE)]))
+    # One lower mean among the last few is enough.
+    assert not is_over(looks((5, 5), (4, 4), (4, 5), (3, 4), *[(4, 5)] * (PATIENCE - 1)))
+
+
 @given(st.lists(st.tuples(st.floats(0, 9), st.floats(0, 9)), min_size=1, max_size=12))
 def test_the_best_is_never_worse_than_the_first(pairs: list[tuple[float, float]]) -> None:
     held_out, watched = pairs[best_of(looks(*pairs))]
@@ -34,7 +44,7 @@ def test_the_best_is_never_worse_than_the_first(pairs: list[tuple[float, float]]
 def learn(course: Course) -> list[torch.Tensor]:
     model = make_model()
     training = Training(1, 1, 0, 1e-3, "cosine", False, "weights", clip=1.0)
-    return WholeModel(model).learn(Distill.trainable(None, WholeModel(model)), TOKENS, training, course=course)  # type: ignore[arg-type]
+    return WholeModel(model).learn(Distill(GRASPConfig()).trainable(WholeModel(model)), TOKENS, training, course=course)
 
 
 def test_it_looks_in_even_steps_and_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,16 @@ def test_a_recovery_that_says_nothing_of_it_did_not_rehearse() -> None:
     assert share() == share(recover="none") == 0.25  # what a training after it takes, unless it is told
 
 
+def test_a_recovery_that_says_nothing_of_it_kept_all_that_it_changed() -> None:
+    def share(record_format: int, **recipe: object) -> float:
+        recipe = {"method": "fasp", **recipe}
+        return read(stored(format=record_format, recipe=recipe)).config.recover_interpolation
+
+    assert share(5, recover="lora") == share(1, recover="distill") == 1
+    assert share(5, recover="lora", recover_interpolation=0.5) == 0.5
+    assert share(6, recover="lora") == share(5) == 0.8
+
+
 def test_records_of_today_stay_as_they_are() -> None:
     calibration = {**stored()["calibration"], "first_tokens": [1], "rehearsed_sequences": 3}
     choice = [{"candidate": "fasp", "compensation": "least_squares", "damping": 1.0, "loss": 2.5}]
@@ -107,7 +117,7 @@ def without(values: dict[str, Any], *names: str) -> dict[str, Any]:
 
 DAMAGED: list[tuple[object, str]] = [
     ([], "should be an object"),
-    (stored(format=6), "the format is 6, which a later version wrote; this one reads formats up to 5"),
+    (stored(format=7), "the format is 7, which a later version wrote; this one reads formats up to 6"),
     (without(stored(), "recipe"), "recipe: field required"),
     (without(stored(), "budget", "dense", "parameters"), "budget.dense.parameters: field required"),
     (stored(budget="half"), "budget: should be an object"),

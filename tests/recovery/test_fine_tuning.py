@@ -87,11 +87,36 @@ def test_an_update_is_rounded_once() -> None:
     assert merged(weight, first, second) == torch.tensor(1 + 3 * 2**-9).bfloat16() != 1
 
 
+def test_a_share_of_the_change_is_kept() -> None:
+    weight, first, second = torch.eye(2), torch.tensor([[1.0, 2.0]]), torch.tensor([[4.0], [0.0]])
+    assert torch.equal(merged(weight, first, second, 0.25), torch.tensor([[2.0, 2.0], [0.0, 1.0]]))
+    model = make_model().bfloat16()
+    for share, bits in ((0.25, 2.0**-6), (1.0, 2.0**-4)):
+        masters = Distill(GRASPConfig(recover_interpolation=share)).trainable(WholeModel(model))
+        (name,) = (each for each in masters.names if each.endswith("layers.0.input_layernorm.weight"))
+        assert (model.get_parameter(name) == 1).all()
+        weights = masters.weights([start + 2.0**-4 for start in masters.start()])
+        assert (weights[name] == 1 + bits).all()
+
+
+def test_what_is_judged_is_what_comes_out(name: str, model: LlamaForCausalLM) -> None:
+    runner = WholeModel(model)
+    stage = STAGES[name](GRASPConfig(recover=name, recover_rank=4, recover_interpolation=0.6))
+    trainable, generator = stage.trainable(runner), torch.Generator().manual_seed(1)
+    numbers = [start + torch.randn(start.shape, generator=generator) / 9 for start in trainable.start()]
+    with trainable.attached(runner, numbers) as prepare:
+        seen = [(prepare(0.5, judged), logits_of(model, TOKENS))[1] for judged in (False, True, False)]
+    LearntWeights(model, trainable.weights(numbers), None, None).fold()  # type: ignore[arg-type]
+    difference = logits_of(model, TOKENS) - seen[1]
+    assert (difference.norm() / seen[1].norm()).item() <= 1e-5
+    assert torch.equal(seen[0], seen[2]) and not torch.allclose(seen[0], seen[1])
+
+
 @pytest.mark.parametrize("options", [{}, {"attention_bias": True, "mlp_bias": True}, {"num_key_value_heads": 1}])
 def test_merged_adapters_compute_what_attached_ones_do(options: dict[str, object]) -> None:
     model = make_model(**options)
     runner, before = WholeModel(model), state_of(model)
-    adapters = Lora(GRASPConfig(recover_rank=3)).trainable(runner)
+    adapters = Lora(GRASPConfig(recover_rank=3, recover_interpolation=1)).trainable(runner)
     numbers = [torch.randn(start.shape, generator=torch.Generator().manual_seed(1)) for start in adapters.start()]
     with adapters.attached(runner, numbers):
         attached = logits_of(model, TOKENS)
@@ -111,7 +136,7 @@ def test_adapters_are_on_all_maps_of_the_layers_and_change_nothing_at_first(mode
     assert len(adapters.paths) == 7 * model.config.num_hidden_layers
     assert {tuple(start.shape) for start in adapters.start()[:2]} == {(3, 32), (32, 3)}
     assert not hasattr(model, "peft_config") and torch.equal(torch.get_rng_state(), drawn)
-    other = Adapters(model, adapters.paths, 3, seed=1)
+    other = Adapters(model, adapters.paths, 3, seed=1, kept_share=1)
     assert not torch.equal(other.start()[0], adapters.start()[0])
 
 
