@@ -105,8 +105,8 @@ class GRASPPruner:
             saved.
         inplace: whether the smaller model may take the given one's place, so that there is never more than one in
             memory: the given one is of no use afterwards, its layers' weights being on the meta device. Where training
-            needs both (`recover`), or the dense model has to be at hand in case that training does not help, it stays
-            until the end.
+            needs both (`recover`, on more text than what the dense model makes of it is held for), or the dense model
+            has to be at hand in case that training does not help, it stays until the end.
         Raises ModelError, UnsupportedFamilyError, BudgetError, OptionError or DataError before any training starts.
         """
         if state is not None and (earlier is not None or known is not None):
