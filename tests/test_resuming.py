@@ -156,9 +156,9 @@ def test_gates_of_several_budgets_take_up_their_turns_and_snapshots(
 
     def train(state: RunState | None) -> Any:
         if state is None:
-            return gate_snapshots_at(runner, budgets, tokens_NS, config, start_U)
+            return gate_snapshots_at(runner, budgets, tokens_NS, config, start_U)(budgets[0])
         state.begin({}, dict)
-        return gate_snapshots_at(Resumable(runner, state), budgets, tokens_NS, config, start_U)
+        return gate_snapshots_at(Resumable(runner, state), budgets, tokens_NS, config, start_U)(budgets[0])
 
     expected = train(None)
     found, runs = until_done(train, tmp_path / "state", 2, monkeypatch)

@@ -18,6 +18,9 @@ from ..units import Budget, UnitInventory, UnitMask, budget_at, kept_units, proj
 from .mask_watch import MaskWatch
 from .straight_through import straight_through
 
+SLOPE_PACE = 1.0
+"""Learning rate of the slopes that scores have at several budgets, as a multiple of that of the scores."""
+
 
 def gate_learning_rate(asked: float | None, cut: float) -> float:
     """AdamW's learning rate for the gate scores: what was asked, else 1e-2 for a cut of a fifth, 2e-2 for a half.
@@ -47,11 +50,17 @@ class Snapshot:
     """Gates at one moment of their training, on the CPU.
 
     scores_U: their projection is a mask, shape (units,), fp32.  multipliers_U: what the units that stay are multiplied
-    by, shape (units,), fp32; None where nothing but scores was trained.
+    by, shape (units,), fp32; None where nothing but scores was trained.  slopes_U: what is added to the scores for each
+    unit of depth, shape (units,), fp32; None where they were trained at one budget.
     """
 
     scores_U: Tensor
     multipliers_U: Tensor | None = None
+    slopes_U: Tensor | None = None
+
+    def at(self, depth: float) -> Snapshot:
+        """The gates of one of several budgets. depth: of its cut, see `depths_of`."""
+        return Snapshot(scores_at(self.scores_U, self.slopes_U, depth), self.multipliers_U)
 
     def mask(self, inventory: UnitInventory, budget: Budget) -> UnitMask:
         """The units that stay within the budget, with their multipliers."""
@@ -93,17 +102,25 @@ def gate_snapshots(
     training = Training.of(config, "gates", epochs=config.epochs, learning_rate=rate)
     training = replace(training, kl_weight=teacher_share(config, cut))
     numbers = runner.learn(gates, tokens_NS, training, dense, status=gates.shares)
-    return [*gates.snapshots, snapshot_of(numbers)]
+    return [*gates.snapshots, gates.snapshot(numbers)]
 
 
-def snapshot_of(numbers: Sequence[Tensor]) -> Snapshot:
-    """What is trained, as a snapshot: scores, and g where multipliers 1 + g are trained with them."""
-    scores_U, *raw = (number.detach().cpu().clone() for number in numbers)
-    return Snapshot(scores_U, 1 + raw[0] if raw else None)
+def depths_of(budgets: Sequence[Budget], inventory: UnitInventory) -> list[float]:
+    """Where the cut of each lies between the smallest cut, −1, and the deepest, 1; 0 where they are all alike."""
+    cuts = [budget.share_cut(inventory) for budget in budgets]
+    middle, reach = (max(cuts) + min(cuts)) / 2, (max(cuts) - min(cuts)) / 2
+    return [(cut - middle) / reach if reach else 0.0 for cut in cuts]
+
+
+def scores_at(scores_U: Tensor, slopes_U: Tensor | None, depth: float) -> Tensor:
+    """What the scores are for a cut of some depth, shape (units,)."""
+    return scores_U if slopes_U is None else scores_U + depth * slopes_U
 
 
 class _Gates(OfUnits):
     """A score per unit and, if asked for, g: z = m ⊙ (1 + g), m the mask with the straight-through gradient.
+
+    At several budgets a slope per unit besides: which units are worth most is another question where more is gone.
 
     budgets: those that steps are taken at, in turns.  rate: learning rate of the scores.
     mask: of the last step, where the scores are.  snapshots: those of the moments that have passed.
@@ -113,50 +130,67 @@ class _Gates(OfUnits):
         self, inventory: UnitInventory, budgets: Sequence[Budget], config: GRASPConfig, start_U: Tensor, rate: float
     ) -> None:
         self.inventory, self.config, self.start_U, self.rate = inventory, config, start_U, rate
-        self.joint = config.multipliers == "joint"
+        self.joint, self.several = config.multipliers == "joint", len(budgets) > 1
         self.turns = in_turn(budgets, inventory)
+        self.depths = {id(each): depth for each, depth in zip(budgets, depths_of(budgets, inventory), strict=True)}
         self.mask = project(start_U, inventory, budgets[-1])
         self.watch = MaskWatch(inventory, budgets)
         self.snapshots: list[Snapshot] = []
 
     def start(self) -> Sequence[Tensor]:
-        return (self.start_U, torch.zeros_like(self.start_U)) if self.joint else (self.start_U,)
+        return (self.start_U, *(torch.zeros_like(self.start_U) for _ in self._besides()))
 
     def paces(self) -> Sequence[Pace]:
         # Without a cut the rate of the scores is 0, and so is that of the multipliers: nothing has to be made up for.
         factor = self.config.multiplier_learning_rate / self.rate if self.rate else 1.0
-        return (Pace(), Pace(factor)) if self.joint else (Pace(),)
+        paces = {"slopes": Pace(SLOPE_PACE), "multipliers": Pace(factor)}
+        return (Pace(), *(paces[name] for name in self._besides()))
+
+    def _besides(self) -> list[str]:
+        """What is trained beside scores, in order."""
+        return [name for name, there in (("slopes", self.several), ("multipliers", self.joint)) if there]
+
+    def snapshot(self, numbers: Sequence[Tensor]) -> Snapshot:
+        """What is trained, as a snapshot: g as the multipliers 1 + g."""
+        scores_U, *others = (number.detach().cpu().clone() for number in numbers)
+        besides = dict(zip(self._besides(), others, strict=True))
+        raw_U = besides.get("multipliers")
+        return Snapshot(scores_U, None if raw_U is None else 1 + raw_U, besides.get("slopes"))
 
     def values(self, numbers: Sequence[Tensor], progress: float) -> Tensor:
-        scores_U, *raw = numbers
         if progress >= (len(self.snapshots) + 1) / self.config.snapshots:
-            self.snapshots.append(snapshot_of(numbers))
+            self.snapshots.append(self.snapshot(numbers))
+        besides = dict(zip(self._besides(), numbers[1:], strict=True))
+        budget = next(self.turns)
+        scores_U = scores_at(numbers[0], besides.get("slopes"), self.depths[id(budget)])
         probabilities_U = torch.sigmoid(scores_U / self.config.temperature)
         whole, warmup = self.inventory.total_cost, self.config.budget_warmup
         # Projected by score, not by probability: the same order, but no ties where the sigmoid saturates.
-        budget = next(self.turns)
         # Scores that are NaN make the loss so, which ends the training.
-        kept_U = kept_units(scores_U, self.inventory, budget_at(budget, whole, warmup, progress))
+        kept_U = kept_units(scores_U.detach(), self.inventory, budget_at(budget, whole, warmup, progress))
         self.mask = UnitMask(self.inventory, kept_U)
         self.watch.see(budget, kept_U)
         gates_U = straight_through(kept_U, probabilities_U)
-        return gates_U * (1 + raw[0]) if raw else gates_U
+        return gates_U * (1 + besides["multipliers"]) if self.joint else gates_U
 
     def readings(self) -> Mapping[str, Tensor]:
         return self.watch.readings
 
     def noted(self) -> dict[str, Tensor]:
-        scores = {f"scores.{number}": snapshot.scores_U for number, snapshot in enumerate(self.snapshots)}
-        multipliers = {
-            f"multipliers.{number}": snapshot.multipliers_U
+        taken = {
+            f"{name}.{number}": tensor_U
             for number, snapshot in enumerate(self.snapshots)
-            if snapshot.multipliers_U is not None
+            for name in ("scores", "multipliers", "slopes")
+            if (tensor_U := getattr(snapshot, f"{name}_U")) is not None
         }
-        return {**scores, **multipliers, **self.watch.noted()}
+        return {**taken, **self.watch.noted()}
 
     def take_up(self, noted: Mapping[str, Tensor], steps: int) -> None:
         taken = sum(name.startswith("scores.") for name in noted)
-        self.snapshots = [Snapshot(noted[f"scores.{n}"], noted.get(f"multipliers.{n}")) for n in range(taken)]
+        self.snapshots = [
+            Snapshot(noted[f"scores.{n}"], noted.get(f"multipliers.{n}"), noted.get(f"slopes.{n}"))
+            for n in range(taken)
+        ]
         self.watch.take_up(noted)
         for _ in range(steps):
             next(self.turns)

@@ -57,7 +57,7 @@ class GRASPrune(Method):
         trained = gate_snapshots_at(
             smallest.runner, budgets, smallest.tokens_NS, smallest.config, start_U, smallest.teacher
         )
-        return lambda problem: self._masks(problem, start_U, trained)
+        return lambda problem: self._masks(problem, start_U, trained(problem.budget))
 
     def _masks(self, problem: Problem, start_U: Tensor, trained: Sequence[Snapshot]) -> dict[str, UnitMask]:
         snapshots = {} if problem.config.start == "zero" else {"start": Snapshot(start_U)}

@@ -52,6 +52,28 @@ def test_every_budget_has_the_turns_that_its_cut_asks_for(costs: list[int], step
         assert abs(taken.count(cost) - steps * (100 - cost) / whole) < len(costs)
 
 
+def test_depths_by_hand() -> None:
+    inventory = UnitInventory((UnitGroup(0, FFN, 100, 1),))
+    assert train.depths_of([Budget(90), Budget(80), Budget(50)], inventory) == pytest.approx([-1, -0.5, 1])
+    assert train.depths_of([Budget(70)], inventory) == [0]
+    scores, slopes = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
+    assert torch.equal(train.scores_at(scores, slopes, -0.5), torch.tensor([0.75, 2.5]))
+    assert torch.equal(train.Snapshot(scores, None, slopes).at(1).scores_U, torch.tensor([1.5, 1.0]))
+    assert train.Snapshot(scores).at(1).scores_U is scores
+
+
+def test_each_budget_has_scores_of_its_own(runner: WholeModel) -> None:
+    budgets = budgets_of(runner, 0.9, 0.7, 0.5)
+    of_budget = gate_snapshots_at(runner, budgets, TOKENS, CONFIG, zeros(runner))
+    largest, middle, smallest = (of_budget(budget)[-1].scores_U for budget in budgets)
+    _, depth, _ = train.depths_of(budgets, runner.inventory)
+    assert torch.allclose(middle, largest.lerp(smallest, (1 + depth) / 2), atol=1e-6)
+    assert (largest - smallest).abs().max() > 1e-2
+    # Nesting takes units away and leaves the scores.
+    within = budgets[2].within(UnitMask(runner.inventory, largest > 0))
+    assert torch.equal(of_budget(within)[-1].scores_U, smallest)
+
+
 def test_steps_are_spread_over_the_budgets(runner: WholeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     trainings: list[tuple[int, float]] = []
@@ -71,7 +93,7 @@ def test_steps_are_spread_over_the_budgets(runner: WholeModel, monkeypatch: pyte
     monkeypatch.setattr(train, "project", lambda *given: UnitMask(runner.inventory, watched(*given)))
     monkeypatch.setattr(WholeModel, "learn", watched_learn)
     whole, *budgets = budgets_of(runner, 1.0, 0.9, 0.7, 0.5)
-    snapshots = gate_snapshots_at(runner, [whole, *budgets], TOKENS, CONFIG, zeros(runner))
+    snapshots = gate_snapshots_at(runner, [whole, *budgets], TOKENS, CONFIG, zeros(runner))(budgets[-1])
     assert len(snapshots) == 2 and all(one.scores_U.shape == (runner.inventory.num_units,) for one in snapshots)
     # Six sequences and three of them again; cuts of 0.1, 0.3 and 0.5, of which nine steps are 1, 3 and 5.
     (training,) = trainings
@@ -98,12 +120,13 @@ def test_a_learning_rate_that_is_asked_for_is_taken(runner: WholeModel, monkeypa
 
 def test_one_budget_is_trained_for_as_ever(runner: WholeModel) -> None:
     (budget,) = budgets_of(runner, 0.6)
-    together = gate_snapshots_at(runner, [budget], TOKENS, CONFIG, zeros(runner))
+    together = gate_snapshots_at(runner, [budget], TOKENS, CONFIG, zeros(runner))(budget)
     alone = train_gates(runner, budget, TOKENS, CONFIG, zeros(runner))
     assert all(torch.equal(one.scores_U, other) for one, other in zip(together, alone, strict=True))
 
 
 def test_multipliers_are_trained_at_several_budgets_too(runner: WholeModel) -> None:
     config = CONFIG.model_copy(update={"multipliers": "joint"})
-    *_, last = gate_snapshots_at(runner, budgets_of(runner, 0.9, 0.5), TOKENS, config, zeros(runner))
+    budgets = budgets_of(runner, 0.9, 0.5)
+    *_, last = gate_snapshots_at(runner, budgets, TOKENS, config, zeros(runner))(budgets[0])
     assert last.multipliers_U is not None and not torch.equal(last.multipliers_U, torch.ones_like(last.multipliers_U))
