@@ -18,9 +18,6 @@ from ..units import Budget, UnitInventory, UnitMask, budget_at, kept_units, proj
 from .mask_watch import MaskWatch
 from .straight_through import straight_through
 
-SLOPE_PACE = 1.0
-"""Learning rate of the slopes that scores have at several budgets, as a multiple of that of the scores."""
-
 
 def gate_learning_rate(asked: float | None, cut: float) -> float:
     """AdamW's learning rate for the gate scores: what was asked, else 1e-2 for a cut of a fifth, 2e-2 for a half.
@@ -143,8 +140,7 @@ class _Gates(OfUnits):
     def paces(self) -> Sequence[Pace]:
         # Without a cut the rate of the scores is 0, and so is that of the multipliers: nothing has to be made up for.
         factor = self.config.multiplier_learning_rate / self.rate if self.rate else 1.0
-        paces = {"slopes": Pace(SLOPE_PACE), "multipliers": Pace(factor)}
-        return (Pace(), *(paces[name] for name in self._besides()))
+        return (Pace(), *(Pace(factor if name == "multipliers" else 1.0) for name in self._besides()))
 
     def _besides(self) -> list[str]:
         """What is trained beside scores, in order."""
