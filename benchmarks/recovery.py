@@ -33,13 +33,10 @@ from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.export.checkpoint import load_pruned_model, read_plan
 from optimum_grasprune.loading import load_model, load_tokenizer, resolve_device
 from optimum_grasprune.problem import TrainingTexts
-from optimum_grasprune.recovery.distill import Distill
-from optimum_grasprune.recovery.fine_tuning import FineTuning
-from optimum_grasprune.recovery.lora import Lora
 from optimum_grasprune.recovery.reference import Reference
+from optimum_grasprune.recovery.registry import get_stage
+from optimum_grasprune.registry import RECOVERIES
 from optimum_grasprune.writing import write_file, write_json
-
-FINE_TUNING: dict[str, type[FineTuning]] = {"lora": Lora, "distill": Distill}
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,10 @@ class Bench:
         config = GRASPConfig(**options)
         pruned, (plan, _) = self.pruned(), read_plan(self.args.pruned)
         before = {name: weight.detach().cpu().clone() for name, weight in pruned.named_parameters()}
-        calibration, stage = calibration_for(self.dense, self.tokenizer, None, config), FINE_TUNING[name](config)
+        calibration, stage = (
+            calibration_for(self.dense, self.tokenizer, None, config),
+            get_stage(name).from_config(config),
+        )
         if calibration is None:
             raise SystemExit(f"--runs {entry}: a method that looks at no data leaves nothing to train on")
         begun = time.perf_counter()
@@ -134,8 +134,8 @@ def main() -> None:
     parser.add_argument("--eval-samples")
     args = parser.parse_args()
     for entry in args.runs:
-        if entry.partition("@")[0] not in FINE_TUNING:
-            parser.error(f"--runs {entry}: trains no weights; {' and '.join(FINE_TUNING)} do")
+        if entry.partition("@")[0] not in RECOVERIES:
+            parser.error(f"--runs {entry}: trains no weights; {' and '.join(RECOVERIES)} do")
     bench = Bench.of(args)
     file = args.output / "recovery.json"
     found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
