@@ -146,9 +146,10 @@ def main() -> None:
         if entry not in runs:
             runs[entry] = bench.run(entry)
         write_json(file, {"before": start, "runs": runs})
-        page = f"# Recovery of {Path(args.pruned).name}\n\n`{shlex.join(sys.argv[1:])}`\n\n"
-        write_file(args.output / "recovery.md", (page + table(start, runs, args.shares)).encode())
-    print(table(start, runs, args.shares))
+        rows = table(start, runs, args.shares)
+        page = f"# Recovery of {Path(args.pruned).name}\n\n`{shlex.join(sys.argv[1:])}`\n\n{rows}"
+        write_file(args.output / "recovery.md", page.encode())
+    print(rows)
 
 
 if __name__ == "__main__":

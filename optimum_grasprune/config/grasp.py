@@ -73,6 +73,11 @@ class GRASPConfig(
             values = vars(self)
         return type(self)(**{**values, **update})
 
+    @property
+    def recovery_batch_size(self) -> int:
+        """Sequences in one step while weights are trained."""
+        return self.recover_batch_size or self.batch_size
+
     @classmethod
     def paper(cls, **overrides: Any) -> GRASPConfig:
         """The published recipe (arXiv 2604.19398, section 4.1) with corrected mistakes; `overrides` are set on top.

@@ -23,6 +23,9 @@ class RecoveryOptions(Options):
         default=2**17, ge=1, description="tokens that weights are trained on, those rehearsed among them"
     )
     recover_epochs: int = Field(default=1, ge=1, description="passes over them while weights are trained")
+    recover_batch_size: int | None = Field(
+        default=None, ge=1, description="sequences in one step while weights are trained; --batch-size by default"
+    )
     recover_rehearsal: Annotated[float, Flag("SHARE")] = Field(
         default=0.25,
         ge=0,

@@ -107,6 +107,11 @@ class Job:
         return -(-self.config.batch_size // self.processes)
 
     @property
+    def in_a_recovery_step(self) -> int:
+        """The same while weights are trained."""
+        return -(-self.config.recovery_batch_size // self.processes)
+
+    @property
     def is_on_host(self) -> bool:
         """Whether the device's memory is the host's."""
         return self.device in ("cpu", "mps")

@@ -12,7 +12,7 @@ from typing import Literal
 from ..config import RunnerName
 from ..execution.streamed import BORDER_BYTES, BORDER_BYTES_ELSEWHERE, HIDDEN_BYTES, HIDDEN_BYTES_ELSEWHERE
 from ..recovery.base import TrainedStage
-from ..recovery.together import HELD_BYTES
+from ..recovery.together import HELD_MODELS_BYTES
 from .activations import (
     FP32,
     FP64,
@@ -273,7 +273,8 @@ def _training(job: Job, stage: TrainedStage) -> Iterator[Part]:
     trained, numbers = _trained(job, stage)
     diagonal = stage.name == "diagonals"
     teacher = job.recovery_taught if stage.fine_tunes else job.diagonals_taught if diagonal else job.teaches(0.0)
-    yield from _step(job, cut, job.in_a_step, trained, teacher=teacher)
+    in_a_step = job.in_a_recovery_step if stage.fine_tunes else job.in_a_step
+    yield from _step(job, cut, in_a_step, trained, teacher=teacher)
     yield Part("optimiser", numbers, "device")
     if teacher and not (live and stage.fine_tunes):
         own = job.diagonal_sequences if diagonal else min(config.scale_samples, job.calibrated)
@@ -307,7 +308,7 @@ def _held(job: Job) -> Iterator[Part]:
     shares = [ratio / job.ratios[0] * job.share for ratio in job.ratios]
     cut = [job.sizes.kept(share) for share in shares]
     all_of_them = sum(each.in_layers for each in cut) * job.element
-    at_once = all_of_them if all_of_them <= HELD_BYTES else cut[0].in_layers * job.element
+    at_once = all_of_them if all_of_them <= HELD_MODELS_BYTES else cut[0].in_layers * job.element
     if not job.by_layers:
         yield Part("the pruned models' layers", at_once, "device")
     yield Part("maps of all ratios", sum(_leading_out(job, each) for each in cut), "temporary")

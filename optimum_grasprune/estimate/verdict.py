@@ -189,6 +189,8 @@ def alternatives(job: Job, machine: Machine) -> Iterator[tuple[str, Job]]:
         yield "--dtype bfloat16", job.asking(dtype="bfloat16")
     if job.config.batch_size > 1:
         yield "--batch-size 1", job.asking(batch_size=1)
+    if job.config.recovery_batch_size > 1 and job.config.recover != "none":
+        yield "--recover-batch-size 1", job.asking(recover_batch_size=1)
     length = job.length // 2
     while length >= SHORTEST:
         yield f"--seq-len {length}", job.asking(seq_len=length)

@@ -76,6 +76,7 @@ def _works(job: Job) -> Iterator[Work]:
 
 def _training(job: Job, stage: TrainedStage) -> Work:
     config, share = job.config, _cost(job)
+    in_a_step = config.recovery_batch_size if stage.fine_tunes else config.batch_size
     if stage.fine_tunes:
         sequences, epochs = sum(job.recovery_sequences), config.recover_epochs
         looks = (CHECK_UPS + 1) * _WATCHED * share / sequences / epochs
@@ -92,10 +93,10 @@ def _training(job: Job, stage: TrainedStage) -> Work:
             unread -= min(job.calibrated, sequences - (job.rehearsed if diagonal else 0))
         each = 2 * share + taught * (_head(job) + _without_head(job) * unread / sequences / epochs)
     each += share * config.gradient_checkpointing
-    steps = training_steps(sequences, epochs, config.batch_size)
+    steps = training_steps(sequences, epochs, in_a_step)
     if len(job.ratios) > 1:
         steps = round(LONGER * steps) if stage is job.chain.together else len(job.ratios) * steps
-    return Work(stage.name, steps, each * config.batch_size, trains=True)
+    return Work(stage.name, steps, each * in_a_step, trains=True)
 
 
 def _head(job: Job) -> float:

@@ -46,6 +46,7 @@ class Training:
     warmup: share of the steps over which the learning rate rises.
     clip: largest norm of all gradients together; None for any.
     live_teacher: run the teacher at every step, instead of keeping its hidden states for all sequences.
+    batch_option: what sets batch_size on a command line, for messages.
     """
 
     epochs: int
@@ -60,6 +61,7 @@ class Training:
     warmup: float = 0.0
     clip: float | None = None
     live_teacher: bool = False
+    batch_option: str = "--batch-size"
 
     @classmethod
     def of(

@@ -82,8 +82,8 @@ class SeveralProcesses(Around):
         """See `Runner.learn`: each process works out the gradient of its share of a batch, and takes the same step."""
         if training.batch_size < self.peers.count:
             warnings.warn(
-                f"--batch-size {training.batch_size}: no more than as many of the {self.peers.count} processes have "
-                f"work at a step of {training.label}; give {self.peers.count}, or a multiple of it",
+                f"{training.batch_option} {training.batch_size}: no more than as many of the {self.peers.count} "
+                f"processes have work at a step of {training.label}; give {self.peers.count}, or a multiple of it",
                 GraspruneWarning,
                 stacklevel=2,
             )

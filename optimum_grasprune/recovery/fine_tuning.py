@@ -94,6 +94,8 @@ class FineTuning(TrainedStage):
                 kl_weight=KL_WEIGHT,
                 rehearsed=text.rehearsed,
             ),
+            batch_size=config.recovery_batch_size,
+            batch_option="--batch-size" if config.recover_batch_size is None else "--recover-batch-size",
             schedule="cosine",
             clip=CLIP,
             live_teacher=not may_be_held(text.tokens_NS.numel(), model.config.hidden_size, model.dtype.itemsize),
@@ -102,7 +104,7 @@ class FineTuning(TrainedStage):
     def _record(self, course: Course, text: RecoveryText) -> RecoveryRecord:
         count, length = text.tokens_NS.shape
         best = next((entry for entry in course.check_ups if entry.step == course.best_step), None)
-        batch_size, epochs = self.config.batch_size, self.config.recover_epochs
+        batch_size, epochs = self.config.recovery_batch_size, self.config.recover_epochs
         return RecoveryRecord(
             stage=self.name,
             tokens=min(count * epochs, course.step * batch_size) * length,

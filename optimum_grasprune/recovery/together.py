@@ -42,7 +42,7 @@ STEEPER = 1.5
 TURNS = 200
 """How often, at most, another model is made for its turn, if they are not all held."""
 
-HELD_BYTES = 2 * 2**30
+HELD_MODELS_BYTES = 2 * 2**30
 """Sliced models whose layers have no more bytes than this together are all in memory at once."""
 
 
@@ -63,7 +63,7 @@ def learn_together(stage: NumbersStage, reference: Reference, models: Mapping[fl
     cuts = [share_cut(sliced.plan, dense) for sliced in models.values()]
     strengths = strengths_of(cuts)
     middle = fmean(strengths)
-    held = _Held(dense, sum(_bytes_left(dense, sliced.plan) for sliced in models.values()) <= HELD_BYTES)
+    held = _Held(dense, sum(_bytes_left(dense, sliced.plan) for sliced in models.values()) <= HELD_MODELS_BYTES)
     members = [
         _OfRatio(ratio, stage, dense, sliced, strength, strength - middle, held)
         for (ratio, sliced), strength in zip(models.items(), strengths, strict=True)

@@ -206,6 +206,17 @@ def test_work_is_counted_in_passes() -> None:
     assert {work.label: work for work in works_of(job(keep_ratio=0.8))}["gates"].each == 2  # without a teacher
 
 
+def test_weights_are_trained_by_steps_of_their_own() -> None:
+    both = [job(recover="distill", recover_batch_size=size) for size in (None, 2)]
+    small, large = (parts(needs_of(each), "distill")["activations"] for each in both)
+    assert 1.9 * small < large
+    assert parts(needs_of(both[0]), "gates") == parts(needs_of(both[1]), "gates")
+    alone, by_two = ({work.label: work for work in works_of(each)} for each in both)
+    assert (alone["distill"].units, by_two["distill"].units) == (256, 128)
+    assert by_two["distill"].passes == pytest.approx(alone["distill"].passes)
+    assert alone["gates"] == by_two["gates"]
+
+
 def test_work_without_a_training() -> None:
     (statistics,) = works_of(job(method="flap", num_samples=8))
     assert (statistics.label, statistics.units) == ("statistics", 8) and 0.9 < statistics.each < 1

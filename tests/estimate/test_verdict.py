@@ -201,6 +201,9 @@ def test_alternatives_come_in_order_and_change_only_what_they_say() -> None:
         *("--gradient-checkpointing", "--runner offloaded", "--runner streamed", "--dtype bfloat16"),
         *("--batch-size 1", "--seq-len 128", "--seq-len 64"),
     ]
+    own = job(recover="lora", recover_batch_size=2)
+    assert dict(alternatives(own, ROOMY))["--recover-batch-size 1"].config.recovery_batch_size == 1
+    assert "--recover-batch-size 1" not in dict(alternatives(job(recover_batch_size=2), ROOMY))
     assert found["--dtype bfloat16"].element == 2 and found["--seq-len 64"].length == 64
     assert "--runner offloaded" not in dict(alternatives(job(device="cpu"), ROOMY))
 

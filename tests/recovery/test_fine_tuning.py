@@ -195,6 +195,27 @@ def test_gradient_checkpointing_comes_to_the_same(name: str, model: LlamaForCaus
         torch.testing.assert_close(weight, recomputed[key])
 
 
+def test_sequences_in_a_step(name: str, model: LlamaForCausalLM) -> None:
+    alone, by_two = (trained(model, name, TEXT, recover_batch_size=size) for size in (None, 2))
+    assert [each.training.planned_steps for each in (alone, by_two)] == [4, 2]
+    assert alone.training.tokens == by_two.training.tokens == TOKENS.numel()
+    assert not same(alone.weights, by_two.weights)  # type: ignore[arg-type]
+    others_by_two = trained(model, name, TEXT, batch_size=2)  # which goes for all that is trained
+    assert same(by_two.weights, others_by_two.weights)  # type: ignore[arg-type]
+    of_its_own = trained(model, name, TEXT, batch_size=2, recover_batch_size=1)
+    assert same(alone.weights, of_its_own.weights)  # type: ignore[arg-type]
+
+
+def test_what_has_too_few_sequences_in_a_step_is_named(name: str, model: LlamaForCausalLM) -> None:
+    def named(**options: int) -> tuple[int, str]:
+        problem, *_ = given(model, name, **options)
+        training = STAGES[name].from_config(problem.config)._training(Reference.of(problem))
+        return training.batch_size, training.batch_option
+
+    assert named(batch_size=3) == (3, "--batch-size")
+    assert named(batch_size=3, recover_batch_size=2) == (2, "--recover-batch-size")
+
+
 def test_the_seed_draws_the_order(name: str, model: LlamaForCausalLM) -> None:
     first, again = (trained(model, name).weights for _ in range(2))
     assert same(first, again)  # type: ignore[arg-type]

@@ -99,7 +99,7 @@ def test_models_that_are_made_for_each_turn_come_to_the_same(
     )
     found = [learn_together(stage, reference, sliced(model, reference.runner))]
     assert len(built) == 2
-    monkeypatch.setattr(together, "HELD_BYTES", 0)
+    monkeypatch.setattr(together, "HELD_MODELS_BYTES", 0)
     built.clear()
     found.append(learn_together(stage, reference, sliced(model, reference.runner)))
     assert len(built) >= 4 and all(first != second for first, second in itertools.pairwise(built))
