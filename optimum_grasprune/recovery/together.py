@@ -33,11 +33,9 @@ from .reference import Reference
 LONGER = 1.25
 """Length of the training, as a multiple of one ratio's own."""
 
-FASTER = 2.0
-"""Its learning rate, as a multiple of what the deepest cut has by itself: each model has a part of the steps."""
-
-STEEPER = 1.5
-"""A ratio's share of the steps grows with its cut, to this power: what goes has to be made up for."""
+STEEPER = 3.0
+"""A ratio's share of the steps grows with its cut, to this power: what goes has to be made up for, and the deepest cut
+has neighbours on one side only."""
 
 TURNS = 200
 """How often, at most, another model is made for its turn, if they are not all held."""
@@ -85,13 +83,10 @@ def strengths_of(cuts: Sequence[float]) -> list[float]:
 
 
 def lengthened(tokens_NS: Tensor, training: Training) -> tuple[Tensor, Training]:
-    """The course of one ratio as that of all: longer by some of the same sequences, and faster."""
+    """The course of one ratio as that of all: longer by some of the same sequences."""
     more = round((LONGER - 1) * len(tokens_NS))
-    return torch.cat([tokens_NS, tokens_NS[:more]]), replace(
-        training,
-        learning_rate=FASTER * training.learning_rate,
-        rehearsed=training.rehearsed + training.rehearsed[:more],
-    )
+    rehearsed = training.rehearsed + training.rehearsed[:more]
+    return torch.cat([tokens_NS, tokens_NS[:more]]), replace(training, rehearsed=rehearsed)
 
 
 class _Held:

@@ -65,11 +65,11 @@ def test_numbers_travel_with_the_cut() -> None:
     assert strengths_of([0.0]) == [0.0]
 
 
-def test_the_course_is_longer_and_faster() -> None:
+def test_the_course_is_longer() -> None:
     training = Training(2, 1, 0, 1e-2, "cosine", False, "diagonals", rehearsed=(False, True, False, False))
     tokens_NS, longer = lengthened(torch.arange(8).view(4, 2), training)
     assert tokens_NS[:, 0].tolist() == [0, 2, 4, 6, 0] and longer.rehearsed == (False, True, False, False, False)
-    assert longer.learning_rate == 2e-2 and longer.epochs == 2
+    assert longer.learning_rate == 1e-2 and longer.epochs == 2
 
 
 @pytest.mark.parametrize("name", STAGES)
