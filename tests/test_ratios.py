@@ -119,8 +119,8 @@ def test_all_ratios_have_one_training_and_it_is_recorded(
 
     monkeypatch.setattr(WholeModel, "learn", watched)
     pruned = list(GRASPPruner(config).prune_many(model, tokenizer, RATIOS))
-    # Of 15 steps 1, 5 and 9: by 0.1, 0.25 and 0.4 to the power of 1.5, but for what is cut beyond the ratio.
-    assert [orders[0].count(place) for place in range(3)] == [1, 5, 9] and len(orders) == 1
+    # Of 15 steps 0, 3 and 12: by 0.1, 0.25 and 0.4 cubed, but for what is cut beyond the ratio.
+    assert [orders[0].count(place) for place in range(3)] == [0, 3, 12] and len(orders) == 1
     for one in pruned:
         others = one.record.trained_with
         assert others is not None and [entry.plan for entry in others] == [
