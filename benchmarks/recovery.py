@@ -73,10 +73,8 @@ class Bench:
         config = GRASPConfig(**options)
         pruned, (plan, _) = self.pruned(), read_plan(self.args.pruned)
         before = {name: weight.detach().cpu().clone() for name, weight in pruned.named_parameters()}
-        calibration, stage = (
-            calibration_for(self.dense, self.tokenizer, None, config),
-            get_stage(name).from_config(config),
-        )
+        calibration = calibration_for(self.dense, self.tokenizer, None, config)
+        stage = get_stage(name).from_config(config)
         if calibration is None:
             raise SystemExit(f"--runs {entry}: a method that looks at no data leaves nothing to train on")
         begun = time.perf_counter()
