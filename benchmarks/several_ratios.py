@@ -70,7 +70,7 @@ class Bench:
     """One model with its texts. Runs are timed without the measuring of perplexity."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.model: PreTrainedModel = load_model(args.model, dtype="float32", device="cpu")
+        self.model: PreTrainedModel = load_model(args.model, dtype=args.dtype, device="cpu")
         self.tokenizer = load_tokenizer(args.model)
         corpora = read_corpora(args.evaluate, "text")
         window, limits = evaluation_windows(args.eval_seq_len, args.eval_samples, len(corpora))
@@ -130,6 +130,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--recipe", default="quick")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     ten = [0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5]
     parser.add_argument("--keep-ratios", nargs="+", type=float, default=ten, help="made together")
     parser.add_argument(

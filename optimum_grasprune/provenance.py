@@ -59,7 +59,7 @@ def record_of(
 def handed_on(record: Record, sharing: Sharing, chain: Chain) -> Record:
     """The record with what its ratio has from the others of its run."""
     ratio, decision, stage = record.config.keep_ratio, sharing.decision, chain.together
-    again = stage is not None and not stage.in_plan and bool(sharing.models)
+    again = stage is not None and not stage.in_plan and bool(sharing.models) and record.shared is not None
     if decision is not None and decision.keep_ratio != ratio:
         record = replace(record, judged_at=decision.keep_ratio)
     return replace(record, trained_with=sharing.trained_with(ratio) if again else None)

@@ -34,7 +34,7 @@ from .record.describe import units_budget
 from .recovery.chain import Chain
 from .replay import applied_in_place, replayed
 from .running import check_can_run
-from .selection import Choice, choose
+from .selection import Started, choose
 from .sharing import Sharing
 from .units import Budget, PruningPlan
 
@@ -143,7 +143,7 @@ class GRASPPruner:
         work = self._work(model, tokenizer, texts, configs, known, state, nested=nested)
 
         def finish(
-            problem: Problem, selection: Selection, shared: SharedRun | None, started: Choice | None
+            problem: Problem, selection: Selection, shared: SharedRun | None, started: Started | None
         ) -> PrunedModel:
             return self._finished(work, problem, selection, shared, started)
 
@@ -276,7 +276,7 @@ class GRASPPruner:
         problem: Problem,
         selection: Selection,
         shared: SharedRun | None = None,
-        started: Choice | None = None,
+        started: Started | None = None,
     ) -> PrunedModel:
         trainings, chain = problem.runner.trainings, self.method.chain_for(problem.config)
         before = len(trainings)

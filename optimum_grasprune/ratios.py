@@ -19,7 +19,7 @@ from .recovery.base import NumbersStage
 from .recovery.chain import Chain
 from .recovery.reference import Reference, Trial
 from .recovery.together import Sliced, learn_together
-from .selection import Choice, decide, start
+from .selection import Started, decide, start
 from .sharing import Sharing
 from .units import PruningPlan, UnitMask
 
@@ -62,22 +62,22 @@ class _Finish(Protocol):
     """Chooses among the candidates of a problem, makes up for the cut, and says how it came to be."""
 
     def __call__(
-        self, problem: Problem, selection: Selection, shared: SharedRun | None, started: Choice | None
+        self, problem: Problem, selection: Selection, shared: SharedRun | None, started: Started | None
     ) -> PrunedModel: ...
 
 
 @dataclass(frozen=True)
-class _Started:
+class _Together:
     """What is trained together with other ratios' models, and what it was chosen by and from."""
 
     problem: Problem
     selection: Selection
-    choice: Choice
+    started: Started
 
     @property
     def plan(self) -> PruningPlan:
         """What it keeps."""
-        return Trial(self.choice.cut).plan
+        return Trial(self.started.first.cut).plan
 
 
 class RatioRun:
@@ -93,8 +93,8 @@ class RatioRun:
         self._problems, self._finish = tuple(problems), finish
         self._method = get_method(problems[0].config.method)
         self._kept: dict[float, UnitMask] = {}
-        self._started: dict[float, _Started] = {}
-        self._middle = self._problems[len(self._problems) // 2]
+        self._together: dict[float, _Together] = {}
+        self._deepest = self._problems[-1]
 
     def __iter__(self) -> Iterator[PrunedModel]:
         """One pruned model a ratio; no other is held on to meanwhile."""
@@ -105,12 +105,14 @@ class RatioRun:
         if keep_ratio not in self.keep_ratios:
             known = ", ".join(map(repr, self.keep_ratios))
             raise OptionError("keep_ratio", keep_ratio, f"is none of this run's, which are {known}")
-        config = self._middle.config
+        config = self._deepest.config
         shared = shared_run(config, self.keep_ratios, nested=self.nested)
         with plain_work(config):
             self._prepare()
-            if (started := self._started.get(keep_ratio)) is not None:
-                return self._finish(started.problem, started.selection, shared, started.choice)
+            if (one := self._together.get(keep_ratio)) is not None:
+                # That of the smallest ratio is what a run of its own makes.
+                own = one.problem is self._deepest
+                return self._finish(one.problem, one.selection, None if own else shared, one.started)
             problem = self._allowed(self.keep_ratios.index(keep_ratio))
             pruned = self._finish(problem, self._selected(problem), shared, None)
         if self.nested and pruned.plan is not None:
@@ -120,30 +122,37 @@ class RatioRun:
     def _prepare(self) -> None:
         """Do what is done for all ratios together: decide, and train what they share.
 
-        Candidates are judged at the ratio in the middle, which is closest to all of them.
+        Candidates are judged at the smallest ratio, where most depends on it, as a run for that alone judges them.
         """
-        sharing = self._middle.sharing
+        sharing = self._deepest.sharing
         if sharing is None or not sharing.depends:
             return
-        chain = self._method.chain_for(self._middle.config)
-        if sharing.decision is None:
-            sharing.decision = decide(self._of_the_middle.candidates, chain, self._middle)
+        chain = self._method.chain_for(self._deepest.config)
         if chain.together is not None and not sharing.numbers:
             self._train_together(chain, chain.together, sharing)
+        elif sharing.decision is None:
+            sharing.decision = decide(self._of_the_deepest.candidates, chain, self._deepest)
 
     def _train_together(self, chain: Chain, stage: NumbersStage, sharing: Sharing) -> None:
+        deepest = start(self._of_the_deepest.candidates, chain, self._deepest)
+        if len(self._deepest.held_out_NS):
+            sharing.decision = deepest.decision(self._deepest)
         for place, ratio in enumerate(self.keep_ratios):
             problem = self._allowed(place)
             selection = self._selected(problem)
-            self._started[ratio] = _Started(problem, selection, start(selection.candidates, chain, problem))
+            own = problem is self._deepest
+            started = deepest if own else start(selection.candidates, chain, problem)
+            self._together[ratio] = _Together(problem, selection, started)
             if self.nested:
-                self._kept[ratio] = self._started[ratio].plan.mask(problem.inventory)
+                self._kept[ratio] = self._together[ratio].plan.mask(problem.inventory)
+        firsts = {ratio: each.started.first for ratio, each in self._together.items()}
+        plans = {ratio: each.plan for ratio, each in self._together.items()}
         sharing.models = {
-            ratio: TrainedWith(plan=each.plan, compensation=each.choice.stages, settings=each.choice.settings)
-            for ratio, each in self._started.items()
+            ratio: TrainedWith(plan=plans[ratio], compensation=first.stages, settings=first.settings)
+            for ratio, first in firsts.items()
         }
-        models = {ratio: Sliced(each.choice.draft, each.plan) for ratio, each in self._started.items()}
-        sharing.numbers = learn_together(stage, Reference.of(self._middle), models)
+        models = {ratio: Sliced(first.draft, plans[ratio]) for ratio, first in firsts.items()}
+        sharing.numbers = learn_together(stage, Reference.of(self._deepest), models)
 
     def _allowed(self, place: int) -> Problem:
         """The problem at a ratio, with no more units than the next larger ratio kept where masks are nested."""
@@ -157,11 +166,11 @@ class RatioRun:
         return problem.at(problem.budget.within(self._kept[larger]), problem.config)
 
     def _selected(self, problem: Problem) -> Selection:
-        return self._of_the_middle if problem is self._middle else self._selection(problem)
+        return self._of_the_deepest if problem is self._deepest else self._selection(problem)
 
     @cached_property
-    def _of_the_middle(self) -> Selection:
-        return self._selection(self._middle)
+    def _of_the_deepest(self) -> Selection:
+        return self._selection(self._deepest)
 
     @cached_property
     def _selection(self) -> Callable[[Problem], Selection]:

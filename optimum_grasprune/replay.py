@@ -219,8 +219,8 @@ def _having_learnt(reference: Reference, chain: Chain, origin: Record, own: Tria
         return reference
     if origin.trained_before is not None:
         raise PlanError(
-            "the plan was trained as the last of several ratios one after another, as earlier versions did it, which "
-            f"cannot be done again; replay it with another compensation: {' or '.join(chains_without_data())}"
+            "the plan was trained with those of other ratios as earlier versions did it, which cannot be done again; "
+            f"replay it with another compensation: {' or '.join(chains_without_data())}"
         )
     if others is None:
         return reference

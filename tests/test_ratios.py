@@ -66,24 +66,26 @@ def test_gates_are_trained_and_statistics_gathered_once(
     run = GRASPPruner(config).prune_many(model, tokenizer, RATIOS)
     assert calls == [] and run.keep_ratios == (0.9, 0.75, 0.6)
     records = [pruned.record for pruned in run]
-    assert calls == ["gather", "gates", "diagonals"]
+    # For the smallest, and for both others together.
+    assert calls == ["gather", "gates", "gates", "diagonals", "diagonals"]
     for ratio, record in zip(run.keep_ratios, records, strict=True):
         assert record.recipe["keep_ratio"] == ratio
         assert record.budget.asked is not None and record.budget.pruned.prunable <= record.budget.asked.cost
         assert ratio - 0.02 < record.budget.kept.prunable <= ratio
-        assert record.to_dict()["shared"] == {"keep_ratios": [0.9, 0.75, 0.6], "nested": False}
     large, middle, small = records
-    assert [judgement.candidate for judgement in middle.choice][:2] == ["start", "gates 1/4"]
-    # The others take the candidate and the damping that were chosen in the middle, and measure nothing else: whether
-    # training helps, the largest; what it comes to, all.
-    assert middle.judged_at is None and large.judged_at == small.judged_at == 0.75
-    chosen = middle.choice[-1]
-    assert chosen.compensation == "least_squares diagonals" and "diagonals" in large.compensation
-    for record, compensations in ((large, ["least_squares", chosen.compensation]), (small, [chosen.compensation])):
-        assert [judgement.compensation for judgement in record.choice] == compensations
-        assert {(each.candidate, each.settings["damping"]) for each in record.choice} == {
-            (chosen.candidate, chosen.settings["damping"])
-        }
+    assert small.shared is None
+    for record in (large, middle):
+        assert record.to_dict()["shared"] == {"keep_ratios": [0.9, 0.75, 0.6], "nested": False}
+    assert [judgement.candidate for judgement in small.choice][:2] == ["start", "gates 1/4"]
+    # The others take the candidate and the damping that were chosen at the smallest; of them the largest alone is
+    # measured, to see whether training helps.
+    assert small.judged_at is None and large.judged_at == middle.judged_at == 0.6
+    chosen = small.choice[-1]
+    assert chosen.compensation == "least_squares diagonals"
+    assert all("diagonals" in record.compensation for record in records)
+    assert [judgement.compensation for judgement in large.choice] == ["least_squares", chosen.compensation]
+    assert {judgement.candidate for judgement in large.choice} == {chosen.candidate} and middle.choice == ()
+    assert large.settings == middle.settings == small.settings == chosen.settings
 
 
 def test_the_dense_model_is_read_once_by_all_that_it_teaches(
@@ -105,23 +107,67 @@ def test_the_dense_model_is_read_once_by_all_that_it_teaches(
     assert len(streams) == 1  # the products for least squares too
 
 
-def test_all_ratios_have_one_training_and_it_is_recorded(
+def test_the_smallest_ratio_is_what_a_run_of_its_own_makes(
+    config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    for number, options in enumerate(({}, {"multipliers": "joint"}, {"compensation": "scales"}, {"method": "ddp"})):
+        # Of the method's own kinds of making up for the cut, the one that several ratios have.
+        config = config.model_copy(update={"compensation": "refit", "learning_rate": None, **options})
+        *_, small = GRASPPruner(config).prune_many(make_model(), tokenizer, RATIOS)
+        alone = GRASPPruner(config.model_copy(update={"keep_ratio": 0.6})).prune(make_model(), tokenizer)
+        assert small.record == alone.record
+        assert hashes(small, tmp_path / f"small-{number}") == hashes(alone, tmp_path / f"alone-{number}")
+
+
+def test_where_training_does_not_help_the_smallest_is_that_too(
+    config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config.model_copy(update={"compensation": "refit", "diagonal_learning_rate": 30.0, "keep_ratio": 0.6})
+    # The bare cut is best, so that what training starts from is not what is had without it.
+    measured = WholeModel.mean_loss
+    losses: dict[int, float] = {}
+
+    def bare_is_best(self: WholeModel, windows_NS: torch.Tensor, batch_size: int | None = None) -> float:
+        loss = measured(self, windows_NS, batch_size)
+        return losses.setdefault(len(losses), loss - 5) if not losses else loss
+
+    runs = []
+    for several in (True, False):
+        losses.clear()
+        with monkeypatch.context() as patched:
+            patched.setattr(WholeModel, "mean_loss", bare_is_best)
+            pruner = GRASPPruner(config)
+            many = pruner.prune_many(make_model(), tokenizer, [0.9, 0.6])
+            runs.append(many.prune(0.6) if several else pruner.prune(make_model(), tokenizer))
+    assert runs[0].record == runs[1].record and runs[0].record.compensation == ()
+    states = [each.model.state_dict() for each in runs]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_all_others_have_one_training_and_it_is_recorded(
     config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     orders: list[list[int]] = []
+    lengths: list[int] = []
     learn = WholeModel.learn
 
     def watched(self: WholeModel, trained: Any, tokens_NS: torch.Tensor, training: Any, *rest: Any, **more: Any) -> Any:
         if training.label == "diagonals":
-            orders.append(trained.order)
-            assert len(tokens_NS) == 15  # 12 sequences and a quarter of them again
+            lengths.append(len(tokens_NS))
+            orders.append(getattr(trained, "order", []))
         return learn(self, trained, tokens_NS, training, *rest, **more)
 
     monkeypatch.setattr(WholeModel, "learn", watched)
     pruned = list(GRASPPruner(config).prune_many(model, tokenizer, RATIOS))
-    # Of 15 steps 0, 3 and 12: by 0.1, 0.25 and 0.4 cubed, but for what is cut beyond the ratio.
-    assert [orders[0].count(place) for place in range(3)] == [0, 3, 12] and len(orders) == 1
-    for one in pruned:
+    assert lengths == [12, 7]
+    # Of 7 steps 1 and 6: by 0.1 and 0.25 to the power of 1.5, but for what is cut beyond the ratio.
+    assert [orders[1].count(place) for place in range(2)] == [1, 6] and orders[0] == []
+    *larger, smallest = pruned
+    assert smallest.record.trained_with is None
+    # A report shows the steps at its own ratio: for the smallest those of its own training, six of gates and twelve.
+    taken = [{curves.label: curves.steps for curves in one.numbers.trainings} for one in pruned if one.numbers]
+    assert taken == [{"gates": 1, "diagonals": 1}, {"gates": 2, "diagonals": 6}, {"gates": 6, "diagonals": 12}]
+    for one in larger:
         others = one.record.trained_with
         assert others is not None and [entry.plan for entry in others] == [
             other.plan for other in pruned if other is not one
@@ -136,7 +182,7 @@ def test_a_ratio_out_of_turn_is_what_it_is_in_turn(
     in_turn = [hashes(pruned, tmp_path / f"in-turn-{number}") for number, pruned in enumerate(runs[0])]
     calls.clear()
     assert hashes(runs[1].prune(0.6), tmp_path / "last") == in_turn[2]
-    assert calls == ["gather", "gates", "diagonals"]
+    assert calls == ["gather", "gates", "gates", "diagonals", "diagonals"]
     assert hashes(runs[1].prune(0.75), tmp_path / "again") == in_turn[1]
 
 
@@ -145,23 +191,23 @@ def test_what_is_trained_together_whatever_chose_the_units(
 ) -> None:
     for number, compensation in enumerate(("refit", "scales")):
         config = config.model_copy(update={"method": "taylor", "compensation": compensation, "held_out": 0})
-        _, small = GRASPPruner(config).prune_many(make_model(), tokenizer, [0.9, 0.6])
-        assert small.record.shared is not None and small.record.judged_at is None
+        large, _ = GRASPPruner(config).prune_many(make_model(), tokenizer, [0.8, 0.6])
+        assert large.record.shared is not None and large.record.judged_at is None
         # A plan holds scales, so that nothing has to be trained again.
-        assert (small.record.trained_with is None) == (compensation == "scales")
-        files = hashes(small, tmp_path / f"small-{number}")
-        replayed = GRASPPruner().replay(make_model(), tokenizer, *read_plan(tmp_path / f"small-{number}"))
+        assert (large.record.trained_with is None) == (compensation == "scales")
+        files = hashes(large, tmp_path / f"large-{number}")
+        replayed = GRASPPruner().replay(make_model(), tokenizer, *read_plan(tmp_path / f"large-{number}"))
         assert hashes(replayed, tmp_path / f"replayed-{number}") == files
-        alone = GRASPPruner(config.model_copy(update={"keep_ratio": 0.6})).prune(make_model(), tokenizer)
-        assert alone.plan is not None and small.plan is not None
-        assert alone.plan.without_scales() == small.plan.without_scales()
+        alone = GRASPPruner(config.model_copy(update={"keep_ratio": 0.8})).prune(make_model(), tokenizer)
+        assert alone.plan is not None and large.plan is not None
+        assert alone.plan.without_scales() == large.plan.without_scales()
         assert hashes(alone, tmp_path / f"alone-{number}")["model.safetensors"] != files["model.safetensors"]
 
 
 def test_a_plan_whose_record_lacks_the_others_is_refused(
     config: GRASPConfig, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    *_, small = GRASPPruner(config).prune_many(make_model(), tokenizer, [0.9, 0.6])
+    small, _ = GRASPPruner(config).prune_many(make_model(), tokenizer, [0.8, 0.6])
     assert small.plan is not None
     record = replace(small.record, trained_with=())
     with pytest.raises(
@@ -169,7 +215,7 @@ def test_a_plan_whose_record_lacks_the_others_is_refused(
     ):
         GRASPPruner().replay(make_model(), tokenizer, small.plan, record)
     walked = replace(small.record, trained_with=None, trained_before=small.record.trained_with)
-    with pytest.raises(PlanError, match=r"^the plan was trained as the last of several ratios one after another, as"):
+    with pytest.raises(PlanError, match=r"^the plan was trained with those of other ratios as earlier versions did"):
         GRASPPruner().replay(make_model(), tokenizer, small.plan, walked)
     # Trained by itself it is another model, and its record does not say anything else.
     options = GRASPConfig(compensation="diagonals")
@@ -290,7 +336,7 @@ def test_each_ratio_is_trained_by_itself(
         pruned.save(tmp_path / str(number))
         assert pruned.record.recovery is not None and pruned.record.recovery.tokens == 96
         assert pruned.record.budget.kept.parameters <= float(str(pruned.record.recipe["keep_ratio"]))
-    assert calls == ["gather", "gates", "diagonals", *["distill"] * 2]
+    assert calls == ["gather", "gates", "gates", "diagonals", "diagonals", *["distill"] * 2]
     for number in range(2):
         replayed = GRASPPruner().replay(make_model(), tokenizer, *read_plan(tmp_path / str(number)))
         replayed.save(tmp_path / f"replayed-{number}")

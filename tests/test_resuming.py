@@ -162,7 +162,7 @@ def test_gates_of_several_budgets_take_up_their_turns_and_snapshots(
 
     expected = train(None)
     found, runs = until_done(train, tmp_path / "state", 2, monkeypatch)
-    assert runs == 4 and len(found) == 3
+    assert runs == 5 and len(found) == 3
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one.scores_U, other.scores_U) and torch.equal(one.multipliers_U, other.multipliers_U)
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from ..execution.course import CHECK_UPS
 from ..execution.training import training_steps
+from ..gates.several import of_the_others
 from ..recovery.base import TrainedStage
-from ..recovery.together import LONGER
+from ..recovery.together import OTHERS
 from .job import Job
 from .sizes import Sizes
 
@@ -55,17 +56,20 @@ def _works(job: Job) -> Iterator[Work]:
             rounds = config.start_rounds - 1
             yield Work("start", rounds, again * job.in_statistics / config.start_rounds)
         steps = training_steps(job.calibrated, config.epochs, config.batch_size)
+        if len(job.ratios) > 1 and config.method != "ddp":  # the deepest cut's own, then those of the others
+            steps += training_steps(of_the_others(job.calibrated), config.epochs, config.batch_size)
         each = again + job.gates_taught * (_head(job) + _without_head(job) / config.epochs)
         yield Work("gates", steps, config.batch_size * each, trains=True)
         if config.search_trials:
             yield Work("widths", config.search_trials, float(min(config.search_samples, job.calibrated)))
     share, ratios = _cost(job), len(job.ratios)
+    judged = 1 if ratios > 1 and job.chain.together is not None else ratios
     if job.held_out:
-        yield Work("candidates", ratios * job.candidates, job.held_out * share)
+        yield Work("candidates", judged * job.candidates, job.held_out * share)
     if job.least_squares is not None:
         yield Work("least squares", len(job.sizes.layers), _least_squares(job))
         if job.held_out:
-            yield Work("refitted", ratios * job.refitted, job.held_out * share)
+            yield Work("refitted", judged * job.refitted, job.held_out * share)
     if job.chain.rebuilding_stages:
         yield Work("reconstruction", len(job.sizes.layers), ratios * _reconstruction(job))
         if job.held_out:
@@ -95,7 +99,7 @@ def _training(job: Job, stage: TrainedStage) -> Work:
     each += share * config.gradient_checkpointing
     steps = training_steps(sequences, epochs, in_a_step)
     if len(job.ratios) > 1:
-        steps = round(LONGER * steps) if stage is job.chain.together else len(job.ratios) * steps
+        steps = round((1 + OTHERS) * steps) if stage is job.chain.together else len(job.ratios) * steps
     return Work(stage.name, steps, each * in_a_step, trains=True)
 
 

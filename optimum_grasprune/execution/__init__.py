@@ -22,12 +22,13 @@ from .streamed import StreamedModel
 from .taught import Taught
 from .trace import Trace, Traced
 from .trainable import OfUnits, Pace, Trainable, UnitMultipliers
-from .turns import InTurns, Member, turns
+from .turns import Following, InTurns, Member, following, turns
 from .whole import WholeModel
 
 __all__ = [
     "CheckUp",
     "Course",
+    "Following",
     "Gates",
     "Gathered",
     "InTurns",
@@ -60,6 +61,7 @@ __all__ = [
     "cut_when_run",
     "digest",
     "distillation_loss",
+    "following",
     "joined",
     "may_be_held",
     "put_in_place",

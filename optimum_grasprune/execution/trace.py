@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -58,6 +58,11 @@ class Traced:
     values: Mapping[str, Tensor]
     check_ups: tuple[CheckUp, ...] = ()
     kept_step: int | None = None
+
+    def at(self, keep_ratio: float) -> Traced:
+        """The same, known to be of steps that were all taken at a keep ratio."""
+        ratios = torch.full_like(self.values[LOSS], keep_ratio)
+        return replace(self, values={**self.values, KEEP_RATIO: ratios})
 
     def curves(self, keep_ratio: float) -> TrainingCurves | None:
         """The curves of those steps that were taken at a keep ratio, or of all where that is not known.

@@ -1,4 +1,8 @@
-"""Numbers that several models share, trained together: each step is run on one of the models, in turns."""
+"""Numbers that several models share, trained together: each step is run on one of the models, in turns.
+
+What a model's own are follows its cut: s · (a + (s − s̄) · b), s how far they travel beside those of the deepest cut, s̄
+the mean of all s. Where nothing is cut nothing changes.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -31,6 +36,25 @@ class Member(ABC):
     def readings(self) -> Mapping[str, Tensor]:
         """See `Trainable.readings`: of a step at this model."""
         return {}
+
+
+@dataclass(frozen=True)
+class Following:
+    """How the numbers of one model follow from those of all. strength, beyond: s and s − s̄."""
+
+    strength: float
+    beyond: float
+
+    def of(self, level: Tensor, bend: Tensor) -> Tensor:
+        """Its own. level, bend: a and b."""
+        return self.strength * (level + self.beyond * bend)
+
+
+def following(cuts: Sequence[float], deepest: float, power: float) -> list[Following]:
+    """Of models with these cuts, s = (cut ÷ deepest)^power. deepest: that of a cut from which s is 1."""
+    strengths = [(cut / deepest) ** power if deepest else 0.0 for cut in cuts]
+    middle = fmean(strengths) if strengths else 0.0
+    return [Following(strength, strength - middle) for strength in strengths]
 
 
 @dataclass

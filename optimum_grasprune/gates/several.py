@@ -11,9 +11,13 @@ import torch
 from torch import Tensor
 
 from ..config import GRASPConfig
-from ..execution import Runner, Teaches
-from ..units import Budget
-from .train import Snapshot, depths_of, gate_learning_rate, gate_snapshots
+from ..execution import Runner, Teaches, following
+from ..units import Budget, UnitInventory
+from .train import Gates, Snapshot, gate_learning_rate, gate_snapshots, trained_moments
+
+POWER = 0.25
+"""How scores travel with the cut: at a mild one too most of their order is that of the deepest, whose training knows
+what kinds of units are worth beside each other. Nearer to the start, masks larger than the deepest were worse."""
 
 
 def gate_snapshots_at(
@@ -24,31 +28,62 @@ def gate_snapshots_at(
     start_U: Tensor,
     dense: Teaches | None = None,
 ) -> Callable[[Budget], list[Snapshot]]:
-    """Gate scores that serve several budgets: every step runs the mask of one of them, in turns.
+    """Gate scores that serve several budgets: the smallest has what a run of its own gives, the others start from that.
 
-    A score and a slope per unit are trained: s + d · b at a budget whose cut is d deep, from −1 for the smallest cut to
-    1 for the deepest, which are projected onto it. A step at one budget is not lost on the others: which units matter
-    at a keep ratio of 0.6 tells much about 0.5, but not all. Walking down from the largest budget to the smallest one
-    in as many steps was worse by 0.1 to 0.2 nats.
+    Theirs are start + s · (a + (s − s̄) · b), s as in `execution.following`: a, at first how far those of the smallest
+    have come, and b, at first 0, are trained on half the sequences, each step with the mask of one of the budgets, in
+    turns. A step at one of them is not lost on the others: which units matter at a keep ratio of 0.7 tells much about
+    0.6, but not all. Walking down from the largest budget to the smallest one was worse by 0.1 to 0.2 nats.
 
-    The training is longer than for one budget, by half the sequences, and goes as far as for the smallest one alone:
-    where the configuration sets no learning rate, it is lower by as much.
     budgets: largest first.  tokens_NS, start_U, dense: as in `gate_snapshots`, which this is for one budget. Returns
     what tells, for each of the budgets, what that would return.
     """
     *larger, smallest = budgets
-    if larger:
-        longer_NS = torch.cat([tokens_NS, tokens_NS[: len(tokens_NS) // 2]])
-        if config.learning_rate is None:
-            rate = gate_learning_rate(None, smallest.share_cut(runner.inventory)) * len(tokens_NS) / len(longer_NS)
-            config = config.model_copy(update={"learning_rate": rate or None})
-        tokens_NS = longer_NS
-    snapshots = gate_snapshots(runner, smallest, tokens_NS, config, start_U, larger, dense)
-    cuts = [budget.share_cut(runner.inventory) for budget in budgets]
-    depths = dict(zip(cuts, depths_of(budgets, runner.inventory), strict=True))
+    own = gate_snapshots(runner, smallest, tokens_NS, config, start_U, dense)
+    if not larger:
+        return lambda budget: own
+    gates = _Beside(runner.inventory, larger, config, start_U, smallest, own[-1])
+    moments = trained_moments(runner, gates, tokens_NS[: of_the_others(len(tokens_NS))], dense)
+    # As many as the smallest has, since what is chosen there is taken here: half the steps may be too few for that.
+    moments = [*[moments[0]] * (len(own) - len(moments)), *moments]
 
     def of_budget(budget: Budget) -> list[Snapshot]:
-        depth = depths[budget.share_cut(runner.inventory)]
-        return [snapshot.at(depth) for snapshot in snapshots]
+        # Nesting leaves a budget's limits, by which budgets are equal.
+        return own if budget == smallest else [gates.snapshot(moment, budget) for moment in moments]
 
     return of_budget
+
+
+def of_the_others(sequences: int) -> int:
+    """The sequences that gates of all larger budgets are trained on: half of those of the smallest one, the first."""
+    return -(-sequences // 2)
+
+
+class _Beside(Gates):
+    """Gates of budgets beside the smallest one. start_U: what that started from.  deepest: what it came to."""
+
+    def __init__(
+        self,
+        inventory: UnitInventory,
+        budgets: Sequence[Budget],
+        config: GRASPConfig,
+        start_U: Tensor,
+        smallest: Budget,
+        deepest: Snapshot,
+    ) -> None:
+        deepest_cut = smallest.share_cut(inventory)
+        cuts = [budget.share_cut(inventory) for budget in budgets]
+        super().__init__(inventory, budgets, config, start_U, gate_learning_rate(config.learning_rate, deepest_cut))
+        self.deepest, self.following = deepest, following(cuts, deepest_cut, POWER)
+
+    def start(self) -> Sequence[Tensor]:
+        """Both a and b and, if asked for, g of the smallest."""
+        level_U, multipliers_U = self.deepest.scores_U - self.start_U, self.deepest.multipliers_U
+        besides = () if multipliers_U is None else (multipliers_U - 1,)
+        return (level_U, torch.zeros_like(level_U), *besides)
+
+    def scores(self, numbers: Sequence[Tensor], budget: Budget) -> Tensor:
+        """See `Gates.scores`."""
+        level_U, bend_U = numbers
+        place = self.budgets.index(budget)
+        return self.start_U.to(level_U.device) + self.following[place].of(level_U, bend_U)

@@ -42,22 +42,19 @@ def teacher_share(config: GRASPConfig, cut: float) -> float:
     return gate_kl_weight(cut) if asked is None else asked
 
 
+_MOMENT = "moment."
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """Gates at one moment of their training, on the CPU.
 
     scores_U: their projection is a mask, shape (units,), fp32.  multipliers_U: what the units that stay are multiplied
-    by, shape (units,), fp32; None where nothing but scores was trained.  slopes_U: what is added to the scores for each
-    unit of depth, shape (units,), fp32; None where they were trained at one budget.
+    by, shape (units,), fp32; None where nothing but scores was trained.
     """
 
     scores_U: Tensor
     multipliers_U: Tensor | None = None
-    slopes_U: Tensor | None = None
-
-    def at(self, depth: float) -> Snapshot:
-        """The gates of one of several budgets. depth: of its cut, see `depths_of`."""
-        return Snapshot(scores_at(self.scores_U, self.slopes_U, depth), self.multipliers_U)
 
     def mask(self, inventory: UnitInventory, budget: Budget) -> UnitMask:
         """The units that stay within the budget, with their multipliers."""
@@ -83,82 +80,79 @@ def gate_snapshots(
     tokens_NS: Tensor,
     config: GRASPConfig,
     start_U: Tensor | None = None,
-    others: Sequence[Budget] = (),
     dense: Teaches | None = None,
 ) -> list[Snapshot]:
     """`train_gates` with the multipliers, where `config.multipliers` asks for any.
 
-    others: budgets that steps are taken at too, in turns, for `gate_snapshots_at`.
     dense: the teacher; the model itself, as it is without gates, if None.
     """
     if start_U is None:
         start_U = torch.zeros(runner.inventory.num_units, dtype=torch.float32, device="cpu")
     cut = budget.share_cut(runner.inventory)
     rate = gate_learning_rate(config.learning_rate, cut)
-    gates = _Gates(runner.inventory, [*others, budget], config, start_U, rate)
-    training = Training.of(config, "gates", epochs=config.epochs, learning_rate=rate)
+    gates = Gates(runner.inventory, [budget], config, start_U, rate)
+    return [gates.snapshot(moment, budget) for moment in trained_moments(runner, gates, tokens_NS, dense)]
+
+
+def trained_moments(runner: Runner, gates: Gates, tokens_NS: Tensor, dense: Teaches | None) -> list[tuple[Tensor, ...]]:
+    """Train gates; returns their numbers at `config.snapshots` moments, the end last, on the CPU."""
+    config, cut = gates.config, max(budget.share_cut(runner.inventory) for budget in gates.budgets)
+    training = Training.of(config, "gates", epochs=config.epochs, learning_rate=gates.rate)
     training = replace(training, kl_weight=teacher_share(config, cut))
     numbers = runner.learn(gates, tokens_NS, training, dense, status=gates.shares)
-    return [*gates.snapshots, gates.snapshot(numbers)]
+    return [*gates.moments, _at_rest(numbers)]
 
 
-def depths_of(budgets: Sequence[Budget], inventory: UnitInventory) -> list[float]:
-    """Where the cut of each lies between the smallest cut, −1, and the deepest, 1; 0 where they are all alike."""
-    cuts = [budget.share_cut(inventory) for budget in budgets]
-    middle, reach = (max(cuts) + min(cuts)) / 2, (max(cuts) - min(cuts)) / 2
-    return [(cut - middle) / reach if reach else 0.0 for cut in cuts]
+def _at_rest(numbers: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(number.detach().cpu().clone() for number in numbers)
 
 
-def scores_at(scores_U: Tensor, slopes_U: Tensor | None, depth: float) -> Tensor:
-    """What the scores are for a cut of some depth, shape (units,)."""
-    return scores_U if slopes_U is None else scores_U + depth * slopes_U
-
-
-class _Gates(OfUnits):
+class Gates(OfUnits):
     """A score per unit and, if asked for, g: z = m ⊙ (1 + g), m the mask with the straight-through gradient.
 
-    At several budgets a slope per unit besides: which units are worth most is another question where more is gone.
-
     budgets: those that steps are taken at, in turns.  rate: learning rate of the scores.
-    mask: of the last step, where the scores are.  snapshots: those of the moments that have passed.
+    mask: of the last step, where the scores are.  moments: what the numbers were when a snapshot was due.
     """
 
     def __init__(
         self, inventory: UnitInventory, budgets: Sequence[Budget], config: GRASPConfig, start_U: Tensor, rate: float
     ) -> None:
         self.inventory, self.config, self.start_U, self.rate = inventory, config, start_U, rate
-        self.joint, self.several = config.multipliers == "joint", len(budgets) > 1
+        self.budgets, self.joint = budgets, config.multipliers == "joint"
         self.turns = in_turn(budgets, inventory)
-        self.depths = {id(each): depth for each, depth in zip(budgets, depths_of(budgets, inventory), strict=True)}
         self.mask = project(start_U, inventory, budgets[-1])
         self.watch = MaskWatch(inventory, budgets)
-        self.snapshots: list[Snapshot] = []
+        self.moments: list[tuple[Tensor, ...]] = []
 
     def start(self) -> Sequence[Tensor]:
-        return (self.start_U, *(torch.zeros_like(self.start_U) for _ in self._besides()))
+        """Scores and, if asked for, g."""
+        return (self.start_U, torch.zeros_like(self.start_U)) if self.joint else (self.start_U,)
 
     def paces(self) -> Sequence[Pace]:
+        """See `Trainable.paces`."""
         # Without a cut the rate of the scores is 0, and so is that of the multipliers: nothing has to be made up for.
         factor = self.config.multiplier_learning_rate / self.rate if self.rate else 1.0
-        return (Pace(), *(Pace(factor if name == "multipliers" else 1.0) for name in self._besides()))
+        first = self.start()
+        return [Pace(factor) if self.joint and number is first[-1] else Pace() for number in first]
 
-    def _besides(self) -> list[str]:
-        """What is trained beside scores, in order."""
-        return [name for name, there in (("slopes", self.several), ("multipliers", self.joint)) if there]
+    def scores(self, numbers: Sequence[Tensor], budget: Budget) -> Tensor:
+        """What is projected onto one of the budgets, shape (units,). numbers: without g."""
+        (scores_U,) = numbers
+        return scores_U
 
-    def snapshot(self, numbers: Sequence[Tensor]) -> Snapshot:
-        """What is trained, as a snapshot: g as the multipliers 1 + g."""
-        scores_U, *others = (number.detach().cpu().clone() for number in numbers)
-        besides = dict(zip(self._besides(), others, strict=True))
-        raw_U = besides.get("multipliers")
-        return Snapshot(scores_U, None if raw_U is None else 1 + raw_U, besides.get("slopes"))
+    def snapshot(self, numbers: Sequence[Tensor], budget: Budget) -> Snapshot:
+        """What the numbers come to at one of the budgets: g as the multipliers 1 + g."""
+        return Snapshot(self.scores(self._of_scores(numbers), budget), 1 + numbers[-1] if self.joint else None)
+
+    def _of_scores(self, numbers: Sequence[Tensor]) -> Sequence[Tensor]:
+        return numbers[:-1] if self.joint else numbers
 
     def values(self, numbers: Sequence[Tensor], progress: float) -> Tensor:
-        if progress >= (len(self.snapshots) + 1) / self.config.snapshots:
-            self.snapshots.append(self.snapshot(numbers))
-        besides = dict(zip(self._besides(), numbers[1:], strict=True))
+        """See `OfUnits.values`."""
+        if progress >= (len(self.moments) + 1) / self.config.snapshots:
+            self.moments.append(_at_rest(numbers))
         budget = next(self.turns)
-        scores_U = scores_at(numbers[0], besides.get("slopes"), self.depths[id(budget)])
+        scores_U = self.scores(self._of_scores(numbers), budget)
         probabilities_U = torch.sigmoid(scores_U / self.config.temperature)
         whole, warmup = self.inventory.total_cost, self.config.budget_warmup
         # Projected by score, not by probability: the same order, but no ties where the sigmoid saturates.
@@ -167,26 +161,26 @@ class _Gates(OfUnits):
         self.mask = UnitMask(self.inventory, kept_U)
         self.watch.see(budget, kept_U)
         gates_U = straight_through(kept_U, probabilities_U)
-        return gates_U * (1 + besides["multipliers"]) if self.joint else gates_U
+        return gates_U * (1 + numbers[-1]) if self.joint else gates_U
 
     def readings(self) -> Mapping[str, Tensor]:
+        """See `Trainable.readings`."""
         return self.watch.readings
 
     def noted(self) -> dict[str, Tensor]:
+        """See `Trainable.noted`."""
         taken = {
-            f"{name}.{number}": tensor_U
-            for number, snapshot in enumerate(self.snapshots)
-            for name in ("scores", "multipliers", "slopes")
-            if (tensor_U := getattr(snapshot, f"{name}_U")) is not None
+            f"{_MOMENT}{moment}.{place}": number
+            for moment, numbers in enumerate(self.moments)
+            for place, number in enumerate(numbers)
         }
         return {**taken, **self.watch.noted()}
 
     def take_up(self, noted: Mapping[str, Tensor], steps: int) -> None:
-        taken = sum(name.startswith("scores.") for name in noted)
-        self.snapshots = [
-            Snapshot(noted[f"scores.{n}"], noted.get(f"multipliers.{n}"), noted.get(f"slopes.{n}"))
-            for n in range(taken)
-        ]
+        """See `Trainable.take_up`."""
+        each = len(self.start())
+        taken = sum(name.startswith(_MOMENT) for name in noted) // each
+        self.moments = [tuple(noted[f"{_MOMENT}{moment}.{place}"] for place in range(each)) for moment in range(taken)]
         self.watch.take_up(noted)
         for _ in range(steps):
             next(self.turns)

@@ -1,10 +1,11 @@
-"""One training of numbers for the models of several keep ratios.
+"""Numbers for the models of several keep ratios.
 
-What a row or a unit is multiplied by changes steadily with the cut: g(ρ) = s · (a + (s − s̄) · b), s = (cut ÷ deepest
-cut)^¾, s̄ the mean of all s; where nothing is cut nothing changes. a and b are what is trained, for all features or
-units of the dense model, and every step takes the model of one of the ratios, in turns. A step at one ratio is not lost
-on the others, as for gates (`gates.several`). A walk down through the ratios, each with a part of the steps, started
-from what the next larger one had learnt; with 2.4 times the steps it came to more loss, above all on other texts.
+The model of the deepest cut has a training of its own, as in a run for it alone; all others have one together that
+starts from what that came to. What a row or a unit is multiplied by changes steadily with the cut: g(ρ) = s · (a + (s −
+s̄) · b), as `execution.following` has it. a and b are what is trained, for all features or units of the dense model, and
+every step takes the model of one of the ratios, in turns. A step at one ratio is not lost on the others, as for gates
+(`gates.several`). A walk down through the ratios, each with a part of the steps, started from what the next larger one
+had learnt; with 2.4 times the steps it came to more loss, above all on other texts.
 
 Shape suffixes: D numbers of the dense model, K those of a sliced one.
 """
@@ -14,14 +15,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from statistics import fmean
 from typing import overload
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..execution import InTurns, Member, Runner, Training, turns
+from ..execution import Following, InTurns, Member, Runner, Training, following, turns
 from ..execution.trace import KEEP_RATIO
 from ..execution.trainable import Step
 from ..execution.training import training_steps
@@ -30,12 +30,14 @@ from ..units import PruningPlan
 from .base import NumbersStage, share_cut
 from .reference import Reference
 
-LONGER = 1.25
-"""Length of the training, as a multiple of one ratio's own."""
+OTHERS = 0.6
+"""Length of the training of all others, as a multiple of that of the deepest cut."""
 
-STEEPER = 3.0
-"""A ratio's share of the steps grows with its cut, to this power: what goes has to be made up for, and the deepest cut
-has neighbours on one side only."""
+STEEPER = 1.5
+"""A ratio's share of the steps grows with its cut, to this power: what goes has to be made up for."""
+
+POWER = 0.75
+"""How the numbers travel with the cut, as the learning rate of one by itself does."""
 
 TURNS = 200
 """How often, at most, another model is made for its turn, if they are not all held."""
@@ -55,38 +57,37 @@ class Sliced:
 def learn_together(stage: NumbersStage, reference: Reference, models: Mapping[float, Sliced]) -> dict[float, Tensor]:
     """What a stage's numbers come to for each of several models, shape (K,) each, fp32, on the CPU.
 
-    models: by keep ratio.
+    models: by keep ratio, the deepest cut last.
     """
     dense = reference.runner
-    cuts = [share_cut(sliced.plan, dense) for sliced in models.values()]
-    strengths = strengths_of(cuts)
-    middle = fmean(strengths)
     held = _Held(dense, sum(_bytes_left(dense, sliced.plan) for sliced in models.values()) <= HELD_MODELS_BYTES)
+    *others, (smallest, deepest) = models.items()
+    cut, pruned = share_cut(deepest.plan, dense), dense.beside(held.model(deepest.draft))
+    tokens_NS, training = stage.course(reference, cut)
+    (own_K,) = pruned.learn(stage.acting(pruned), tokens_NS, training, reference.teacher)
+    pruned.trainings[-1] = pruned.trainings[-1].at(smallest)
+    learnt = {smallest: own_K.cpu()}
+    if not others:
+        return learnt
+    level_D = torch.zeros(stage.count(pruned, dense), dtype=torch.float32, device="cpu")
+    level_D[stage.places(pruned, dense, deepest.plan)] = learnt[smallest]
+    cuts = [share_cut(sliced.plan, dense) for _, sliced in others]
     members = [
-        _OfRatio(ratio, stage, dense, sliced, strength, strength - middle, held)
-        for (ratio, sliced), strength in zip(models.items(), strengths, strict=True)
+        _OfRatio(ratio, stage, dense, sliced, follows, held)
+        for (ratio, sliced), follows in zip(others, following(cuts, cut, POWER), strict=True)
     ]
-    tokens_NS, training = stage.course(reference, max(cuts))
-    tokens_NS, training = lengthened(tokens_NS, training)
+    tokens_NS, training = shortened(tokens_NS, training)
     steps = training_steps(len(tokens_NS), training.epochs, training.batch_size)
-    order = turns([cut**STEEPER for cut in cuts], steps, max(1, steps // TURNS)) if max(cuts) > 0 else [0] * steps
-    first = torch.zeros(stage.count(dense.beside(members[0].model()), dense), dtype=torch.float32, device="cpu")
-    trained = InTurns((first, first.clone()), members, order)
-    learnt = dense.learn(trained, tokens_NS, training, reference.teacher)
-    return {ratio: member.numbers_of(learnt) for ratio, member in zip(models, members, strict=True)}
+    order = turns([each**STEEPER for each in cuts], steps, max(1, steps // TURNS)) if max(cuts) > 0 else [0] * steps
+    trained = InTurns((level_D, torch.zeros_like(level_D)), members, order)
+    numbers = dense.learn(trained, tokens_NS, training, reference.teacher)
+    return {**{member.keep_ratio: member.numbers_of(numbers) for member in members}, **learnt}
 
 
-def strengths_of(cuts: Sequence[float]) -> list[float]:
-    """How far the numbers of each travel, s, beside those of the deepest cut, which has 1."""
-    deepest = max(cuts)
-    return [(cut / deepest) ** 0.75 if deepest else 0.0 for cut in cuts]
-
-
-def lengthened(tokens_NS: Tensor, training: Training) -> tuple[Tensor, Training]:
-    """The course of one ratio as that of all: longer by some of the same sequences."""
-    more = round((LONGER - 1) * len(tokens_NS))
-    rehearsed = training.rehearsed + training.rehearsed[:more]
-    return torch.cat([tokens_NS, tokens_NS[:more]]), replace(training, rehearsed=rehearsed)
+def shortened(tokens_NS: Tensor, training: Training) -> tuple[Tensor, Training]:
+    """The course of the deepest cut as that of all others: the first of its sequences, `OTHERS` of them."""
+    count = max(1, round(OTHERS * len(tokens_NS)))
+    return tokens_NS[:count], replace(training, rehearsed=training.rehearsed[:count])
 
 
 class _Held:
@@ -107,14 +108,13 @@ class _Held:
 
 @dataclass(frozen=True)
 class _OfRatio(Member):
-    """One ratio's model. strength, beyond: s and s − s̄."""
+    """One ratio's model. follows: how its numbers do from those of all."""
 
     keep_ratio: float
     stage: NumbersStage
     dense: Runner
     sliced: Sliced
-    strength: float
-    beyond: float
+    follows: Following
     held: _Held
 
     def model(self) -> PreTrainedModel:
@@ -138,7 +138,7 @@ class _OfRatio(Member):
 
     def _own(self, runner: Runner, numbers: Sequence[Tensor]) -> _Own:
         places_K = self.stage.places(runner, self.dense, self.sliced.plan)
-        return _Own(numbers, places_K.to(numbers[0].device), self.strength, self.beyond)
+        return _Own(numbers, places_K.to(numbers[0].device), self.follows)
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,7 @@ class _Own(Sequence[Tensor]):
 
     of_all: Sequence[Tensor]
     places_K: Tensor
-    strength: float
-    beyond: float
+    follows: Following
 
     def __len__(self) -> int:
         return 1
@@ -159,7 +158,7 @@ class _Own(Sequence[Tensor]):
     def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
     def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
         level_D, bend_D = self.of_all
-        return [self.strength * (level_D + self.beyond * bend_D)[self.places_K]][index]
+        return [self.follows.of(level_D, bend_D)[self.places_K]][index]
 
 
 def _bytes_left(dense: Runner, plan: PruningPlan) -> int:

@@ -64,8 +64,30 @@ class Choice:
         return Selected(self.cut, model, self.stages, self.settings, self.judgements, self.candidate)
 
 
+@dataclass(frozen=True)
+class Started:
+    """What is chosen before anything is trained.
+
+    first: what training starts from.  best: what is had, if that does not help; most often the same.
+    """
+
+    first: Choice
+    best: Choice
+
+    def decision(self, problem: Problem) -> Decision:
+        """The same, for other ratios to go by."""
+        return Decision(
+            keep_ratio=problem.config.keep_ratio,
+            candidate=self.first.candidate,
+            plan=Trial(self.first.cut).plan,
+            stages=self.first.stages,
+            settings=self.first.settings,
+            judgements=self.first.judgements,
+        )
+
+
 def choose(
-    candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem, started: Choice | None = None
+    candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem, started: Started | None = None
 ) -> Selected:
     """The best candidate with the best of the chain; with nothing held out, the last one with all of it.
 
@@ -74,22 +96,25 @@ def choose(
     through several ratios that has decided already, that candidate alone is measured, with those settings.
     started: of `start`, what was trained together with other ratios' in such a run.
     """
-    reference, sharing = Reference.of(problem), problem.sharing
-    if started is not None:
-        best = first = _measured(started, problem)
+    reference = Reference.of(problem)
+    if started is None:
+        started = _started(candidates, chain, reference, problem)
+        shared = False
     else:
-        best, first = _best_and_first(candidates, chain, reference, problem)
+        started, shared = _measured(started, problem), True
+    best, first = started.best, started.first
     if not chain.trained_stages and not chain.rebuilding_stages:
         return best.built(problem.runner, inplace=problem.inplace)
     other = best.draft is not first.draft
     alone = chain.alone(reference) if problem.inplace and not other else None
-    again = started is not None or (bool(chain.rebuilding_stages) and not other and alone is None)
+    again = shared or (bool(chain.rebuilding_stages) and not other and alone is None)
     instead = best if other or again else None
     cut = chain.before_stages(first.cut)
     model = chain.built(reference, first.draft, Trial(cut).plan, inplace=alone is not None, again=again)
     selected = Selected(cut, model, first.stages, first.settings, first.judgements, first.candidate)
-    if started is not None and sharing is not None:
-        reference, instead = reference.having_learnt(problem.config.keep_ratio), None
+    if shared:
+        reference = reference.having_learnt(problem.config.keep_ratio)
+        instead = best if other else None
     if chain.rebuilding_stages:
         selected = _rebuilt(selected, chain, problem)
         if (
@@ -138,17 +163,24 @@ def _lowest(judgements: Sequence[Judgement]) -> float:
     return min((judgement.loss for judgement in judgements), default=math.inf)
 
 
-def start(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem) -> Choice:
+def start(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem) -> Started:
     """What is trained together with other ratios' models, at rest."""
-    _, first = _best_and_first(candidates, chain, Reference.of(problem), problem)
-    first.draft.rest()
-    return first
+    started = _started(candidates, chain, Reference.of(problem), problem)
+    for choice in (started.best, started.first):
+        choice.draft.rest()
+    return started
 
 
-def _best_and_first(
+def decide(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem) -> Decision | None:
+    """What `choose` would train on, for other ratios to go by; None where nothing is held out to decide on."""
+    if not len(problem.held_out_NS):
+        return None
+    return _started(candidates, chain, Reference.of(problem), problem).decision(problem)
+
+
+def _started(
     candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, reference: Reference, problem: Problem
-) -> tuple[Choice, Choice]:
-    """The best before anything is trained, and what training starts from."""
+) -> Started:
     cuts = {name: _cut(mask) for name, mask in candidates.items()}
     decision = None if problem.sharing is None else problem.sharing.decision
     if not len(problem.held_out_NS):
@@ -158,27 +190,11 @@ def _best_and_first(
         only = _as_decided(cuts[decision.candidate], decision, chain, reference, problem)
     else:
         return _judged(cuts, chain, reference, problem)
-    return only, only
+    return Started(first=only, best=only)
 
 
-def decide(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem) -> Decision | None:
-    """What `choose` would train on, for other ratios to go by; None where nothing is held out to decide on."""
-    if not len(problem.held_out_NS):
-        return None
-    cuts = {name: _cut(mask) for name, mask in candidates.items()}
-    _, first = _judged(cuts, chain, Reference.of(problem), problem)
-    return Decision(
-        keep_ratio=problem.config.keep_ratio,
-        candidate=first.candidate,
-        plan=Trial(first.cut).plan,
-        stages=first.stages,
-        settings=first.settings,
-        judgements=first.judgements,
-    )
-
-
-def _judged(cuts: Mapping[str, Cut], chain: Chain, reference: Reference, problem: Problem) -> tuple[Choice, Choice]:
-    """The best before anything is trained, and what training starts from, both with all that was measured."""
+def _judged(cuts: Mapping[str, Cut], chain: Chain, reference: Reference, problem: Problem) -> Started:
+    """Both with all that was measured."""
     judge = _Judge(problem)
     for name, cut in track(cuts.items(), "candidates", "mask"):
         (bare,) = Chain().refitted(reference, [Trial(cut)])
@@ -189,7 +205,8 @@ def _judged(cuts: Mapping[str, Cut], chain: Chain, reference: Reference, problem
         for refitted in track(_refitted(finalists, chain, reference), "refitted", "model", total):
             judge.consider(refitted)
     best = judge.selected()
-    return best, judge.to_train_on() if any(stage.starts_refitted for stage in chain.trained_stages) else best
+    refitted_first = any(stage.starts_refitted for stage in chain.trained_stages)
+    return Started(first=judge.to_train_on() if refitted_first else best, best=best)
 
 
 def _as_decided(cut: Cut, decision: Decision, chain: Chain, reference: Reference, problem: Problem) -> Choice:
@@ -202,19 +219,24 @@ def _as_decided(cut: Cut, decision: Decision, chain: Chain, reference: Reference
         choice = Choice(cut, bare, candidate=decision.candidate)
     if choice.cut == decision.plan and problem.config.keep_ratio == decision.keep_ratio:
         return replace(choice, judgements=decision.judgements)
-    return choice if chain.together is not None else _measured(choice, problem)
+    return choice if chain.together is not None else _with_its_loss(choice, problem)
 
 
-def _measured(choice: Choice, problem: Problem) -> Choice:
-    """A candidate with its loss before anything is trained, unless that is known.
+def _measured(started: Started, problem: Problem) -> Started:
+    """The same with the loss before anything is trained, unless that is known.
 
     Of several ratios the largest is measured, beside that which was decided at: the others have more to make up for,
     and are trained in any case.
     """
-    sharing, ratio = problem.sharing, problem.config.keep_ratio
-    trained = sharing is not None and bool(sharing.numbers) and ratio != sharing.keep_ratios[0]
-    if choice.judgements or trained or not len(problem.held_out_NS):
-        return choice
+    sharing, choice = problem.sharing, started.first
+    largest = sharing is None or problem.config.keep_ratio == sharing.keep_ratios[0]
+    if choice.judgements or not largest or not len(problem.held_out_NS):
+        return started
+    choice = _with_its_loss(choice, problem)
+    return Started(first=choice, best=choice)
+
+
+def _with_its_loss(choice: Choice, problem: Problem) -> Choice:
     judge = _Judge(problem)
     judge.consider(choice)
     return judge.selected()
@@ -311,13 +333,14 @@ def _trained(
     """The selected model with what the stage learns folded in, if its held-out loss is lower, and whether it is.
 
     A stage that has a verdict of its own, on more text than this, is taken by its word.
-    shared: whether it has learnt already, together with other ratios' models.  gone: as in `_all_trained`.
+    shared: whether it has learnt already, together with other ratios' models; then what was not measured before is
+    taken as it is.  gone: as in `_all_trained`.
     """
     plan = Trial(selected.cut).plan
     learnt = stage.train(reference if shared else replace(reference, learnt=None), selected.model, plan)
     stages, judgements = (*selected.stages, stage.name), selected.judgements
     better, recovery = learnt.verdict, learnt.record or selected.recovery
-    if len(problem.held_out_NS):
+    if len(problem.held_out_NS) and (judgements or not shared):
         lowest = _lowest(_in_force(selected) if gone else judgements)
         with learnt.in_force():
             loss = problem.runner.beside(selected.model).mean_loss(problem.held_out_NS)

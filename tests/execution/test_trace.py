@@ -63,6 +63,8 @@ def test_curves_are_of_the_steps_at_a_ratio() -> None:
     assert curves.of_kinds("changed.") == {"kv": (None, 0.25)} and curves.of_kinds("kept.") == {}
     assert curves.check_ups[0].losses == {"held_out": 1.5} and curves.kept_step == 4
     assert traced.curves(0.7) is None and Traced("scales", {}).curves(0.6) is None
+    known = Traced("scales", {LOSS: values[LOSS]}).at(0.6)
+    assert known.curves(0.7) is None and (curves := known.curves(0.6)) is not None and curves.steps == len(values[LOSS])
     every = Traced("scales", {LOSS: values[LOSS]}).curves(0.6)
     assert every is not None and every.loss == (4.0, 3.0, 2.0, 1.0)
 

@@ -83,13 +83,14 @@ def test_the_curves_of_a_training_are_those_of_its_masks(monkeypatch: pytest.Mon
 
 def test_each_of_several_ratios_has_its_own_steps() -> None:
     runner, config = WholeModel(make_model()), GRASPConfig(batch_size=1)
-    options: list[Any] = [BudgetOptions(keep_ratio=ratio) for ratio in (0.8, 0.5)]
+    options: list[Any] = [BudgetOptions(keep_ratio=ratio) for ratio in (0.8, 0.6, 0.5)]
     budgets = [Budget.resolve(each, runner.inventory, 0) for each in options]
     gate_snapshots_at(runner, budgets, TOKENS, config, torch.zeros(runner.inventory.num_units))
-    (traced,) = runner.trainings
-    larger, smaller = traced.curves(0.8), traced.curves(0.5)
-    assert larger is not None and smaller is not None
-    assert sorted((*larger.ends, *smaller.ends)) == list(range(1, 13))
-    assert larger.steps + smaller.steps == 12
+    own, traced = runner.trainings
+    assert own.curves(0.8) is None and own.curves(0.6) is None and traced.curves(0.5) is None
+    alone, larger, smaller = own.curves(0.5), traced.curves(0.8), traced.curves(0.6)
+    assert alone is not None and larger is not None and smaller is not None
+    assert alone.steps == len(TOKENS) and larger.steps + smaller.steps == len(TOKENS) // 2
+    assert sorted((*larger.ends, *smaller.ends)) == list(range(1, len(TOKENS) // 2 + 1))
     final = [curves.readings["kept.ffn"][-1] for curves in (larger, smaller)]
     assert final[0] > final[1]  # type: ignore[operator]

@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM
 
 from optimum_grasprune import Budget, GRASPConfig, UnitGroup, UnitInventory, UnitMask
 from optimum_grasprune.execution import WholeModel
-from optimum_grasprune.gates import gate_learning_rate, gate_snapshots_at, train, train_gates
+from optimum_grasprune.gates import gate_learning_rate, gate_snapshots, gate_snapshots_at, train, train_gates
 from optimum_grasprune.units import FFN, kept_units
 
 TOKENS = torch.arange(6 * 12).view(6, 12) % 258
@@ -52,26 +52,43 @@ def test_every_budget_has_the_turns_that_its_cut_asks_for(costs: list[int], step
         assert abs(taken.count(cost) - steps * (100 - cost) / whole) < len(costs)
 
 
-def test_depths_by_hand() -> None:
-    inventory = UnitInventory((UnitGroup(0, FFN, 100, 1),))
-    assert train.depths_of([Budget(90), Budget(80), Budget(50)], inventory) == pytest.approx([-1, -0.5, 1])
-    assert train.depths_of([Budget(70)], inventory) == [0]
-    scores, slopes = torch.tensor([1.0, 2.0]), torch.tensor([0.5, -1.0])
-    assert torch.equal(train.scores_at(scores, slopes, -0.5), torch.tensor([0.75, 2.5]))
-    assert torch.equal(train.Snapshot(scores, None, slopes).at(1).scores_U, torch.tensor([1.5, 1.0]))
-    assert train.Snapshot(scores).at(1).scores_U is scores
+def test_each_budget_has_scores_of_its_own(runner: WholeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    budgets = budgets_of(runner, 0.9, 0.7, 0.6, 0.5)
+    ended: list[list[Tensor]] = []
+    learn = WholeModel.learn
 
+    def watched(*args: Any, **named: Any) -> Any:
+        ended.append(learn(*args, **named))
+        return ended[-1]
 
-def test_each_budget_has_scores_of_its_own(runner: WholeModel) -> None:
-    budgets = budgets_of(runner, 0.9, 0.7, 0.5)
-    of_budget = gate_snapshots_at(runner, budgets, TOKENS, CONFIG, zeros(runner))
-    largest, middle, smallest = (of_budget(budget)[-1].scores_U for budget in budgets)
-    _, depth, _ = train.depths_of(budgets, runner.inventory)
-    assert torch.allclose(middle, largest.lerp(smallest, (1 + depth) / 2), atol=1e-6)
-    assert (largest - smallest).abs().max() > 1e-2
+    monkeypatch.setattr(WholeModel, "learn", watched)
+    start_U = torch.linspace(-1, 1, runner.inventory.num_units)
+    of_budget = gate_snapshots_at(runner, budgets, TOKENS, CONFIG, start_U)
+    *larger, smallest = (of_budget(budget)[-1].scores_U for budget in budgets)
+    # By hand: s = (cut ÷ 0.5)^¼, and what travels is s · (a + (s − s̄) · b).
+    strengths = [((1 - budget.cost / runner.inventory.total_cost) / 0.5) ** 0.25 for budget in budgets[:-1]]
+    level_U, bend_U = ended[1]
+    for scores_U, strength in zip(larger, strengths, strict=True):
+        travelled_U = strength * (level_U + (strength - sum(strengths) / 3) * bend_U)
+        assert torch.allclose(scores_U, start_U + travelled_U, atol=1e-4)
+    assert bend_U.abs().max() > 1e-3 and (larger[0] - smallest).abs().max() > 1e-2
     # Nesting takes units away and leaves the scores.
-    within = budgets[2].within(UnitMask(runner.inventory, largest > 0))
-    assert torch.equal(of_budget(within)[-1].scores_U, smallest)
+    for place, scores_U in ((1, larger[1]), (3, smallest)):
+        within = budgets[place].within(UnitMask(runner.inventory, larger[0] > 0))
+        assert torch.equal(of_budget(within)[-1].scores_U, scores_U)
+
+
+def test_the_smallest_budget_is_trained_for_as_by_itself(runner: WholeModel) -> None:
+    budgets = budgets_of(runner, 0.9, 0.7, 0.5)
+    for multipliers in ("none", "joint"):
+        config = CONFIG.model_copy(update={"multipliers": multipliers})
+        together = gate_snapshots_at(runner, budgets, TOKENS, config, zeros(runner))(budgets[-1])
+        alone = gate_snapshots(runner, budgets[-1], TOKENS, config, zeros(runner))
+        assert len(together) == len(alone) == 2
+        for one, other in zip(together, alone, strict=True):
+            assert torch.equal(one.scores_U, other.scores_U)
+            assert (one.multipliers_U is None) == (multipliers == "none")
+            assert one.multipliers_U is None or torch.equal(one.multipliers_U, other.multipliers_U)  # type: ignore[arg-type]
 
 
 def test_steps_are_spread_over_the_budgets(runner: WholeModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,13 +110,14 @@ def test_steps_are_spread_over_the_budgets(runner: WholeModel, monkeypatch: pyte
     monkeypatch.setattr(train, "project", lambda *given: UnitMask(runner.inventory, watched(*given)))
     monkeypatch.setattr(WholeModel, "learn", watched_learn)
     whole, *budgets = budgets_of(runner, 1.0, 0.9, 0.7, 0.5)
-    snapshots = gate_snapshots_at(runner, [whole, *budgets], TOKENS, CONFIG, zeros(runner))(budgets[-1])
+    sequences_NS = torch.cat([TOKENS, TOKENS[:2]])
+    snapshots = gate_snapshots_at(runner, [whole, *budgets], sequences_NS, CONFIG, zeros(runner))(budgets[-1])
     assert len(snapshots) == 2 and all(one.scores_U.shape == (runner.inventory.num_units,) for one in snapshots)
-    # Six sequences and three of them again; cuts of 0.1, 0.3 and 0.5, of which nine steps are 1, 3 and 5.
-    (training,) = trainings
-    assert training[0] == 9
-    assert training[1] == pytest.approx(gate_learning_rate(None, budgets[-1].share_cut(runner.inventory)) * 6 / 9)
-    assert [taken[1:].count(budget.cost) for budget in (whole, *budgets)] == [0, 1, 3, 5]
+    # Eight sequences for the smallest, then four of them for cuts of 0.1 and 0.3.
+    rate = gate_learning_rate(None, budgets[-1].share_cut(runner.inventory))
+    assert trainings == [(8, rate), (4, rate)]
+    assert [taken.count(budget.cost) for budget in (whole, *budgets)] == [0, 1, 4, 9]
+    assert taken[0] == budgets[-1].cost and taken[9] == budgets[1].cost  # where the first mask of each training is
 
 
 def test_a_learning_rate_that_is_asked_for_is_taken(runner: WholeModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +133,7 @@ def test_a_learning_rate_that_is_asked_for_is_taken(runner: WholeModel, monkeypa
     monkeypatch.setattr(WholeModel, "learn", watched_learn)
     config = CONFIG.model_copy(update={"learning_rate": 0.03})
     gate_snapshots_at(runner, budgets_of(runner, 0.9, 0.5), TOKENS[:2], config, zeros(runner))
-    assert rates == [0.03]
+    assert rates == [0.03, 0.03]
 
 
 def test_one_budget_is_trained_for_as_ever(runner: WholeModel) -> None:
@@ -128,5 +146,7 @@ def test_one_budget_is_trained_for_as_ever(runner: WholeModel) -> None:
 def test_multipliers_are_trained_at_several_budgets_too(runner: WholeModel) -> None:
     config = CONFIG.model_copy(update={"multipliers": "joint"})
     budgets = budgets_of(runner, 0.9, 0.5)
-    *_, last = gate_snapshots_at(runner, budgets, TOKENS, config, zeros(runner))(budgets[0])
-    assert last.multipliers_U is not None and not torch.equal(last.multipliers_U, torch.ones_like(last.multipliers_U))
+    of_budget = gate_snapshots_at(runner, budgets, TOKENS, config, zeros(runner))
+    larger, smaller = (of_budget(budget)[-1].multipliers_U for budget in budgets)
+    assert larger is not None and smaller is not None and not torch.equal(smaller, torch.ones_like(smaller))
+    assert not torch.equal(larger, smaller) and torch.allclose(larger, smaller, atol=0.1)  # goes on from there

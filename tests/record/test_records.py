@@ -117,7 +117,7 @@ def without(values: dict[str, Any], *names: str) -> dict[str, Any]:
 
 DAMAGED: list[tuple[object, str]] = [
     ([], "should be an object"),
-    (stored(format=7), "the format is 7, which a later version wrote; this one reads formats up to 6"),
+    (stored(format=8), "the format is 8, which a later version wrote; this one reads formats up to 7"),
     (without(stored(), "recipe"), "recipe: field required"),
     (without(stored(), "budget", "dense", "parameters"), "budget.dense.parameters: field required"),
     (stored(budget="half"), "budget: should be an object"),

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM
 
 from optimum_grasprune import GRASPConfig, PruningPlan
-from optimum_grasprune.execution import Runner, Training, WholeModel, turns
+from optimum_grasprune.execution import Following, Runner, Training, WholeModel, following, turns
 from optimum_grasprune.execution.turns import InTurns
 from optimum_grasprune.recovery import together
 from optimum_grasprune.recovery.base import NumbersStage
 from optimum_grasprune.recovery.reference import Reference
 from optimum_grasprune.recovery.registry import get_stage, stage_names
-from optimum_grasprune.recovery.together import Sliced, learn_together, lengthened, strengths_of
+from optimum_grasprune.recovery.together import Sliced, learn_together, shortened
 from tests.contracts.test_methods import choices, problem_of
 
 STAGES = [name for name in stage_names() if issubclass(get_stage(name), NumbersStage)]
@@ -60,16 +60,33 @@ def test_everywhere_on_the_way_each_has_its_share(shares: list[float], steps: in
             assert abs(counted[place] - done * share / sum(shares)) < len(shares)
 
 
-def test_numbers_travel_with_the_cut() -> None:
-    assert strengths_of([0.0, 0.1, 0.5]) == [0.0, pytest.approx(0.2**0.75), 1.0]
-    assert strengths_of([0.0]) == [0.0]
+def test_numbers_follow_the_cut() -> None:
+    nothing, mild, deep = following([0.0, 0.1, 0.5], 0.5, 0.75)
+    middle = (0.2**0.75 + 1) / 3
+    assert (nothing.strength, deep.strength) == (0, 1) and mild.strength == pytest.approx(0.2**0.75)
+    assert [each.beyond for each in (nothing, mild, deep)] == pytest.approx([-middle, 0.2**0.75 - middle, 1 - middle])
+    assert following([0.0], 0.0, 0.75) == [Following(0, 0)]
+    assert Following(0.5, -0.2).of(torch.tensor([1.0]), torch.tensor([10.0])) == pytest.approx([-0.5])
 
 
-def test_the_course_is_longer() -> None:
-    training = Training(2, 1, 0, 1e-2, "cosine", False, "diagonals", rehearsed=(False, True, False, False))
-    tokens_NS, longer = lengthened(torch.arange(8).view(4, 2), training)
-    assert tokens_NS[:, 0].tolist() == [0, 2, 4, 6, 0] and longer.rehearsed == (False, True, False, False, False)
-    assert longer.learning_rate == 1e-2 and longer.epochs == 2
+def test_the_course_of_the_others_is_shorter() -> None:
+    training = Training(2, 1, 0, 1e-2, "cosine", False, "diagonals", rehearsed=(False, True, False, False, False))
+    tokens_NS, shorter = shortened(torch.arange(10).view(5, 2), training)
+    assert tokens_NS[:, 0].tolist() == [0, 2, 4] and shorter.rehearsed == (False, True, False)
+    assert shorter.learning_rate == 1e-2 and shorter.epochs == 2
+    assert len(shortened(torch.zeros(1, 2), training)[0]) == 1
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_deepest_cut_is_trained_for_as_by_itself(name: str, model: LlamaForCausalLM) -> None:
+    reference, stage = reference_and_stage(model, name)
+    *_, (ratio, deepest) = (models := sliced(model, reference.runner)).items()
+    numbers = learn_together(stage, reference, models)
+    pruned = reference.runner.beside(reference.runner.built(deepest.draft, again=True))
+    tokens_NS, training = stage.course(reference, together.share_cut(deepest.plan, reference.runner))
+    (alone,) = pruned.learn(stage.acting(pruned), tokens_NS, training, reference.teacher)
+    assert torch.equal(numbers[ratio], alone)
+    assert torch.equal(learn_together(stage, reference, {ratio: deepest})[ratio], alone)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -92,18 +109,19 @@ def test_models_that_are_made_for_each_turn_come_to_the_same(
     name: str, model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference, stage = reference_and_stage(model, name)
+    ratios = (0.9, 0.7, 0.6)
     built: list[int] = []
     build = WholeModel.built
     monkeypatch.setattr(
         WholeModel, "built", lambda self, draft, **how: built.append(id(draft)) or build(self, draft, **how)
     )
-    found = [learn_together(stage, reference, sliced(model, reference.runner))]
-    assert len(built) == 2
+    found = [learn_together(stage, reference, sliced(model, reference.runner, ratios))]
+    assert len(built) == 3
     monkeypatch.setattr(together, "HELD_MODELS_BYTES", 0)
     built.clear()
-    found.append(learn_together(stage, reference, sliced(model, reference.runner)))
-    assert len(built) >= 4 and all(first != second for first, second in itertools.pairwise(built))
-    assert all(torch.equal(found[0][ratio], found[1][ratio]) for ratio in RATIOS)
+    found.append(learn_together(stage, reference, sliced(model, reference.runner, ratios)))
+    assert len(built) >= 6 and all(first != second for first, second in itertools.pairwise(built))
+    assert all(torch.equal(found[0][ratio], found[1][ratio]) for ratio in ratios)
 
 
 def test_of_a_model_that_is_whole_nothing_is_multiplied(model: LlamaForCausalLM) -> None:
@@ -113,23 +131,22 @@ def test_of_a_model_that_is_whole_nothing_is_multiplied(model: LlamaForCausalLM)
 
 
 def test_what_several_models_share_differs_by_their_cut_alone(model: LlamaForCausalLM) -> None:
-    """Of three models of the same plan at other strengths, numbers lie on the parabola through nought."""
+    """Of all but the deepest, numbers lie on a parabola through nought."""
     reference, stage = reference_and_stage(model, "diagonals")
-    models = sliced(model, reference.runner, (0.9, 0.7, 0.5))
+    models = sliced(model, reference.runner, (0.9, 0.8, 0.7, 0.5))
+    cuts = [together.share_cut(each.plan, reference.runner) for each in models.values()]
     places = {}
-    for ratio, each in models.items():
+    for ratio, each in list(models.items())[:3]:
         pruned = reference.runner.beside(reference.runner.built(each.draft, again=True))
         places[ratio] = stage.places(pruned, reference.runner, each.plan)
     numbers = learn_together(stage, reference, models)
-    cuts = [together.share_cut(each.plan, reference.runner) for each in models.values()]
-    in_all = [places[ratio] for ratio in models]
-    common = set(in_all[0].tolist()) & set(in_all[1].tolist()) & set(in_all[2].tolist())
+    first, middle, last = ((cut / cuts[-1]) ** 0.75 for cut in cuts[:3])
+    common = set.intersection(*(set(each.tolist()) for each in places.values()))
     for place in list(common)[:: len(common) // 20]:
         values = [
             numbers[ratio][(places[ratio] == place).nonzero()[0, 0]].item() / strength
-            for ratio, strength in zip(models, strengths_of(cuts), strict=True)
+            for ratio, strength in zip(places, (first, middle, last), strict=True)
         ]
-        first, middle, last = strengths_of(cuts)
         on_the_line = values[0] + (values[2] - values[0]) * (middle - first) / (last - first)
         assert values[1] == pytest.approx(on_the_line, abs=1e-5)
 
