@@ -56,7 +56,7 @@ def _works(job: Job) -> Iterator[Work]:
             rounds = config.start_rounds - 1
             yield Work("start", rounds, again * job.in_statistics / config.start_rounds)
         steps = training_steps(job.calibrated, config.epochs, config.batch_size)
-        if len(job.ratios) > 1 and config.method != "ddp":  # the deepest cut's own, then those of the others
+        if len(job.ratios) > 1:  # the deepest cut's own, then those of the others
             steps += training_steps(of_the_others(job.calibrated), config.epochs, config.batch_size)
         each = again + job.gates_taught * (_head(job) + _without_head(job) / config.epochs)
         yield Work("gates", steps, config.batch_size * each, trains=True)

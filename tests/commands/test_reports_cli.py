@@ -124,16 +124,19 @@ def test_a_replay_shows_what_its_plan_came_from(cli: Cli, trained: Path, model_f
 
 
 def test_each_of_several_ratios_has_a_report(cli: Cli, model_folder: Path, corpus_file: Path, tmp_path: Path) -> None:
-    options = ("--dataset", corpus_file, "--keep-ratio", 0.8, 0.6, "--compensation", "diagonals", *SMALL)
+    options = ("--dataset", corpus_file, "--keep-ratio", 0.8, 0.7, 0.6, "--compensation", "diagonals", *SMALL)
     page = ("--html", tmp_path / "report.html")
     outcome = cli("export", "-m", model_folder, *options, *page, tmp_path / "out")
     assert outcome.code == 0, outcome.error_lines
-    assert sorted(each.name for each in tmp_path.glob("*.html")) == ["report-keep-0.6.html", "report-keep-0.8.html"]
-    larger, smaller = (read_numbers(tmp_path / "out" / f"keep-{ratio}") for ratio in (0.8, 0.6))
-    assert larger is not None and smaller is not None
-    for numbers in (larger, smaller):
+    assert sorted(each.name for each in tmp_path.glob("*.html")) == [
+        f"report-keep-0.{digit}.html" for digit in (6, 7, 8)
+    ]
+    larger, middle, smaller = (read_numbers(tmp_path / "out" / f"keep-{ratio}") for ratio in (0.8, 0.7, 0.6))
+    assert larger is not None and middle is not None and smaller is not None
+    for numbers in (larger, middle, smaller):
         assert [each.label for each in numbers.trainings] == ["gates", "diagonals"]
-    assert not set(larger.trainings[0].ends) & set(smaller.trainings[0].ends)  # they take turns
+    assert not set(larger.trainings[0].ends) & set(middle.trainings[0].ends)  # they take turns
+    assert smaller.trainings[0].steps == larger.trainings[0].steps + middle.trainings[0].steps + 2
     assert larger.trainings[1] != smaller.trainings[1]
 
 

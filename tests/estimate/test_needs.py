@@ -206,6 +206,17 @@ def test_work_is_counted_in_passes() -> None:
     assert {work.label: work for work in works_of(job(keep_ratio=0.8))}["gates"].each == 2  # without a teacher
 
 
+def test_work_of_several_ratios() -> None:
+    alone = job(num_samples=101, batch_size=2, dataset="text.txt", compensation="refit", diagonal_samples=40)
+    one, ten = (
+        {work.label: work.units for work in works_of(replace(alone, ratios=ratios))}
+        for ratios in ((0.5,), tuple(ratio / 20 for ratio in range(19, 9, -1)))
+    )
+    # The smallest as by itself, and half the gates' sequences and six tenths of the diagonals' for all others.
+    assert (one["gates"], ten["gates"]) == (51, 51 + 26) and (one["diagonals"], ten["diagonals"]) == (20, 32)
+    assert all(one[label] == ten[label] for label in ("sensitivity", "candidates", "refitted"))
+
+
 def test_weights_are_trained_by_steps_of_their_own() -> None:
     both = [job(recover="distill", recover_batch_size=size) for size in (None, 2)]
     small, large = (parts(needs_of(each), "distill")["activations"] for each in both)

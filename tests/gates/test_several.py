@@ -54,17 +54,21 @@ def test_every_budget_has_the_turns_that_its_cut_asks_for(costs: list[int], step
 
 def test_each_budget_has_scores_of_its_own(runner: WholeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     budgets = budgets_of(runner, 0.9, 0.7, 0.6, 0.5)
+    began: list[list[Tensor]] = []
     ended: list[list[Tensor]] = []
     learn = WholeModel.learn
 
-    def watched(*args: Any, **named: Any) -> Any:
-        ended.append(learn(*args, **named))
+    def watched(self: WholeModel, trained: Any, *args: Any, **named: Any) -> Any:
+        began.append(trained.start())
+        ended.append(learn(self, trained, *args, **named))
         return ended[-1]
 
     monkeypatch.setattr(WholeModel, "learn", watched)
     start_U = torch.linspace(-1, 1, runner.inventory.num_units)
     of_budget = gate_snapshots_at(runner, budgets, TOKENS, CONFIG, start_U)
     *larger, smallest = (of_budget(budget)[-1].scores_U for budget in budgets)
+    # From what the smallest has come to.
+    assert torch.equal(began[1][0], smallest - start_U) and not began[1][1].any()
     # By hand: s = (cut ÷ 0.5)^¼, and what travels is s · (a + (s − s̄) · b).
     strengths = [((1 - budget.cost / runner.inventory.total_cost) / 0.5) ** 0.25 for budget in budgets[:-1]]
     level_U, bend_U = ended[1]

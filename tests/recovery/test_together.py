@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from optimum_grasprune import GRASPConfig, PruningPlan
@@ -78,7 +79,14 @@ def test_the_course_of_the_others_is_shorter() -> None:
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_the_deepest_cut_is_trained_for_as_by_itself(name: str, model: LlamaForCausalLM) -> None:
+def test_the_deepest_cut_is_trained_for_as_by_itself_and_the_others_start_there(
+    name: str, model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[Tensor] = []
+    learn = WholeModel.learn
+    monkeypatch.setattr(
+        WholeModel, "learn", lambda self, trained, *rest: began.extend(trained.start()) or learn(self, trained, *rest)
+    )
     reference, stage = reference_and_stage(model, name)
     *_, (ratio, deepest) = (models := sliced(model, reference.runner)).items()
     numbers = learn_together(stage, reference, models)
@@ -86,6 +94,9 @@ def test_the_deepest_cut_is_trained_for_as_by_itself(name: str, model: LlamaForC
     tokens_NS, training = stage.course(reference, together.share_cut(deepest.plan, reference.runner))
     (alone,) = pruned.learn(stage.acting(pruned), tokens_NS, training, reference.teacher)
     assert torch.equal(numbers[ratio], alone)
+    (_, level_D, bend_D), places_K = began[:3], stage.places(pruned, reference.runner, deepest.plan)
+    assert torch.equal(level_D[places_K], alone) and not bend_D.any()
+    assert level_D.count_nonzero() == alone.count_nonzero()
     assert torch.equal(learn_together(stage, reference, {ratio: deepest})[ratio], alone)
 
 
