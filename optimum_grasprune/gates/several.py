@@ -73,7 +73,9 @@ class _Beside(Gates):
     ) -> None:
         deepest_cut = smallest.share_cut(inventory)
         cuts = [budget.share_cut(inventory) for budget in budgets]
-        super().__init__(inventory, budgets, config, start_U, gate_learning_rate(config.learning_rate, deepest_cut))
+        # What a budget shrinks through before it is there has been gone through.
+        at_once = config.model_copy(update={"budget_warmup": 0.0})
+        super().__init__(inventory, budgets, at_once, start_U, gate_learning_rate(config.learning_rate, deepest_cut))
         self.deepest, self.following = deepest, following(cuts, deepest_cut, POWER)
 
     def start(self) -> Sequence[Tensor]:

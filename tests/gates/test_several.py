@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from optimum_grasprune import Budget, GRASPConfig, UnitGroup, UnitInventory, UnitMask
+from optimum_grasprune.config import BudgetOptions
 from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.gates import gate_learning_rate, gate_snapshots, gate_snapshots_at, train, train_gates
 from optimum_grasprune.units import FFN, kept_units
@@ -122,6 +123,18 @@ def test_steps_are_spread_over_the_budgets(runner: WholeModel, monkeypatch: pyte
     assert trainings == [(8, rate), (4, rate)]
     assert [taken.count(budget.cost) for budget in (whole, *budgets)] == [0, 1, 4, 9]
     assert taken[0] == budgets[-1].cost and taken[9] == budgets[1].cost  # where the first mask of each training is
+
+
+def test_budgets_beside_the_smallest_do_not_shrink_again(runner: WholeModel) -> None:
+    budgets = [Budget.resolve(BudgetOptions(keep_ratio=ratio), runner.inventory, 0) for ratio in (0.8, 0.7, 0.5)]
+    config = CONFIG.model_copy(update={"budget_warmup": 0.5})
+    gate_snapshots_at(runner, budgets, TOKENS, config, zeros(runner))
+    own, others = runner.trainings
+    shrinking, at_once = own.curves(0.5), others.curves(0.7)
+    assert shrinking is not None and at_once is not None
+    first, *_, last = shrinking.readings["kept.ffn"]
+    assert first == 1 and last is not None and last < 0.7
+    assert all(kept is not None and kept < 0.8 for kept in at_once.readings["kept.ffn"])
 
 
 def test_a_learning_rate_that_is_asked_for_is_taken(runner: WholeModel, monkeypatch: pytest.MonkeyPatch) -> None:
