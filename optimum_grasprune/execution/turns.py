@@ -51,9 +51,9 @@ class Following:
 
 
 def following(cuts: Sequence[float], deepest: float, power: float) -> list[Following]:
-    """Of models with these cuts, s = (cut ÷ deepest)^power. deepest: that of a cut from which s is 1."""
+    """Of models with these cuts, at least one, s = (cut ÷ deepest)^power. deepest: that of a cut from which s is 1."""
     strengths = [(cut / deepest) ** power if deepest else 0.0 for cut in cuts]
-    middle = fmean(strengths) if strengths else 0.0
+    middle = fmean(strengths)
     return [Following(strength, strength - middle) for strength in strengths]
 
 

@@ -97,24 +97,20 @@ def choose(
     started: of `start`, what was trained together with other ratios' in such a run.
     """
     reference = Reference.of(problem)
-    if started is None:
-        started = _started(candidates, chain, reference, problem)
-        shared = False
-    else:
-        started, shared = _measured(started, problem), True
+    shared = started is not None
+    started = _started(candidates, chain, reference, problem) if started is None else _measured(started, problem)
     best, first = started.best, started.first
     if not chain.trained_stages and not chain.rebuilding_stages:
         return best.built(problem.runner, inplace=problem.inplace)
     other = best.draft is not first.draft
     alone = chain.alone(reference) if problem.inplace and not other else None
-    again = shared or (bool(chain.rebuilding_stages) and not other and alone is None)
+    again = bool(chain.rebuilding_stages) and not other and alone is None
     instead = best if other or again else None
     cut = chain.before_stages(first.cut)
-    model = chain.built(reference, first.draft, Trial(cut).plan, inplace=alone is not None, again=again)
+    model = chain.built(reference, first.draft, Trial(cut).plan, inplace=alone is not None, again=again or shared)
     selected = Selected(cut, model, first.stages, first.settings, first.judgements, first.candidate)
     if shared:
         reference = reference.having_learnt(problem.config.keep_ratio)
-        instead = best if other else None
     if chain.rebuilding_stages:
         selected = _rebuilt(selected, chain, problem)
         if (
