@@ -12,8 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import GetCoreSchemaHandler, TypeAdapter, ValidationError
-from pydantic_core import CoreSchema, core_schema
+from pydantic import TypeAdapter, ValidationError, model_validator
 from typing_extensions import Self
 
 from ..errors import CheckpointError
@@ -76,10 +75,11 @@ class Stored:
         """What of an inline field is written."""
         return values
 
+    @model_validator(mode="before")
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def _arrange(cls, values: Any) -> Any:
         """Have pydantic arrange the values wherever such a dataclass is a field of another."""
-        return core_schema.no_info_before_validator_function(cls.arranged, handler(source))
+        return cls.arranged(values)
 
 
 def read_json(path: Path) -> Any:
