@@ -66,8 +66,8 @@ def test_gates_are_trained_and_statistics_gathered_once(
     run = GRASPPruner(config).prune_many(model, tokenizer, RATIOS)
     assert calls == [] and run.keep_ratios == (0.9, 0.75, 0.6)
     records = [pruned.record for pruned in run]
-    # For the smallest, and for both others together.
-    assert calls == ["gather", "gates", "gates", "diagonals", "diagonals"]
+    # Gates for the smallest alone, diagonals for it and then for both others together.
+    assert calls == ["gather", "gates", "diagonals", "diagonals"]
     for ratio, record in zip(run.keep_ratios, records, strict=True):
         assert record.recipe["keep_ratio"] == ratio
         assert record.budget.asked is not None and record.budget.pruned.prunable <= record.budget.asked.cost
@@ -159,14 +159,14 @@ def test_all_others_have_one_training_and_it_is_recorded(
 
     monkeypatch.setattr(WholeModel, "learn", watched)
     pruned = list(GRASPPruner(config).prune_many(model, tokenizer, RATIOS))
-    assert lengths == [12, 7]
-    # Of 7 steps 1 and 6: by 0.1 and 0.25 to the power of 1.5, but for what is cut beyond the ratio.
-    assert [orders[1].count(place) for place in range(2)] == [1, 6] and orders[0] == []
+    assert lengths == [12, 8]
+    # Of 8 steps 2 and 6: by 0.1 and 0.25 to the power of 1.5, but for what is cut beyond the ratio.
+    assert [orders[1].count(place) for place in range(2)] == [2, 6] and orders[0] == []
     *larger, smallest = pruned
     assert smallest.record.trained_with is None
-    # A report shows the steps at its own ratio: for the smallest those of its own training, six of gates and twelve.
+    # A report shows the steps at its own ratio: gates have steps at the smallest alone, six.
     taken = [{curves.label: curves.steps for curves in one.numbers.trainings} for one in pruned if one.numbers]
-    assert taken == [{"gates": 1, "diagonals": 1}, {"gates": 2, "diagonals": 6}, {"gates": 6, "diagonals": 12}]
+    assert taken == [{"diagonals": 2}, {"diagonals": 6}, {"gates": 6, "diagonals": 12}]
     for one in larger:
         others = one.record.trained_with
         assert others is not None and [entry.plan for entry in others] == [
@@ -182,7 +182,7 @@ def test_a_ratio_out_of_turn_is_what_it_is_in_turn(
     in_turn = [hashes(pruned, tmp_path / f"in-turn-{number}") for number, pruned in enumerate(runs[0])]
     calls.clear()
     assert hashes(runs[1].prune(0.6), tmp_path / "last") == in_turn[2]
-    assert calls == ["gather", "gates", "gates", "diagonals", "diagonals"]
+    assert calls == ["gather", "gates", "diagonals", "diagonals"]
     assert hashes(runs[1].prune(0.75), tmp_path / "again") == in_turn[1]
 
 
@@ -336,7 +336,7 @@ def test_each_ratio_is_trained_by_itself(
         pruned.save(tmp_path / str(number))
         assert pruned.record.recovery is not None and pruned.record.recovery.tokens == 96
         assert pruned.record.budget.kept.parameters <= float(str(pruned.record.recipe["keep_ratio"]))
-    assert calls == ["gather", "gates", "gates", "diagonals", "diagonals", *["distill"] * 2]
+    assert calls == ["gather", "gates", "diagonals", "diagonals", *["distill"] * 2]
     for number in range(2):
         replayed = GRASPPruner().replay(make_model(), tokenizer, *read_plan(tmp_path / str(number)))
         replayed.save(tmp_path / f"replayed-{number}")

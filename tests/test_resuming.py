@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from transformers import PreTrainedTokenizerFast
 
-from optimum_grasprune import Budget, GRASPConfig, GRASPPruner, RunState
+from optimum_grasprune import GRASPConfig, GRASPPruner, RunState
 from optimum_grasprune.errors import GraspruneError, Stopped
-from optimum_grasprune.execution import Resumable, WholeModel
 from optimum_grasprune.execution.run_state import Piece
 from optimum_grasprune.export.checkpoint import read_plan
-from optimum_grasprune.gates import gate_snapshots_at
 from tests.conftest import make_model
 
 SMALL = {"num_samples": 4, "seq_len": 24, "held_out": 2, "snapshots": 2, "keep_ratio": 0.6}
@@ -144,27 +141,6 @@ def test_several_ratios_stopped_again_and_again(
     expected = prune(None)
     found, runs = until_done(prune, tmp_path / "state", 6, monkeypatch)  # in the midst of a round of turns
     assert found == expected and runs > 2
-
-
-def test_gates_of_several_budgets_take_up_their_turns_and_snapshots(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    runner, tokens_NS = WholeModel(make_model()), torch.arange(4 * 12).view(4, 12) % 258
-    budgets = [Budget(int(ratio * runner.inventory.total_cost)) for ratio in (0.8, 0.6)]
-    config = GRASPConfig(snapshots=3, multipliers="joint", kl_weight=0)
-    start_U = torch.zeros(runner.inventory.num_units)
-
-    def train(state: RunState | None) -> Any:
-        if state is None:
-            return gate_snapshots_at(runner, budgets, tokens_NS, config, start_U)(budgets[0])
-        state.begin({}, dict)
-        return gate_snapshots_at(Resumable(runner, state), budgets, tokens_NS, config, start_U)(budgets[0])
-
-    expected = train(None)
-    found, runs = until_done(train, tmp_path / "state", 2, monkeypatch)
-    assert runs == 5 and len(found) == 3
-    for one, other in zip(found, expected, strict=True):
-        assert torch.equal(one.scores_U, other.scores_U) and torch.equal(one.multipliers_U, other.multipliers_U)
 
 
 @pytest.fixture(scope="module")

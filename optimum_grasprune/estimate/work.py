@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..execution.course import CHECK_UPS
 from ..execution.training import training_steps
-from ..gates.several import of_the_others
+from ..execution.turns import sequences_of_the_others
 from ..recovery.base import TrainedStage
 from ..recovery.together import OTHERS
 from .job import Job
@@ -56,8 +56,6 @@ def _works(job: Job) -> Iterator[Work]:
             rounds = config.start_rounds - 1
             yield Work("start", rounds, again * job.in_statistics / config.start_rounds)
         steps = training_steps(job.calibrated, config.epochs, config.batch_size)
-        if len(job.ratios) > 1:  # the deepest cut's own, then those of the others
-            steps += training_steps(of_the_others(job.calibrated), config.epochs, config.batch_size)
         each = again + job.gates_taught * (_head(job) + _without_head(job) / config.epochs)
         yield Work("gates", steps, config.batch_size * each, trains=True)
         if config.search_trials:
@@ -99,7 +97,9 @@ def _training(job: Job, stage: TrainedStage) -> Work:
     each += share * config.gradient_checkpointing
     steps = training_steps(sequences, epochs, in_a_step)
     if len(job.ratios) > 1:
-        steps = round((1 + OTHERS) * steps) if stage is job.chain.together else len(job.ratios) * steps
+        others = sequences_of_the_others(sequences, OTHERS)
+        together = steps + training_steps(others, epochs, in_a_step)
+        steps = together if stage is job.chain.together else len(job.ratios) * steps
     return Work(stage.name, steps, each * in_a_step, trains=True)
 
 

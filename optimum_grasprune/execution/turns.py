@@ -1,15 +1,16 @@
 """Numbers that several models share, trained together: each step is run on one of the models, in turns.
 
-What a model's own are follows its cut: s · (a + (s − s̄) · b), s how far they travel beside those of the deepest cut, s̄
-the mean of all s. Where nothing is cut nothing changes.
+What a model's own are follows its cut: s · (a + (s − s̄) · b), s the `strength` of its cut, s̄ the mean of all s. Where
+nothing is cut nothing changes.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import repeat
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -50,11 +51,24 @@ class Following:
         return self.strength * (level + self.beyond * bend)
 
 
+def strength(cut: float, deepest: float, power: float) -> float:
+    """How far numbers travel at a cut beside those of the deepest: (cut ÷ deepest)^power, 0 where that cuts nothing."""
+    return (cut / deepest) ** power if deepest else 0.0
+
+
 def following(cuts: Sequence[float], deepest: float, power: float) -> list[Following]:
-    """Of models with these cuts, at least one, s = (cut ÷ deepest)^power. deepest: that of a cut from which s is 1."""
-    strengths = [(cut / deepest) ** power if deepest else 0.0 for cut in cuts]
+    """Of models with these cuts, at least one. deepest: that of a cut from which s is 1."""
+    strengths = [strength(cut, deepest, power) for cut in cuts]
     middle = fmean(strengths)
     return [Following(strength, strength - middle) for strength in strengths]
+
+
+def sequences_of_the_others(count: int, share: float) -> int:
+    """How many sequences the models beside the deepest cut are trained on together, the first of its own.
+
+    count: its own, at least one.  share: of these, in all of them together.
+    """
+    return max(1, round(share * count))
 
 
 @dataclass
@@ -87,16 +101,15 @@ class InTurns(Trainable):
         raise TypeError("what is trained in turns acts on no model alone")
 
 
-def turns(shares: Sequence[float], steps: int, length: int = 1) -> list[int]:
-    """Which of several each step belongs to: everywhere on the way as many to each as its share has it.
+def turns(shares: Sequence[float], length: int = 1) -> Iterator[int]:
+    """Which of several each step belongs to, without end: everywhere on the way as many to each as its share has it.
 
-    shares: at least one above 0, in any unit.  length: steps in a row to the same one, the last ones perhaps fewer.
+    shares: in any unit; where all are 0, all are alike.  length: steps in a row to the same one.
+    (Smooth weighted round-robin: all gain their share at every turn, the richest one is taken and pays for it.)
     """
-    total, owed = sum(shares), [0.0] * len(shares)
-    order: list[int] = []
-    while len(order) < steps:
+    total, owed = sum(shares) or 1.0, [0.0] * len(shares)
+    while True:
         owed = [each + share / total for each, share in zip(owed, shares, strict=True)]
         next_one = max(range(len(shares)), key=owed.__getitem__)
         owed[next_one] -= 1
-        order += [next_one] * min(length, steps - len(order))
-    return order
+        yield from repeat(next_one, length)

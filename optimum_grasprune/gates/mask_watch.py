@@ -5,7 +5,7 @@ Shape suffix: U units.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from ..execution.trace import KEEP_RATIO
 from ..record.curves import CHANGED, KEPT
 from ..units import Budget, UnitInventory
 
-_MASK = "mask."
+_MASK = "mask"
 
 
 def share_kept(kept_U: Tensor, of_U: Tensor) -> Tensor:
@@ -28,22 +28,22 @@ def share_changed(before_U: Tensor, after_U: Tensor, of_U: Tensor) -> Tensor:
 
 
 class MaskWatch:
-    """Sees the mask of every step. A mask is held against the last one of the same budget.
+    """Sees the mask of every step, and holds it against the one before.
 
-    budgets: that steps are taken at.  readings: of the last step, as in `Trainable.readings`.
+    budget: that steps are taken at.  readings: of the last step, as in `Trainable.readings`.
     """
 
-    def __init__(self, inventory: UnitInventory, budgets: Sequence[Budget]) -> None:
-        self.inventory, self.budgets = inventory, budgets
+    def __init__(self, inventory: UnitInventory, budget: Budget) -> None:
+        self.inventory = inventory
+        self.keep_ratio = torch.tensor(budget.options.keep_ratio, dtype=torch.float32, device="cpu")
         self.readings: dict[str, Tensor] = {}
-        self._last: dict[int, Tensor] = {}
+        self._last_U: Tensor | None = None
         self._of: dict[str, Tensor] = {}
 
-    def see(self, budget: Budget, kept_U: Tensor) -> None:
-        """A mask of one of the budgets. kept_U: shape (units,), bool, wherever it was worked out; it stays there."""
-        place = next(place for place, each in enumerate(self.budgets) if each is budget)
-        before_U, self._last[place] = self._last.get(place), kept_U.clone()
-        self.readings = {KEEP_RATIO: torch.tensor(budget.options.keep_ratio, dtype=torch.float32, device="cpu")}
+    def see(self, kept_U: Tensor) -> None:
+        """The mask of a step. kept_U: shape (units,), bool, wherever it was worked out; it stays there."""
+        before_U, self._last_U = self._last_U, kept_U.clone()
+        self.readings = {KEEP_RATIO: self.keep_ratio}
         if not self._of or next(iter(self._of.values())).device != kept_U.device:
             self._of = {kind.name: self.inventory.is_kind_U[kind].to(kept_U.device) for kind in self.inventory.kinds}
         for name, of_U in self._of.items():
@@ -55,10 +55,9 @@ class MaskWatch:
             )
 
     def noted(self) -> dict[str, Tensor]:
-        """The masks that the next ones are held against; see `Trainable.noted`."""
-        return {f"{_MASK}{place}": kept_U for place, kept_U in self._last.items()}
+        """The mask that the next one is held against; see `Trainable.noted`."""
+        return {} if self._last_U is None else {_MASK: self._last_U}
 
     def take_up(self, noted: Mapping[str, Tensor]) -> None:
-        """Be as when those were noted, maybe among others."""
-        found = {name.removeprefix(_MASK): kept_U for name, kept_U in noted.items() if name.startswith(_MASK)}
-        self._last = {int(place): kept_U for place, kept_U in found.items()}
+        """Be as when that was noted, maybe among others."""
+        self._last_U = noted.get(_MASK)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -56,6 +56,11 @@ class Snapshot:
     scores_U: Tensor
     multipliers_U: Tensor | None = None
 
+    def on_its_way(self, start_U: Tensor, travelled: float) -> Snapshot:
+        """The gates between the start and this moment. start_U: scores there.  travelled: share of the way."""
+        multipliers_U = None if self.multipliers_U is None else 1 + travelled * (self.multipliers_U - 1)
+        return Snapshot(start_U + travelled * (self.scores_U - start_U), multipliers_U)
+
     def mask(self, inventory: UnitInventory, budget: Budget) -> UnitMask:
         """The units that stay within the budget, with their multipliers."""
         kept_U = project(self.scores_U, inventory, budget).kept_U
@@ -89,18 +94,11 @@ def gate_snapshots(
     if start_U is None:
         start_U = torch.zeros(runner.inventory.num_units, dtype=torch.float32, device="cpu")
     cut = budget.share_cut(runner.inventory)
-    rate = gate_learning_rate(config.learning_rate, cut)
-    gates = Gates(runner.inventory, [budget], config, start_U, rate)
-    return [gates.snapshot(moment, budget) for moment in trained_moments(runner, gates, tokens_NS, dense)]
-
-
-def trained_moments(runner: Runner, gates: Gates, tokens_NS: Tensor, dense: Teaches | None) -> list[tuple[Tensor, ...]]:
-    """Train gates; returns their numbers at `config.snapshots` moments, the end last, on the CPU."""
-    config, cut = gates.config, max(budget.share_cut(runner.inventory) for budget in gates.budgets)
+    gates = Gates(runner.inventory, budget, config, start_U, gate_learning_rate(config.learning_rate, cut))
     training = Training.of(config, "gates", epochs=config.epochs, learning_rate=gates.rate)
     training = replace(training, kl_weight=teacher_share(config, cut))
     numbers = runner.learn(gates, tokens_NS, training, dense, status=gates.shares)
-    return [*gates.moments, _at_rest(numbers)]
+    return [gates.snapshot(moment) for moment in (*gates.moments, _at_rest(numbers))]
 
 
 def _at_rest(numbers: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -110,18 +108,17 @@ def _at_rest(numbers: Sequence[Tensor]) -> tuple[Tensor, ...]:
 class Gates(OfUnits):
     """A score per unit and, if asked for, g: z = m ⊙ (1 + g), m the mask with the straight-through gradient.
 
-    budgets: those that steps are taken at, in turns.  rate: learning rate of the scores.
-    mask: of the last step, where the scores are.  moments: what the numbers were when a snapshot was due.
+    rate: learning rate of the scores.  mask: of the last step, where the scores are.  moments: what the numbers were
+    when a snapshot was due.
     """
 
     def __init__(
-        self, inventory: UnitInventory, budgets: Sequence[Budget], config: GRASPConfig, start_U: Tensor, rate: float
+        self, inventory: UnitInventory, budget: Budget, config: GRASPConfig, start_U: Tensor, rate: float
     ) -> None:
         self.inventory, self.config, self.start_U, self.rate = inventory, config, start_U, rate
-        self.budgets, self.joint = budgets, config.multipliers == "joint"
-        self.turns = in_turn(budgets, inventory)
-        self.mask = project(start_U, inventory, budgets[-1])
-        self.watch = MaskWatch(inventory, budgets)
+        self.budget, self.joint = budget, config.multipliers == "joint"
+        self.mask = project(start_U, inventory, budget)
+        self.watch = MaskWatch(inventory, budget)
         self.moments: list[tuple[Tensor, ...]] = []
 
     def start(self) -> Sequence[Tensor]:
@@ -135,31 +132,22 @@ class Gates(OfUnits):
         first = self.start()
         return [Pace(factor) if self.joint and number is first[-1] else Pace() for number in first]
 
-    def scores(self, numbers: Sequence[Tensor], budget: Budget) -> Tensor:
-        """What is projected onto one of the budgets, shape (units,). numbers: without g."""
-        (scores_U,) = numbers
-        return scores_U
-
-    def snapshot(self, numbers: Sequence[Tensor], budget: Budget) -> Snapshot:
-        """What the numbers come to at one of the budgets: g as the multipliers 1 + g."""
-        return Snapshot(self.scores(self._of_scores(numbers), budget), 1 + numbers[-1] if self.joint else None)
-
-    def _of_scores(self, numbers: Sequence[Tensor]) -> Sequence[Tensor]:
-        return numbers[:-1] if self.joint else numbers
+    def snapshot(self, numbers: Sequence[Tensor]) -> Snapshot:
+        """What the numbers come to: g as the multipliers 1 + g."""
+        return Snapshot(numbers[0], 1 + numbers[-1] if self.joint else None)
 
     def values(self, numbers: Sequence[Tensor], progress: float) -> Tensor:
         """See `OfUnits.values`."""
         if progress >= (len(self.moments) + 1) / self.config.snapshots:
             self.moments.append(_at_rest(numbers))
-        budget = next(self.turns)
-        scores_U = self.scores(self._of_scores(numbers), budget)
+        scores_U = numbers[0]
         probabilities_U = torch.sigmoid(scores_U / self.config.temperature)
         whole, warmup = self.inventory.total_cost, self.config.budget_warmup
         # Projected by score, not by probability: the same order, but no ties where the sigmoid saturates.
         # Scores that are NaN make the loss so, which ends the training.
-        kept_U = kept_units(scores_U.detach(), self.inventory, budget_at(budget, whole, warmup, progress))
+        kept_U = kept_units(scores_U.detach(), self.inventory, budget_at(self.budget, whole, warmup, progress))
         self.mask = UnitMask(self.inventory, kept_U)
-        self.watch.see(budget, kept_U)
+        self.watch.see(kept_U)
         gates_U = straight_through(kept_U, probabilities_U)
         return gates_U * (1 + numbers[-1]) if self.joint else gates_U
 
@@ -182,26 +170,8 @@ class Gates(OfUnits):
         taken = sum(name.startswith(_MOMENT) for name in noted) // each
         self.moments = [tuple(noted[f"{_MOMENT}{moment}.{place}"] for place in range(each)) for moment in range(taken)]
         self.watch.take_up(noted)
-        for _ in range(steps):
-            next(self.turns)
 
     def shares(self) -> list[str]:
         """How much of each kind is in the model, for the bar."""
         mask = UnitMask(self.inventory, self.mask.kept_U.cpu())
         return [f"{kind.name} {mask.share(kind):.1%}" for kind in self.inventory.kinds]
-
-
-def in_turn(budgets: Sequence[Budget], inventory: UnitInventory) -> Iterator[Budget]:
-    """Budgets without end, each as often as its cut is deep, evenly spread; none that cuts nothing, beside others.
-
-    A deep cut asks for more change, and the deepest has neighbours on one side only.
-    (Smooth weighted round-robin: all gain their share at every turn, the richest one is taken and pays for it.)
-    """
-    cuts = [budget.share_cut(inventory) for budget in budgets]
-    shares = [cut / (sum(cuts) or 1.0) for cut in cuts]
-    credits = [0.0] * len(budgets)
-    while True:
-        credits = [credit + share for credit, share in zip(credits, shares, strict=True)]
-        turn = max(range(len(budgets)), key=credits.__getitem__)
-        credits[turn] -= 1
-        yield budgets[turn]

@@ -14,9 +14,10 @@ from ..registry import STAGES
 from ..units import PruningPlan
 from .stored import INLINE, OPTIONAL, Stored, check_format
 
-RECORD_FORMAT = 7
+RECORD_FORMAT = 8
 """Format of the records that this version writes.
 
+7: version 0.2 while the diagonals of all others were trained as fast as those of the smallest of several ratios.
 6: version 0.2 while the smallest of several ratios was trained with the others.
 5: version 0.2 while a recovery kept all that it changed.
 4: version 0.2 while several ratios' models were trained one after another.
@@ -253,7 +254,7 @@ class Record(_WithSettings):
     settings: what was chosen for them.  choice: all that was measured to choose.
     judged_at: the ratio of the run at which candidates and settings were chosen, where it is another one.
     trained_with: models that it was trained together with, largest first; None for a training of its own.
-    trained_before: of formats up to 6, in its place: models that it was trained with in a way of earlier versions.
+    trained_before: of formats up to 7, in its place: models that it was trained with in a way of earlier versions.
     recovery: the training of the weights, where there was one.
     plan: the units that were kept; None where single weights were cut.
     """
@@ -283,7 +284,7 @@ class Record(_WithSettings):
         check_format(values.get("format"), RECORD_FORMAT)
         if isinstance(recipe := values.get("recipe"), Mapping):
             values = {**values, "recipe": _as_of_today(values.get("format"), recipe, values.get("calibration"))}
-        if values.get("format") in (5, 6) and "trained_with" in values:
+        if values.get("format") in (5, 6, 7) and "trained_with" in values:
             values = {**values, "trained_before": values["trained_with"], "trained_with": None}
         return super().arranged(values)
 

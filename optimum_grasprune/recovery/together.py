@@ -3,9 +3,9 @@
 The model of the deepest cut has a training of its own, as in a run for it alone; all others have one together that
 starts from what that came to. What a row or a unit is multiplied by changes steadily with the cut: g(ρ) = s · (a + (s −
 s̄) · b), as `execution.following` has it. a and b are what is trained, for all features or units of the dense model, and
-every step takes the model of one of the ratios, in turns. A step at one ratio is not lost on the others, as for gates
-(`gates.several`). A walk down through the ratios, each with a part of the steps, started from what the next larger one
-had learnt; with 2.4 times the steps it came to more loss, above all on other texts.
+every step takes the model of one of the ratios, in turns. A step at one ratio is not lost on the others. A walk down
+through the ratios, each with a part of the steps, started from what the next larger one had learnt; with 2.4 times the
+steps it came to more loss, above all on other texts.
 
 Shape suffixes: D numbers of the dense model, K those of a sliced one.
 """
@@ -15,13 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import overload
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..execution import Following, InTurns, Member, Runner, Training, following, turns
+from ..execution import Following, InTurns, Member, Runner, Training, following, sequences_of_the_others, turns
 from ..execution.trace import KEEP_RATIO
 from ..execution.trainable import Step
 from ..execution.training import training_steps
@@ -30,8 +31,12 @@ from ..units import PruningPlan
 from .base import NumbersStage, share_cut
 from .reference import Reference
 
-OTHERS = 0.6
+OTHERS = 0.7
 """Length of the training of all others, as a multiple of that of the deepest cut."""
+
+RATE = 0.6
+"""Learning rate of that, as a multiple of the deepest cut's: it starts close to where it goes. At the whole rate the
+others come to suit the calibration text, and lose on text that is further from it."""
 
 STEEPER = 1.5
 """A ratio's share of the steps grows with its cut, to this power: what goes has to be made up for."""
@@ -78,16 +83,17 @@ def learn_together(stage: NumbersStage, reference: Reference, models: Mapping[fl
     ]
     tokens_NS, training = shortened(tokens_NS, training)
     steps = training_steps(len(tokens_NS), training.epochs, training.batch_size)
-    order = turns([each**STEEPER for each in cuts], steps, max(1, steps // TURNS)) if max(cuts) > 0 else [0] * steps
-    trained = InTurns((level_D, torch.zeros_like(level_D)), members, order)
+    order = islice(turns([each**STEEPER for each in cuts], max(1, steps // TURNS)), steps)
+    trained = InTurns((level_D, torch.zeros_like(level_D)), members, list(order))
     numbers = dense.learn(trained, tokens_NS, training, reference.teacher)
     return {**{member.keep_ratio: member.numbers_of(numbers) for member in members}, **learnt}
 
 
 def shortened(tokens_NS: Tensor, training: Training) -> tuple[Tensor, Training]:
-    """The course of the deepest cut as that of all others: the first of its sequences, `OTHERS` of them."""
-    count = max(1, round(OTHERS * len(tokens_NS)))
-    return tokens_NS[:count], replace(training, rehearsed=training.rehearsed[:count])
+    """The course of the deepest cut as that of all others: the first of its sequences, more slowly."""
+    count = sequences_of_the_others(len(tokens_NS), OTHERS)
+    rate = RATE * training.learning_rate
+    return tokens_NS[:count], replace(training, rehearsed=training.rehearsed[:count], learning_rate=rate)
 
 
 class _Held:

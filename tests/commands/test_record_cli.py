@@ -33,7 +33,7 @@ def later_format(record: dict[str, Any]) -> None:
     [
         (no_shares, "budget.kept.kv_cache: field required"),
         (words_for_a_number, "budget.dense.parameters: input should be a valid integer"),
-        (later_format, "the format is 77, which a later version wrote; this one reads formats up to 7"),
+        (later_format, "the format is 77, which a later version wrote; this one reads formats up to 8"),
     ],
 )
 def test_one_line(

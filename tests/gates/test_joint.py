@@ -38,7 +38,7 @@ def test_the_gradients_of_a_step_by_hand(model: LlamaForCausalLM) -> None:
     config = GRASPConfig(keep_ratio=0.5, budget_warmup=0, multipliers="joint", temperature=2.0)
     budget = Budget.resolve(config, runner.inventory, 0)
     start_U = torch.randn(runner.inventory.num_units, generator=torch.Generator().manual_seed(1))
-    gates = train.Gates(runner.inventory, [budget], config, start_U, rate=1e-2)
+    gates = train.Gates(runner.inventory, budget, config, start_U, rate=1e-2)
     scores_U, raw_U = (number.clone().requires_grad_() for number in gates.start())
     assert raw_U.eq(0).all()
     with torch.no_grad():

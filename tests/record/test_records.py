@@ -81,6 +81,15 @@ def test_a_recovery_that_says_nothing_of_it_kept_all_that_it_changed() -> None:
     assert share(6, recover="lora") == share(5) == 0.8
 
 
+def test_before_format_8_several_ratios_were_trained_in_another_way() -> None:
+    other = {"plan": stored()["plan"], "compensation": ["least_squares"], "damping": 4.0}
+    for number in (5, 6, 7, 8):
+        record = read(stored(format=number, trained_with=[other]))
+        today, before = record.trained_with, record.trained_before
+        assert (today is None, before is None) == ((True, False) if number < 8 else (False, True))
+        assert [each.settings for each in today or before or ()] == [{"damping": 4.0}]
+
+
 def test_records_of_today_stay_as_they_are() -> None:
     calibration = {**stored()["calibration"], "first_tokens": [1], "rehearsed_sequences": 3}
     choice = [{"candidate": "fasp", "compensation": "least_squares", "damping": 1.0, "loss": 2.5}]
@@ -117,7 +126,7 @@ def without(values: dict[str, Any], *names: str) -> dict[str, Any]:
 
 DAMAGED: list[tuple[object, str]] = [
     ([], "should be an object"),
-    (stored(format=8), "the format is 8, which a later version wrote; this one reads formats up to 7"),
+    (stored(format=9), "the format is 9, which a later version wrote; this one reads formats up to 8"),
     (without(stored(), "recipe"), "recipe: field required"),
     (without(stored(), "budget", "dense", "parameters"), "budget.dense.parameters: field required"),
     (stored(budget="half"), "budget: should be an object"),

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from optimum_grasprune import GRASPConfig, PruningPlan
-from optimum_grasprune.execution import Following, Runner, Training, WholeModel, following, turns
+from optimum_grasprune.execution import Runner, Training, WholeModel
 from optimum_grasprune.execution.turns import InTurns
 from optimum_grasprune.recovery import together
 from optimum_grasprune.recovery.base import NumbersStage
@@ -45,36 +42,11 @@ def sliced(model: LlamaForCausalLM, runner: Runner, ratios: tuple[float, ...] = 
     return models
 
 
-def test_turns_by_hand() -> None:
-    assert turns([1, 3], 8) == [1, 0, 1, 1, 1, 0, 1, 1]
-    assert turns([1, 1], 7, length=2) == [0, 0, 1, 1, 0, 0, 1]
-    assert turns([0, 2], 3) == [1, 1, 1]
-
-
-@given(st.lists(st.floats(0.01, 1), min_size=1, max_size=8), st.integers(0, 200))
-def test_everywhere_on_the_way_each_has_its_share(shares: list[float], steps: int) -> None:
-    order = turns(shares, steps)
-    assert len(order) == steps
-    for done in range(steps + 1):
-        counted = Counter(order[:done])
-        for place, share in enumerate(shares):
-            assert abs(counted[place] - done * share / sum(shares)) < len(shares)
-
-
-def test_numbers_follow_the_cut() -> None:
-    nothing, mild, deep = following([0.0, 0.1, 0.5], 0.5, 0.75)
-    middle = (0.2**0.75 + 1) / 3
-    assert (nothing.strength, deep.strength) == (0, 1) and mild.strength == pytest.approx(0.2**0.75)
-    assert [each.beyond for each in (nothing, mild, deep)] == pytest.approx([-middle, 0.2**0.75 - middle, 1 - middle])
-    assert following([0.0], 0.0, 0.75) == [Following(0, 0)]
-    assert Following(0.5, -0.2).of(torch.tensor([1.0]), torch.tensor([10.0])) == pytest.approx([-0.5])
-
-
 def test_the_course_of_the_others_is_shorter() -> None:
     training = Training(2, 1, 0, 1e-2, "cosine", False, "diagonals", rehearsed=(False, True, False, False, False))
     tokens_NS, shorter = shortened(torch.arange(10).view(5, 2), training)
-    assert tokens_NS[:, 0].tolist() == [0, 2, 4] and shorter.rehearsed == (False, True, False)
-    assert shorter.learning_rate == 1e-2 and shorter.epochs == 2
+    assert tokens_NS[:, 0].tolist() == [0, 2, 4, 6] and shorter.rehearsed == (False, True, False, False)
+    assert shorter.learning_rate == pytest.approx(6e-3) and shorter.epochs == 2
     assert len(shortened(torch.zeros(1, 2), training)[0]) == 1
 
 
