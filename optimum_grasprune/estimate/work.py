@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from ..execution.course import CHECK_UPS
 from ..execution.training import training_steps
-from ..execution.turns import sequences_of_the_others
 from ..recovery.base import TrainedStage
-from ..recovery.together import OTHERS
+from ..recovery.together import sequences_of_the_others
 from .job import Job
 from .sizes import Sizes
 
@@ -97,7 +96,7 @@ def _training(job: Job, stage: TrainedStage) -> Work:
     each += share * config.gradient_checkpointing
     steps = training_steps(sequences, epochs, in_a_step)
     if len(job.ratios) > 1:
-        others = sequences_of_the_others(sequences, OTHERS)
+        others = sequences_of_the_others(sequences)
         together = steps + training_steps(others, epochs, in_a_step)
         steps = together if stage is job.chain.together else len(job.ratios) * steps
     return Work(stage.name, steps, each * in_a_step, trains=True)

@@ -22,7 +22,7 @@ from .streamed import StreamedModel
 from .taught import Taught
 from .trace import Trace, Traced
 from .trainable import OfUnits, Pace, Trainable, UnitMultipliers
-from .turns import Following, InTurns, Member, following, sequences_of_the_others, strength, turns
+from .turns import Following, InTurns, Member, following, strength, turns
 from .whole import WholeModel
 
 __all__ = [
@@ -66,7 +66,6 @@ __all__ = [
     "may_be_held",
     "put_in_place",
     "runner_for",
-    "sequences_of_the_others",
     "shared",
     "strength",
     "turns",

@@ -60,15 +60,7 @@ def following(cuts: Sequence[float], deepest: float, power: float) -> list[Follo
     """Of models with these cuts, at least one. deepest: that of a cut from which s is 1."""
     strengths = [strength(cut, deepest, power) for cut in cuts]
     middle = fmean(strengths)
-    return [Following(strength, strength - middle) for strength in strengths]
-
-
-def sequences_of_the_others(count: int, share: float) -> int:
-    """How many sequences the models beside the deepest cut are trained on together, the first of its own.
-
-    count: its own, at least one.  share: of these, in all of them together.
-    """
-    return max(1, round(share * count))
+    return [Following(each, each - middle) for each in strengths]
 
 
 @dataclass

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..execution import Following, InTurns, Member, Runner, Training, following, sequences_of_the_others, turns
+from ..execution import Following, InTurns, Member, Runner, Training, following, turns
 from ..execution.trace import KEEP_RATIO
 from ..execution.trainable import Step
 from ..execution.training import training_steps
@@ -91,9 +91,14 @@ def learn_together(stage: NumbersStage, reference: Reference, models: Mapping[fl
 
 def shortened(tokens_NS: Tensor, training: Training) -> tuple[Tensor, Training]:
     """The course of the deepest cut as that of all others: the first of its sequences, more slowly."""
-    count = sequences_of_the_others(len(tokens_NS), OTHERS)
+    count = sequences_of_the_others(len(tokens_NS))
     rate = RATE * training.learning_rate
     return tokens_NS[:count], replace(training, rehearsed=training.rehearsed[:count], learning_rate=rate)
+
+
+def sequences_of_the_others(count: int) -> int:
+    """How many sequences all other models are trained on together. count: those of the deepest cut, at least one."""
+    return max(1, round(OTHERS * count))
 
 
 class _Held:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimum_grasprune.execution import Following, following, sequences_of_the_others, turns
+from optimum_grasprune.execution import Following, following, turns
 
 
 def test_turns_by_hand() -> None:
@@ -29,11 +29,6 @@ def test_everywhere_on_the_way_each_has_its_share(shares: list[float], steps: in
         counted = Counter(order[:done])
         for place, share in enumerate(shares):
             assert abs(counted[place] - done * share / sum(shares)) < len(shares)
-
-
-def test_the_others_have_a_part_of_the_sequences() -> None:
-    assert [sequences_of_the_others(count, 0.6) for count in (1, 2, 5, 224)] == [1, 1, 3, 134]
-    assert sequences_of_the_others(1, 0.25) == 1
 
 
 def test_numbers_follow_the_cut() -> None:
