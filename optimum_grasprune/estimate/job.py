@@ -176,14 +176,21 @@ class Job:
         return next((stage for stage in self.chain.stages if isinstance(stage, LeastSquares)), None)
 
     @property
-    def trains_gates(self) -> bool:
-        """Whether the method trains multipliers of units."""
-        return self.method.trains_at_all_budgets
+    def trained_for_units(self) -> int:
+        """Trainings that the choice of units takes: one that serves all ratios, or one a ratio."""
+        if self.method.training is None:
+            return 0
+        return 1 if self.method.trains_at_all_budgets else len(self.ratios)
+
+    @property
+    def has_gates(self) -> bool:
+        """Whether those are gates, of which there are snapshots."""
+        return self.method.training == "gates"
 
     @property
     def candidates(self) -> int:
         """Cuts that are judged."""
-        if not self.trains_gates or self.config.method == "ddp":
+        if not self.has_gates:
             return 1
         return (self.config.start != "zero") + self.config.snapshots + bool(self.config.search_trials)
 
@@ -201,8 +208,8 @@ class Job:
         return (default if self.config.kl_weight is None else self.config.kl_weight) > 0
 
     @property
-    def gates_taught(self) -> bool:
-        """Whether gates have."""
+    def units_taught(self) -> bool:
+        """Whether what is trained to choose units has."""
         if self.config.method == "ddp":
             return self.teaches(DDP_KL_WEIGHT)
         return teacher_share(self.config, 1 - min(self.ratios)) > 0
@@ -259,7 +266,7 @@ class Job:
         return self._taught(stage for stage in self.chain.trained_stages if not stage.fine_tunes)
 
     def _taught(self, stages: Iterable[Stage]) -> int:
-        own = self.calibrated if self.trains_gates and self.gates_taught else 0
+        own = self.calibrated if self.trained_for_units and self.units_taught else 0
         rehearsed: set[int] = set()
         for stage in stages:
             if stage.name == "diagonals" and self.diagonals_taught:

@@ -123,8 +123,8 @@ def _stages(job: Job) -> Iterator[tuple[str, Iterator[Part]]]:
     if job.has_statistics:
         yield ("sensitivity" if job.has_gradients else "statistics"), _statistics(job)
     yield "scores", _scores(job)
-    if job.trains_gates:
-        yield "gates", _gates(job)
+    if job.method.training is not None:
+        yield job.method.training, _of_units(job)
     if job.held_out:
         yield "candidates", _judging(job)
     if job.least_squares is not None:
@@ -220,9 +220,9 @@ def _scores(job: Job) -> Iterator[Part]:
         yield Part("masks", job.sizes.in_layers, "host")
 
 
-def _gates(job: Job) -> Iterator[Part]:
+def _of_units(job: Job) -> Iterator[Part]:
     yield from _weights(job, job.sizes)
-    teacher = job.gates_taught
+    teacher = job.units_taught
     yield from _step(job, job.sizes, job.in_a_step, Trained.UNITS, teacher=teacher)
     yield Part("optimiser", job.sizes.units * _ADAM * (2 if job.config.multipliers == "joint" else 1), "device")
     if teacher:

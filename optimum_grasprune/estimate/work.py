@@ -50,15 +50,15 @@ def _works(job: Job) -> Iterator[Work]:
         yield Work(label, job.in_statistics, each)
     if job.config.method == "block_influence":
         yield Work("block influence", len(job.sizes.layers), job.in_statistics / len(job.sizes.layers))
-    if job.trains_gates:
-        if config.start_rounds > 1 and config.start != "zero":
-            rounds = config.start_rounds - 1
-            yield Work("start", rounds, again * job.in_statistics / config.start_rounds)
-        steps = training_steps(job.calibrated, config.epochs, config.batch_size)
-        each = again + job.gates_taught * (_head(job) + _without_head(job) / config.epochs)
-        yield Work("gates", steps, config.batch_size * each, trains=True)
-        if config.search_trials:
-            yield Work("widths", config.search_trials, float(min(config.search_samples, job.calibrated)))
+    if job.has_gates and config.start_rounds > 1 and config.start != "zero":
+        rounds = config.start_rounds - 1
+        yield Work("start", rounds, again * job.in_statistics / config.start_rounds)
+    if job.method.training is not None:
+        steps = job.trained_for_units * training_steps(job.calibrated, config.epochs, config.batch_size)
+        each = again + job.units_taught * (_head(job) + _without_head(job) / config.epochs / job.trained_for_units)
+        yield Work(job.method.training, steps, config.batch_size * each, trains=True)
+    if job.has_gates and config.search_trials:
+        yield Work("widths", config.search_trials, float(min(config.search_samples, job.calibrated)))
     share, ratios = _cost(job), len(job.ratios)
     judged = 1 if ratios > 1 and job.chain.together is not None else ratios
     if job.held_out:
@@ -90,7 +90,7 @@ def _training(job: Job, stage: TrainedStage) -> Work:
         epochs = config.diagonal_epochs if diagonal else config.scale_epochs
         taught = job.diagonals_taught if diagonal else job.teaches(0.0)
         unread = sequences
-        if job.trains_gates and job.gates_taught:  # what gates were taught on is not read again
+        if job.trained_for_units and job.units_taught:  # what that was taught on is not read again
             unread -= min(job.calibrated, sequences - (job.rehearsed if diagonal else 0))
         each = 2 * share + taught * (_head(job) + _without_head(job) * unread / sequences / epochs)
     each += share * config.gradient_checkpointing

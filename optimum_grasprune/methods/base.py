@@ -65,6 +65,9 @@ class Method(ABC):
     held_out: int = 0
     """What `held_out=None` is: calibration sequences that choices are judged on; 0 where nothing is left to choose."""
 
+    training: ClassVar[str | None] = None
+    """Label of the training that the choice of units takes, for the estimate; None where nothing is trained for it."""
+
     trains_at_all_budgets: bool = False
     """Whether `candidates_at` several budgets are others than the candidates at each by itself."""
 

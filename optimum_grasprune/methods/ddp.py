@@ -61,6 +61,7 @@ class DDP(Method):
 
     source = "DDP, arXiv 2603.08065"
     allocations = ("global",)
+    training = "ddp"
 
     class Options(MethodOptions):
         """How the constraint is enforced."""
@@ -98,7 +99,7 @@ class DDP(Method):
         training = Training.of(
             config, "ddp", epochs=config.epochs, learning_rate=rates.gates, kl_weight=KL_WEIGHT, warmup=WARMUP
         )
-        z_U, *_ = problem.runner.learn(gates, problem.tokens_NS, training, status=gates.status)
+        z_U, *_ = problem.runner.learn(gates, problem.tokens_NS, training, problem.teacher, status=gates.status)
         kept_U = project(z_U, inventory, problem.budget).kept_U
         return {config.method: UnitMask(inventory, kept_U, z_U.relu(), scores_U=z_U)}
 

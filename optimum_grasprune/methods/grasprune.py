@@ -28,6 +28,7 @@ class GRASPrune(Method):
     least_squares = "weighted"
     statistic_samples = 64
     held_out = 32
+    training = "gates"
     trains_at_all_budgets = True
 
     def statistics_for(self, config: GRASPConfig) -> tuple[Sensitivity, ...]:

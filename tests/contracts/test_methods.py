@@ -89,6 +89,13 @@ def test_leaves_the_model_alone(name: str, make_problem: Callable[..., Problem])
     assert not any(module._forward_pre_hooks for module in problem.model.modules())
 
 
+def test_the_estimate_knows_what_is_trained(name: str, make_problem: Callable[..., Problem]) -> None:
+    problem = make_problem()
+    choices(problem)
+    trained = [traced.label for traced in problem.runner.trainings]
+    assert trained == ([] if (label := get_method(name).training) is None else [label])
+
+
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
 def test_allocations(name: str, allocation: str, model: LlamaForCausalLM) -> None:
     method = get_method(name)

@@ -228,6 +228,17 @@ def test_weights_are_trained_by_steps_of_their_own() -> None:
     assert alone["gates"] == by_two["gates"]
 
 
+def test_ddp_trains_at_every_ratio() -> None:
+    options: dict[str, Any] = {"method": "ddp", "num_samples": 101, "batch_size": 2, "dataset": "text.txt"}
+    alone = job(**options)
+    (one,), (two,) = (works_of(replace(alone, ratios=ratios)) for ratios in ((0.5,), (0.8, 0.5)))
+    assert (one.label, one.units, two.units, one.trains) == ("ddp", 51, 102, True)
+    # Forwards and backwards, and what the dense model predicts, which reads every sequence once.
+    assert one.each == pytest.approx(2 * 3) and two.each == pytest.approx(2 * (2 + 0.5), rel=0.02)
+    assert works_of(job(**options, kl_weight=0))[0].each == 4
+    assert parts(needs_of(alone), "ddp") == parts(needs_of(job(num_samples=101, batch_size=2)), "gates")
+
+
 def test_work_without_a_training() -> None:
     (statistics,) = works_of(job(method="flap", num_samples=8))
     assert (statistics.label, statistics.units) == ("statistics", 8) and 0.9 < statistics.each < 1

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -165,9 +166,11 @@ def test_it_trains_with_the_dense_predictions_and_a_warm_up(
     seen: list[Training] = []
     learn = WholeModel.learn
 
-    def watched(self: WholeModel, trained: OfUnits, tokens: torch.Tensor, training: Training, **more: object) -> object:
+    def watched(
+        self: WholeModel, trained: OfUnits, tokens: torch.Tensor, training: Training, *rest: Any, **more: Any
+    ) -> object:
         seen.append(training)
-        return learn(self, trained, tokens, training, **more)  # type: ignore[arg-type]
+        return learn(self, trained, tokens, training, *rest, **more)
 
     monkeypatch.setattr(WholeModel, "learn", watched)
     choices(problem_of(model, GRASPConfig(method="ddp")))
