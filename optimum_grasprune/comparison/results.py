@@ -77,7 +77,7 @@ class CellInputs(Inputs):
     """All that a cell's result depends on. calibration: hash of the corpus; None where none is looked at.
 
     watched: hash of the text that a training of weights must not make worse; None where none are trained.
-    shared: the ratios that its gates are trained with; None for a run of its own.
+    shared: the ratios of the run that its gates are of; None for a run of its own.
     """
 
     recipe: Mapping[str, JsonValue]

@@ -252,7 +252,7 @@ class Comparison:
         )
 
     def _shared_run(self, cell: Cell) -> SharedRun | None:
-        """The ratios whose gates are trained together with a cell's; None for a run of its own."""
+        """The ratios that share one training of gates with a cell's; None for a run of its own."""
         if not self.share_gates:
             return None
         return shared_run(cell.config, [other.config.keep_ratio for other in self.cells if other.entry == cell.entry])

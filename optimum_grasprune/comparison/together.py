@@ -12,7 +12,7 @@ from .results import CellFile, FailedCell
 from .shards import Shard, order
 
 Job = Sequence[Cell]
-"""What one process does as a whole: a cell, or all cells of a method whose gates are trained together."""
+"""What one process does as a whole: a cell, or all cells of a method that share one training of gates."""
 
 
 def jobs_of(cells: Sequence[Cell], whole: Callable[[Cell], bool]) -> list[Job]:

@@ -50,7 +50,7 @@ class GRASPrune(Method):
         return self._masks(problem, start_U, trained)
 
     def candidates_at(self, problems: Sequence[Problem], scores_U: Tensor) -> Callable[[Problem], dict[str, UnitMask]]:
-        """The same at several budgets, of gates that were trained for all of them."""
+        """The same at several budgets, of gates that were trained for the smallest."""
         if len(problems) == 1:
             return super().candidates_at(problems, scores_U)
         *_, smallest = problems

@@ -249,7 +249,7 @@ class Record(_WithSettings):
 
     dummy: of a checkpoint with random weights, what it is good for.
     recipe: options of `GRASPConfig` and of the method and stages, by name; `config` is the configuration that they are.
-    shared: the ratios that its gates were trained with, or that it is nested in; None for a run of its own.
+    shared: the ratios of the run that its gates are of, or that it is nested in; None for a run of its own.
     calibration: None where nothing was calibrated.  compensation: names of the stages in force, in order.
     settings: what was chosen for them.  choice: all that was measured to choose.
     judged_at: the ratio of the run at which candidates and settings were chosen, where it is another one.
