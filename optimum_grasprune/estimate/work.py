@@ -96,9 +96,10 @@ def _training(job: Job, stage: TrainedStage) -> Work:
     each += share * config.gradient_checkpointing
     steps = training_steps(sequences, epochs, in_a_step)
     if len(job.ratios) > 1:
-        others = sequences_of_the_others(sequences)
-        together = steps + training_steps(others, epochs, in_a_step)
-        steps = together if stage is job.chain.together else len(job.ratios) * steps
+        if stage is job.chain.together:
+            steps += training_steps(sequences_of_the_others(sequences), epochs, in_a_step)
+        else:
+            steps *= len(job.ratios)
     return Work(stage.name, steps, each * in_a_step, trains=True)
 
 

@@ -162,7 +162,7 @@ class Course:
     def _take_up(self, trained: Trainable, standing: Standing, tensors: Mapping[str, Tensor]) -> None:
         self._minutes, self.step, self.stopped = standing.minutes, standing.step, standing.stopped
         self.check_ups, self.best = list(standing.check_ups), _all_of("best", tensors)
-        trained.take_up(_under("noted.", tensors), standing.step)
+        trained.take_up(_under("noted.", tensors))
         self.trace.take_up(_under("trace.", tensors))
 
     def _look(self, runner: Runner, numbers: Sequence[Tensor], step: int) -> None:

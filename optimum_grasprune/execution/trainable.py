@@ -70,8 +70,8 @@ class Trainable(ABC):
         """What it has noted on the way beside the numbers, by name; a training that goes on later needs it."""
         return {}
 
-    def take_up(self, noted: Mapping[str, Tensor], steps: int) -> None:  # noqa: B027
-        """Be as after so many steps. noted: what was, on the CPU."""
+    def take_up(self, noted: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Be as when that was noted. noted: on the CPU."""
 
 
 class OfUnits(Trainable):

@@ -164,7 +164,7 @@ class Gates(OfUnits):
         }
         return {**taken, **self.watch.noted()}
 
-    def take_up(self, noted: Mapping[str, Tensor], steps: int) -> None:
+    def take_up(self, noted: Mapping[str, Tensor]) -> None:
         """See `Trainable.take_up`."""
         each = len(self.start())
         taken = sum(name.startswith(_MOMENT) for name in noted) // each
