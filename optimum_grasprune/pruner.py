@@ -243,7 +243,8 @@ class GRASPPruner:
         sources += corpora("the corpus", self.config.dataset if texts is None else "")
         sources += corpora("the text that is watched", self.config.recover_watch)
         runner = shared(runner_for(model), self.peers)
-        check_can_run(runner, configs[0], self.method.chain_for(configs[0]))
+        for config in configs:
+            check_can_run(runner, config, self.method.chain_for(config))
         budgets = [self._budget(runner, config) for config in configs]
         calibration = calibration_for(model, tokenizer, texts, configs[0])
         tokens_NS, held_out_NS, training_texts = NO_TOKENS_NS, NO_TOKENS_NS, NO_TEXTS
@@ -254,8 +255,11 @@ class GRASPPruner:
         if state is not None:
             sequences = {} if calibration is None else calibration.sequences
             asked: list[JsonValue] = list(ratios)
-            runner = Resumable.begun(runner, state, run_of(configs[0], keep_ratios=asked, nested=nested), sequences)
-        first = self.method.problem(runner, budgets[0], tokens_NS, held_out_NS, configs[0], training_texts)
+            of = run_of(configs[0], keep_ratios=asked, nested=nested, of_smallest=configs[-1].compensation)
+            runner = Resumable.begun(runner, state, of, sequences)
+        first = self.method.problem(
+            runner, budgets[0], tokens_NS, held_out_NS, configs[0], training_texts, others=configs[1:]
+        )
         if known is not None:
             first = replace(first, known=known)
         if len(configs) > 1:

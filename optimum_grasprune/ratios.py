@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Protocol
@@ -20,8 +20,8 @@ from .recovery.chain import Chain
 from .recovery.reference import Reference, Trial
 from .recovery.together import Sliced, learn_together
 from .selection import Started, decide, start
-from .sharing import Sharing
-from .units import PruningPlan, UnitMask
+from .sharing import Decision, Sharing
+from .units import ElementMask, PruningPlan, UnitMask
 
 
 def at_ratios(config: GRASPConfig, keep_ratios: Iterable[object], *, nested: bool = False) -> list[GRASPConfig]:
@@ -34,8 +34,8 @@ def at_ratios(config: GRASPConfig, keep_ratios: Iterable[object], *, nested: boo
     if not configs:
         raise OptionError("keep_ratio", None, "should be at least one ratio")
     configs.sort(key=lambda each: -each.keep_ratio)
-    if len(configs) > 1:
-        configs = [get_method(each.method).at_several_ratios(each) for each in configs]
+    *larger_ones, smallest = configs
+    configs = [*(get_method(each.method).beside_smaller(each) for each in larger_ones), smallest]
     for larger, smaller in pairwise(configs):
         if larger.keep_ratio == smaller.keep_ratio:
             raise OptionError("keep_ratio", smaller.keep_ratio, "is given twice")
@@ -53,7 +53,7 @@ def at_ratios(config: GRASPConfig, keep_ratios: Iterable[object], *, nested: boo
 def shared_run(config: GRASPConfig, keep_ratios: Sequence[float], *, nested: bool = False) -> SharedRun | None:
     """The run of several ratios as a record has it, where what comes out at one depends on the others; else None."""
     method = get_method(config.method)
-    goes_on = config.pattern == "units" and method.chain_for(config).together is not None
+    goes_on = config.pattern == "units" and method.chain_for(method.beside_smaller(config)).together is not None
     depends = nested or method.trains_at_all_budgets or goes_on
     return SharedRun(keep_ratios=tuple(keep_ratios), nested=nested) if len(keep_ratios) > 1 and depends else None
 
@@ -109,11 +109,12 @@ class RatioRun:
         shared = shared_run(config, self.keep_ratios, nested=self.nested)
         with plain_work(config):
             self._prepare()
-            if (one := self._together.get(keep_ratio)) is not None:
-                # That of the smallest ratio is what a run of its own makes.
-                own = one.problem is self._deepest
-                return self._finish(one.problem, one.selection, None if own else shared, one.started)
-            problem = self._allowed(self.keep_ratios.index(keep_ratio))
+            one = self._together.get(keep_ratio)
+            problem = self._allowed(self.keep_ratios.index(keep_ratio)) if one is None else one.problem
+            if problem is self._deepest:
+                shared = None  # it is what a run of its own makes
+            if one is not None:
+                return self._finish(problem, one.selection, shared, one.started)
             pruned = self._finish(problem, self._selected(problem), shared, None)
         if self.nested and pruned.plan is not None:
             self._kept[keep_ratio] = pruned.plan.mask(problem.inventory)
@@ -127,21 +128,21 @@ class RatioRun:
         sharing = self._deepest.sharing
         if sharing is None or not sharing.depends:
             return
-        chain = self._method.chain_for(self._deepest.config)
+        chain = self._chain_of(self._deepest)
         if chain.together is not None and not sharing.numbers:
-            self._train_together(chain, chain.together, sharing)
+            self._train_together(chain.together, sharing)
         elif sharing.decision is None:
             sharing.decision = decide(self._of_the_deepest.candidates, chain, self._deepest)
 
-    def _train_together(self, chain: Chain, stage: NumbersStage, sharing: Sharing) -> None:
-        deepest = start(self._of_the_deepest.candidates, chain, self._deepest)
+    def _train_together(self, stage: NumbersStage, sharing: Sharing) -> None:
+        deepest = self._started(self._deepest, self._of_the_deepest.candidates)
         if len(self._deepest.held_out_NS):
-            sharing.decision = deepest.decision(self._deepest)
+            sharing.decision = self._decision(deepest.decision(self._deepest))
         for place, ratio in enumerate(self.keep_ratios):
             problem = self._allowed(place)
             selection = self._selected(problem)
             own = problem is self._deepest
-            started = deepest if own else start(selection.candidates, chain, problem)
+            started = deepest if own else self._started(problem, selection.candidates)
             self._together[ratio] = _Together(problem, selection, started)
             if self.nested:
                 self._kept[ratio] = self._together[ratio].plan.mask(problem.inventory)
@@ -153,6 +154,22 @@ class RatioRun:
         }
         models = {ratio: Sliced(first.draft, plans[ratio]) for ratio, first in firsts.items()}
         sharing.numbers = learn_together(stage, Reference.of(self._deepest), models)
+
+    def _decision(self, decision: Decision) -> Decision:
+        """What was decided at the smallest ratio; how to refit, if its own weights are not, at the next larger one."""
+        beside = self._problems[-2]
+        if self._chain_of(beside).weight_stages == self._chain_of(self._deepest).weight_stages:
+            return decision
+        candidates = self._selected(beside).candidates
+        one = {name: mask for name, mask in candidates.items() if name == decision.candidate}
+        how = self._started(beside, one or candidates).decision(beside)
+        return replace(decision, stages=how.stages, settings=how.settings)
+
+    def _started(self, problem: Problem, candidates: Mapping[str, UnitMask | ElementMask]) -> Started:
+        return start(candidates, self._chain_of(problem), problem)
+
+    def _chain_of(self, problem: Problem) -> Chain:
+        return self._method.chain_for(problem.config)
 
     def _allowed(self, place: int) -> Problem:
         """The problem at a ratio, with no more units than the next larger ratio kept where masks are nested."""

@@ -78,11 +78,13 @@ def replayed(
     if state is not None:
         of = run_of(recipe, plan=_digest(plan), stages=list(chain.names))
         runner = Resumable.begun(runner, state, of, {} if calibration is None else calibration.sequences)
+    others = () if origin is None or config.compensation != "auto" else origin.trained_with or ()
+    chains = [_chain(other.plan, recipe, other.compensation) for other in others]
     reference = Reference.on(
         runner,
         tokens_NS,
         get_method(recipe.method).statistic_samples_for(recipe),
-        chain.statistics,
+        [statistic for of_it in (chain, *chains) for statistic in of_it.statistics],
         texts,
         gradient_checkpointing=recipe.gradient_checkpointing,
     )
@@ -90,7 +92,7 @@ def replayed(
     with deterministic_algorithms(recipe.deterministic):
         if origin is not None and config.compensation == "auto":
             own = Trial(chain.before_stages(plan.without_scales()), settings)
-            reference = _having_learnt(reference, chain, origin, own)
+            reference = _having_learnt(reference, chain, origin, own, chains)
         alone = inplace and not chain.trainings
         pruned, kept = chain.untrained.replayed(reference, Trial(plan, settings), inplace=alone)
         selected = Selected(kept, pruned, chain.untrained.names, settings)
@@ -208,11 +210,13 @@ def _recorded_data(
     return calibration
 
 
-def _having_learnt(reference: Reference, chain: Chain, origin: Record, own: Trial) -> Reference:
+def _having_learnt(
+    reference: Reference, chain: Chain, origin: Record, own: Trial, chains: Sequence[Chain]
+) -> Reference:
     """The reference with what was learnt for all models of the recorded run, where they were trained together.
 
-    own: the model that is made again. All of them are made and trained again. Raises PlanError where the record does
-    not say all of them.
+    own: the model that is made again.  chains: what was done to each of the others before it was trained. All of them
+    are made and trained again. Raises PlanError where the record does not say all of them.
     """
     stage, others = chain.together, origin.trained_with
     if stage is None or stage.in_plan:
@@ -229,18 +233,13 @@ def _having_learnt(reference: Reference, chain: Chain, origin: Record, own: Tria
     if ratio not in ratios or len(ratios) != len(others) + 1:
         raise PlanError(f"the plan was trained together with {len(others)} others, which are not those of its run")
     place = ratios.index(ratio)
-    refitted_by = tuple(each.name for each in chain.weight_stages)
-    trials = [Trial(other.plan, other.settings) for other in others]
-    names = [other.compensation for other in others]
-    trials.insert(place, own)
-    names.insert(place, refitted_by)
-    sharing = Sharing(reference.runner, ratios)
-    shared_reference = replace(reference, sharing=sharing)
-    models = {}
-    for each, trial, stages in zip(ratios, trials, names, strict=True):
-        (draft,) = chain.refitting(stages).refitted(shared_reference, [trial])
-        draft.rest()
-        models[each] = Sliced(draft, trial.plan)
+    trials = [(Trial(other.plan, other.settings), of_it) for other, of_it in zip(others, chains, strict=True)]
+    trials.insert(place, (own, chain))
+    shared_reference = replace(reference, sharing=Sharing(reference.runner, ratios))
+    models = {
+        each: Sliced(of_it.started(shared_reference, trial), trial.plan)
+        for each, (trial, of_it) in zip(ratios, trials, strict=True)
+    }
     learnt = learn_together(stage, shared_reference, models)
     return replace(reference, learnt=learnt[ratio])
 

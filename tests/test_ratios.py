@@ -21,6 +21,7 @@ from optimum_grasprune.export.checkpoint import read_plan
 from optimum_grasprune.methods.base import Problem
 from optimum_grasprune.methods.grasprune import GRASPrune
 from optimum_grasprune.ratios import at_ratios
+from optimum_grasprune.recovery.least_squares import FITS
 from tests.conftest import make_model
 
 RATIOS = [0.6, 0.9, 0.75]
@@ -77,15 +78,37 @@ def test_gates_are_trained_and_statistics_gathered_once(
     for record in (large, middle):
         assert record.to_dict()["shared"] == {"keep_ratios": [0.9, 0.75, 0.6], "nested": False}
     assert [judgement.candidate for judgement in small.choice][:2] == ["start", "gates 1/4"]
-    # The others take the candidate and the damping that were chosen at the smallest; of them the largest alone is
-    # measured, to see whether training helps.
+    # The others take the candidate that was chosen at the smallest, and the damping that suits the next larger one; of
+    # them the largest alone is measured, to see whether training helps.
     assert small.judged_at is None and large.judged_at == middle.judged_at == 0.6
-    chosen = small.choice[-1]
-    assert chosen.compensation == "least_squares diagonals"
-    assert all("diagonals" in record.compensation for record in records)
-    assert [judgement.compensation for judgement in large.choice] == ["least_squares", chosen.compensation]
+    rebuilt, chosen = small.choice[-2:]
+    assert (rebuilt.compensation, chosen.compensation) == ("reconstruction", "reconstruction diagonals")
+    assert all("diagonals" in record.compensation for record in (large, middle))
+    assert [judgement.compensation for judgement in large.choice] == ["least_squares", "least_squares diagonals"]
     assert {judgement.candidate for judgement in large.choice} == {chosen.candidate} and middle.choice == ()
-    assert large.settings == middle.settings == small.settings == chosen.settings
+    assert small.settings == {} and large.settings == middle.settings and set(large.settings) == {"damping"}
+
+
+@pytest.mark.parametrize("best", [0, 1])
+def test_how_to_refit_is_decided_where_weights_are_refitted(
+    best: int,
+    config: GRASPConfig,
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The smallest is rebuilt and has no damping to choose; what suits the next larger one holds for the others."""
+    measured = WholeModel.mean_loss
+    losses: list[float] = []
+
+    def one_is_best(self: WholeModel, windows_NS: torch.Tensor, batch_size: int | None = None) -> float:
+        losses.append(measured(self, windows_NS, batch_size))
+        # Five candidates and the model that is rebuilt; then the candidate at 0.75 as it is, and with two dampings.
+        return 0.1 if len(losses) == 8 + best else losses[-1]
+
+    monkeypatch.setattr(WholeModel, "mean_loss", one_is_best)
+    large, middle, _ = (pruned.record for pruned in GRASPPruner(config).prune_many(model, tokenizer, RATIOS))
+    assert large.settings == middle.settings == {"damping": FITS["weighted"].dampings[best]}
 
 
 def test_the_dense_model_is_read_once_by_all_that_it_teaches(
@@ -104,25 +127,30 @@ def test_the_dense_model_is_read_once_by_all_that_it_teaches(
     monkeypatch.setattr(WholeModel, "stream", lambda self, tokens_NS: streams.append(1) or stream(self, tokens_NS))
     list(GRASPPruner(config).prune_many(model, tokenizer, RATIOS))
     assert len(read) == config.diagonal_sequences(6, 24) == len(torch.stack(read).unique(dim=0)) == 12
-    assert len(streams) == 1  # the products for least squares too
+    assert len(streams) == 3  # the products for least squares too, and both models while the smallest is rebuilt
 
 
 def test_the_smallest_ratio_is_what_a_run_of_its_own_makes(
     config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    for number, options in enumerate(({}, {"multipliers": "joint"}, {"compensation": "scales"}, {"method": "ddp"})):
-        # Of the method's own kinds of making up for the cut, the one that several ratios have.
-        config = config.model_copy(update={"compensation": "refit", "learning_rate": None, **options})
+    compensations = [{}, *({"compensation": name} for name in ("refit", "rebuild", "scales", "reconstruction"))]
+    for number, options in enumerate([*compensations, {"multipliers": "joint"}, {"held_out": 0}, {"method": "ddp"}]):
+        config = config.model_copy(
+            update={"method": "grasprune", "compensation": "auto", "held_out": 2, "learning_rate": None, **options}
+        )
         *_, small = GRASPPruner(config).prune_many(make_model(), tokenizer, RATIOS)
         alone = GRASPPruner(config.model_copy(update={"keep_ratio": 0.6})).prune(make_model(), tokenizer)
         assert small.record == alone.record
         assert hashes(small, tmp_path / f"small-{number}") == hashes(alone, tmp_path / f"alone-{number}")
 
 
+@pytest.mark.parametrize("compensation", ["refit", "auto"])
 def test_where_training_does_not_help_the_smallest_is_that_too(
-    config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+    compensation: str, config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config.model_copy(update={"compensation": "refit", "diagonal_learning_rate": 30.0, "keep_ratio": 0.6})
+    config = config.model_copy(
+        update={"compensation": compensation, "diagonal_learning_rate": 30.0, "keep_ratio": 0.6, "multipliers": "joint"}
+    )
     # The bare cut is best, so that what training starts from is not what is had without it.
     measured = WholeModel.mean_loss
     losses: dict[int, float] = {}
@@ -172,7 +200,9 @@ def test_all_others_have_one_training_and_it_is_recorded(
         assert others is not None and [entry.plan for entry in others] == [
             other.plan for other in pruned if other is not one
         ]
-        assert all(entry.compensation == ("least_squares",) and entry.settings for entry in others)
+        *refitted, rebuilt = others
+        assert all(entry.compensation == ("least_squares",) and entry.settings for entry in refitted)
+        assert (rebuilt.compensation, rebuilt.settings) == (("reconstruction",), {})
 
 
 def test_a_ratio_out_of_turn_is_what_it_is_in_turn(
@@ -189,7 +219,7 @@ def test_a_ratio_out_of_turn_is_what_it_is_in_turn(
 def test_what_is_trained_together_whatever_chose_the_units(
     config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    for number, compensation in enumerate(("refit", "scales")):
+    for number, compensation in enumerate(("refit", "rebuild", "scales")):
         config = config.model_copy(update={"method": "taylor", "compensation": compensation, "held_out": 0})
         large, _ = GRASPPruner(config).prune_many(make_model(), tokenizer, [0.8, 0.6])
         assert large.record.shared is not None and large.record.judged_at is None
@@ -248,9 +278,11 @@ def test_one_ratio_is_a_run_of_its_own(config: GRASPConfig, tokenizer: PreTraine
     assert hashes(pruned, tmp_path / "one") == hashes(alone, tmp_path / "other")
 
 
+@pytest.mark.parametrize("options", [{}, {"compensation": "rebuild"}, {"least_squares": "robust"}])
 def test_the_same_seed_gives_the_same_bytes_and_a_plan_replays(
-    config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+    options: dict[str, str], config: GRASPConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
+    config = config.model_copy(update=options)
     first, second = (
         [
             hashes(pruned, tmp_path / f"{run}-{number}")
@@ -301,7 +333,8 @@ def test_what_went_at_a_ratio_stays_away_where_masks_are_nested(
     large, middle, small = map(kept, pruned)
     assert (small <= middle <= large) == nested
     for one in pruned:
-        assert one.record.shared is not None and one.record.shared.nested == nested
+        own = one is pruned[-1] and not nested
+        assert (one.record.shared is None) == own and (one.record.shared is None or one.record.shared.nested == nested)
         assert 0 < one.record.budget.kept.prunable <= float(str(one.record.recipe["keep_ratio"]))
 
 

@@ -76,9 +76,8 @@ class Job:
         """By a recipe and the configuration of a model. Raises ModelError, UnsupportedFamilyError or OptionError."""
         sizes = Sizes.of(empty_model(model_config), family_of(model_config))
         dtype = model_config.dtype if config.dtype == "auto" else config.dtype
-        several = len(ratios) > 1
         return cls(
-            config=get_method(config.method).at_several_ratios(config) if several else config,
+            config=config,
             sizes=sizes,
             element=_bytes_of(dtype),
             length=calibration_length(model_config, config.seq_len),
@@ -123,8 +122,21 @@ class Job:
 
     @cached_property
     def chain(self) -> Chain:
-        """What makes up for the cut."""
+        """What makes up for the cut, of several ratios at all but the smallest."""
+        several = len(self.ratios) > 1
+        return self.method.chain_for(self.method.beside_smaller(self.config) if several else self.config)
+
+    @cached_property
+    def smallest_chain(self) -> Chain:
+        """What does at the smallest ratio."""
         return self.method.chain_for(self.config)
+
+    @property
+    def rebuilt(self) -> tuple[float, ...]:
+        """Ratios whose models are rebuilt, largest first."""
+        *larger, smallest = self.ratios
+        ratios = larger if self.chain.rebuilding_stages else []
+        return (*ratios, smallest) if self.smallest_chain.rebuilding_stages else tuple(ratios)
 
     @property
     def share(self) -> float:
@@ -136,10 +148,18 @@ class Job:
             return min(1.0, max(0.0, 1 - (1 - ratio) * everything / prunable))
         return ratio
 
+    def share_at(self, ratio: float) -> float:
+        """The same at another of the ratios."""
+        return ratio / self.ratios[0] * self.share
+
     @property
     def cut(self) -> Sizes:
         """The largest of the pruned models."""
         return self.sizes.kept(self.share)
+
+    def cut_at(self, ratio: float) -> Sizes:
+        """The pruned model of one of the ratios."""
+        return self.sizes.kept(self.share_at(ratio))
 
     @property
     def calibrated(self) -> int:
@@ -168,7 +188,8 @@ class Job:
 
     @property
     def _statistics(self) -> set[Statistic[Any]]:
-        return {*self.method.statistics_for(self.config), *self.chain.statistics}
+        of_stages = {*self.chain.statistics, *self.smallest_chain.statistics}
+        return {*self.method.statistics_for(self.config), *of_stages}
 
     @property
     def least_squares(self) -> LeastSquares | None:
@@ -201,7 +222,13 @@ class Job:
             return 0
         if not self.held_out:
             return 1
-        return min(FINALISTS, self.candidates) * len(self.least_squares.variants())
+        finalists = 1 if self.refits_beside_smallest else FINALISTS
+        return min(finalists, self.candidates) * len(self.least_squares.variants())
+
+    @property
+    def refits_beside_smallest(self) -> bool:
+        """Whether weights are refitted at all ratios but the smallest; how, the next larger one decides."""
+        return bool(self.chain.weight_stages) and not self.smallest_chain.weight_stages
 
     def teaches(self, default: float) -> bool:
         """Whether what is trained has the dense model as its teacher. default: the stage's own `kl_weight`."""

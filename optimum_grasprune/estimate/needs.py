@@ -129,7 +129,7 @@ def _stages(job: Job) -> Iterator[tuple[str, Iterator[Part]]]:
         yield "candidates", _judging(job)
     if job.least_squares is not None:
         yield "least squares", _least_squares(job)
-    for rebuilding in job.chain.rebuilding_stages:
+    for rebuilding in job.smallest_chain.rebuilding_stages:
         yield rebuilding.name, _rebuilding(job)
     for stage in job.chain.trained_stages:
         yield stage.name, _training(job, stage)
@@ -290,14 +290,19 @@ def _rebuilding(job: Job) -> Iterator[Part]:
     """All maps of a layer fitted: what enters them for all sequences, in both models, and their matrices."""
     layer, hidden = job.sizes.largest_layer, job.sizes.hidden
     yield from _weights(job, job.sizes)
-    if job.runner == "offloaded":
-        yield Part("the pruned model's layers", job.cut.in_layers * job.element, "host")
+    several, largest = len(job.ratios) > 1, job.rebuilt[0]
+    cut = job.cut_at(largest)
+    if job.runner == "offloaded" or (job.runner == "whole" and several):
+        place: Place = "host" if job.runner == "offloaded" else "device"
+        yield Part("the pruned model's layers", cut.in_layers * job.element, place)
     else:  # the pruned model's layers are cut out of the dense ones when they are run, and wait on the disk when fitted
         if job.runner == "whole":
             yield Part("a layer of the pruned model", layer.parameters * job.element, "device")
-        yield Part("fitted weights", job.cut.in_layers * job.element, "temporary")
+        yield Part("fitted weights", cut.in_layers * job.element, "temporary")
+    if several:
+        yield Part("maps of what was rebuilt", _rebuilt(job), "temporary")
     tokens = job.in_statistics * job.length
-    yield Part("matrices of a layer", max(grams(layer), solving(layer, hidden, job.share)), "device")
+    yield Part("matrices of a layer", max(grams(layer), solving(layer, hidden, job.share_at(largest))), "device")
     yield Part("what enters a map", tokens * max(layer.channels, layer.query, hidden) * job.element, "device")
     yield Part("what enters a layer's maps", tokens * (2 * hidden + layer.query + layer.channels) * job.element, "host")
     yield Part("hidden states", 2 * _hidden(job, job.in_statistics) + 2 * tokens * hidden * FP32, "host")
@@ -305,13 +310,17 @@ def _rebuilding(job: Job) -> Iterator[Part]:
 
 def _held(job: Job) -> Iterator[Part]:
     """The models of all ratios: built, all of them or one, and what they are built of."""
-    shares = [ratio / job.ratios[0] * job.share for ratio in job.ratios]
-    cut = [job.sizes.kept(share) for share in shares]
+    cut = [job.cut_at(ratio) for ratio in job.ratios]
     all_of_them = sum(each.in_layers for each in cut) * job.element
     at_once = all_of_them if all_of_them <= HELD_MODELS_BYTES else cut[0].in_layers * job.element
     if not job.by_layers:
         yield Part("the pruned models' layers", at_once, "device")
-    yield Part("maps of all ratios", sum(_leading_out(job, each) for each in cut), "temporary")
+    yield Part("maps of all ratios", sum(_leading_out(job, each) for each in cut) + _rebuilt(job), "temporary")
+
+
+def _rebuilt(job: Job) -> int:
+    """Bytes of the maps of all models that were rebuilt."""
+    return sum(job.cut_at(ratio).in_layers for ratio in job.rebuilt) * job.element
 
 
 def _trained(job: Job, stage: TrainedStage) -> tuple[Trained, int]:
@@ -331,9 +340,8 @@ def _trained(job: Job, stage: TrainedStage) -> tuple[Trained, int]:
 def _writing(job: Job) -> Iterator[Part]:
     """The checkpoints, of all ratios, and what a run keeps to go on from."""
     yield from _weights(job, job.cut)
-    shares = [ratio / job.ratios[0] * job.share for ratio in job.ratios]
-    written = sum(job.sizes.kept(share).parameters for share in shares)
-    yield Part("checkpoints" if len(shares) > 1 else "checkpoint", written * job.element, "output")
+    written = sum(job.cut_at(ratio).parameters for ratio in job.ratios)
+    yield Part("checkpoints" if len(job.ratios) > 1 else "checkpoint", written * job.element, "output")
     if job.taught_sequences:
         yield Part("state of the run", _hidden(job, job.taught_sequences), "output")
 

@@ -62,15 +62,17 @@ def _works(job: Job) -> Iterator[Work]:
     share, ratios = _cost(job), len(job.ratios)
     judged = 1 if ratios > 1 and job.chain.together is not None else ratios
     if job.held_out:
-        yield Work("candidates", judged * job.candidates, job.held_out * share)
+        yield Work("candidates", judged * job.candidates + job.refits_beside_smallest, job.held_out * share)
     if job.least_squares is not None:
         yield Work("least squares", len(job.sizes.layers), _least_squares(job))
         if job.held_out:
             yield Work("refitted", judged * job.refitted, job.held_out * share)
-    if job.chain.rebuilding_stages:
-        yield Work("reconstruction", len(job.sizes.layers), ratios * _reconstruction(job))
+    if job.rebuilt:
+        shares = [job.share_at(ratio) for ratio in job.rebuilt]
+        yield Work("reconstruction", len(job.sizes.layers), sum(_reconstruction(job, each) for each in shares))
         if job.held_out:
-            yield Work("rebuilt", ratios, job.held_out * share)
+            judged = len(shares) if job.chain.together is None else min(len(shares), 2)
+            yield Work("rebuilt", judged, job.held_out * share)
     for stage in job.chain.trained_stages:
         yield _training(job, stage)
 
@@ -139,14 +141,17 @@ _STOPPED_AT = 3.0
 """Passes of the sliced model through a layer that the fitting of its maps takes: each stops at one of them."""
 
 
-def _reconstruction(job: Job) -> float:
-    """One layer: the passes of its sequences through both models, products of what enters its maps, solutions."""
+def _reconstruction(job: Job, share: float) -> float:
+    """One layer: the passes of its sequences through both models, products of what enters its maps, solutions.
+
+    share: of the units, how much stays.
+    """
     layer, hidden = job.sizes.largest_layer, job.sizes.hidden
     tokens = job.in_statistics * job.length
-    widths = [hidden, hidden, round(layer.query * job.share), round(layer.channels * job.share)]
+    widths = [hidden, hidden, round(layer.query * share), round(layer.channels * share)]
     products = sum(width**2 + width * hidden for width in widths)
     solved = sum(_solved(width, 1.0, hidden) for width in widths)
-    multiplications = tokens * ((1 + _STOPPED_AT * job.share) * layer.parameters + products) + solved
+    multiplications = tokens * ((1 + _STOPPED_AT * share) * layer.parameters + products) + solved
     return multiplications / (job.length * _multiplied(job.sizes))
 
 

@@ -50,8 +50,8 @@ class Method(ABC):
     compensation: str = "none"
     """What `compensation="auto"` is."""
 
-    compensation_of_several: str | None = None
-    """The same where several keep ratios come from one run; None for no other."""
+    compensation_beside_smaller: str | None = None
+    """The same at all but the smallest of several keep ratios from one run; None for no other."""
 
     restoration: Literal["dense", "sequential"] = "dense"
     """What `restoration="auto"` is: the inputs that least squares fit."""
@@ -128,9 +128,15 @@ class Method(ABC):
         held_out_NS: Tensor,
         config: GRASPConfig,
         training_texts: TrainingTexts = NO_TEXTS,
+        others: Sequence[GRASPConfig] = (),
     ) -> Problem:
-        """What the method is to solve, in which the statistics of all that looks at any are gathered together."""
-        declared = (*self.statistics_for(config), *self.chain_for(config).statistics)
+        """What the method is to solve, in which the statistics of all that looks at any are gathered together.
+
+        others: configurations at which it is to be solved too.
+        """
+        chains = [self.chain_for(each) for each in (config, *others)]
+        of_stages = [statistic for chain in chains for statistic in chain.statistics]
+        declared = (*self.statistics_for(config), *of_stages)
         return Problem(
             runner,
             budget,
@@ -158,11 +164,11 @@ class Method(ABC):
         candidates = self.candidates_at(problems, scores_U)
         return lambda problem: Selection(scores_U, candidates(problem))
 
-    def at_several_ratios(self, config: GRASPConfig) -> GRASPConfig:
-        """The configuration of a run through several keep ratios."""
-        if config.compensation != "auto" or self.compensation_of_several is None:
+    def beside_smaller(self, config: GRASPConfig) -> GRASPConfig:
+        """The configuration of a keep ratio that is not the smallest of its run."""
+        if config.compensation != "auto" or self.compensation_beside_smaller is None:
             return config
-        return config.model_copy(update={"compensation": self.compensation_of_several})
+        return config.model_copy(update={"compensation": self.compensation_beside_smaller})
 
     def resolved(self, config: GRASPConfig) -> GRASPConfig:
         """The configuration with the method's own values for whatever is left to it by "auto"."""

@@ -24,7 +24,7 @@ class GRASPrune(Method):
     source = "GRASPrune, arXiv 2604.19398"
     allocations = ("global",)
     compensation = "rebuild"
-    compensation_of_several = "refit"  # what is rebuilt is rebuilt at each ratio
+    compensation_beside_smaller = "refit"  # what is rebuilt is rebuilt at each ratio, and a milder cut gains less by it
     least_squares = "weighted"
     statistic_samples = 64
     held_out = 32

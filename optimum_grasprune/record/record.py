@@ -203,7 +203,8 @@ def _some_plan(value: Any) -> PruningPlan:
 class TrainedWith(_WithSettings):
     """A model of another ratio of the same run, that a stage was trained on together with this one.
 
-    plan: its units.  compensation: names of the stages that had refitted its weights by then.  settings: theirs.
+    plan: its units.  compensation: names of the stages that had refitted or rebuilt its weights by then.
+    settings: theirs.
     """
 
     plan: Annotated[PruningPlan, PlainValidator(_some_plan)]

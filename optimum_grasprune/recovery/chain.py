@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from ..execution import cut_when_run, put_in_place
 from ..families import Family
 from ..statistics import Statistic
-from ..surgery import Draft, Finished
+from ..surgery import Draft, Finished, Narrower, Rebuilt
 from ..surgery.single_weights import build_sparse_model
 from ..units import ElementMask, PruningPlan
 from .base import NumbersStage, RebuildingStage, Stage, TrainedStage, WeightStage
@@ -62,11 +62,8 @@ class Chain:
 
     @property
     def together(self) -> NumbersStage | None:
-        """The stage whose training several ratios share: the first that trains, where it can; others start on top.
-
-        None where a model is rebuilt before that, each by itself.
-        """
-        first = None if self.rebuilding_stages else next(iter(self.trained_stages), None)
+        """The stage whose training several ratios share: the first that trains, where it can; others start on top."""
+        first = next(iter(self.trained_stages), None)
         return first if isinstance(first, NumbersStage) else None
 
     @property
@@ -124,11 +121,6 @@ class Chain:
                 edit(draft.model)
             yield draft
 
-    def refitting(self, names: Iterable[str]) -> Chain:
-        """Those of the stages that refit weights and are named."""
-        named = set(names)
-        return Chain(tuple(stage for stage in self.weight_stages if stage.name in named))
-
     def alone(self, reference: Reference) -> Reference | None:
         """The reference when the dense model was asked all that training needs of it; None where it needs the model."""
         taught = [stage.taught_on(reference) for stage in self.trained_stages]
@@ -181,6 +173,22 @@ class Chain:
         if growing is not None:
             put_in_place(runner, growing)
         return pruned.model
+
+    def started(self, reference: Reference, trial: Trial) -> Draft:
+        """What training starts from, at rest: the draft of a trial, refitted and rebuilt."""
+        (draft,) = self.refitted(reference, [trial])
+        if not self.rebuilding_stages:
+            draft.rest()
+            return draft
+        _, rebuilt = self.rebuilt(reference, draft, trial.plan)
+        return rebuilt
+
+    def rebuilt(self, reference: Reference, draft: Draft, plan: PruningPlan) -> tuple[PreTrainedModel, Draft]:
+        """The smaller model of a draft, rebuilt, and what it can be built of again. The draft rests."""
+        model = self.built(reference, draft, plan, again=True)
+        if not isinstance(draft, Narrower):
+            raise TypeError("whole layers are not rebuilt")
+        return model, Rebuilt(draft, model, reference.runner.beside(model).parameter)
 
     def _drafted(self, reference: Reference, cut: Cut) -> Draft:
         if isinstance(cut, ElementMask):

@@ -46,6 +46,10 @@ class Selected:
         """The units that stay; None where single weights were cut."""
         return None if isinstance(self.cut, ElementMask) else self.cut
 
+    def resting(self, draft: Draft) -> Choice:
+        """The same, not built; draft: what it can be built of."""
+        return Choice(self.cut, draft, self.stages, self.settings, self.judgements, self.candidate)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -98,7 +102,7 @@ def choose(
     """
     reference = Reference.of(problem)
     shared = started is not None
-    started = _started(candidates, chain, reference, problem) if started is None else _measured(started, problem)
+    started = started or _started(candidates, chain, reference, problem)
     best, first = started.best, started.first
     if not chain.trained_stages and not chain.rebuilding_stages:
         return best.built(problem.runner, inplace=problem.inplace)
@@ -107,17 +111,15 @@ def choose(
     again = bool(chain.rebuilding_stages) and not other and alone is None
     instead = best if other or again else None
     cut = chain.before_stages(first.cut)
-    model = chain.built(reference, first.draft, Trial(cut).plan, inplace=alone is not None, again=again or shared)
-    selected = Selected(cut, model, first.stages, first.settings, first.judgements, first.candidate)
     if shared:
+        model = problem.runner.built(first.draft, again=True)
         reference = reference.having_learnt(problem.config.keep_ratio)
+    else:
+        model = chain.built(reference, first.draft, Trial(cut).plan, inplace=alone is not None, again=again)
+    selected = Selected(cut, model, first.stages, first.settings, first.judgements, first.candidate)
     if chain.rebuilding_stages:
-        selected = _rebuilt(selected, chain, problem)
-        if (
-            instead is not None
-            and len(problem.held_out_NS)
-            and selected.judgements[-1].loss <= _lowest(best.judgements)
-        ):
+        selected = selected if shared else _rebuilt(selected, chain, problem)
+        if instead is not None and selected.judgements and selected.judgements[-1].loss <= _lowest(best.judgements):
             instead = None
     gone = bool(chain.rebuilding_stages) and alone is not None
     selected = _all_trained(selected, instead, chain, alone or reference, problem, gone=gone)
@@ -139,9 +141,9 @@ def _tell_where_it_is_no_better(selected: Selected, before: float) -> None:
 
 
 def _rebuilt(selected: Selected, chain: Chain, problem: Problem) -> Selected:
-    """The selected model, which was rebuilt, measured where there is held-out text."""
+    """The selected model, which was rebuilt, measured where it was before that."""
     selected = replace(selected, stages=(*selected.stages, *(stage.name for stage in chain.rebuilding_stages)))
-    if not len(problem.held_out_NS):
+    if not selected.judgements:
         return selected
     loss = problem.runner.beside(selected.model).mean_loss(problem.held_out_NS)
     judgement = _judgement(selected.candidate, selected.stages, selected.settings, loss)
@@ -160,11 +162,18 @@ def _lowest(judgements: Sequence[Judgement]) -> float:
 
 
 def start(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem) -> Started:
-    """What is trained together with other ratios' models, at rest."""
-    started = _started(candidates, chain, Reference.of(problem), problem)
+    """What is trained together with other ratios' models, rebuilt where the chain does so, and at rest."""
+    reference = Reference.of(problem)
+    started = _measured(_started(candidates, chain, reference, problem), problem)
     for choice in (started.best, started.first):
         choice.draft.rest()
-    return started
+    if not chain.rebuilding_stages:
+        return started
+    first = started.first
+    cut = chain.before_stages(first.cut)
+    model, draft = chain.rebuilt(reference, first.draft, Trial(cut).plan)
+    selected = Selected(cut, model, first.stages, first.settings, first.judgements, first.candidate)
+    return replace(started, first=_rebuilt(selected, chain, problem).resting(draft))
 
 
 def decide(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem) -> Decision | None:
@@ -207,7 +216,7 @@ def _judged(cuts: Mapping[str, Cut], chain: Chain, reference: Reference, problem
 
 def _as_decided(cut: Cut, decision: Decision, chain: Chain, reference: Reference, problem: Problem) -> Choice:
     """The candidate with what was decided at another ratio; where that was this one, with all that was measured."""
-    if decision.stages:
+    if any(stage.name in decision.stages for stage in chain.weight_stages):
         trials = [trial for trial in chain.trials(cut) if trial.settings == decision.settings]
         (choice,) = _refitted({decision.candidate: trials}, chain, reference)
     else:

@@ -1,7 +1,18 @@
 """Turning a plan into smaller tensors: slicing, folding, and building the pruned model from them."""
 
 from .build import dense_config, pruned_config
-from .draft import Draft, Finished, Narrower, Outline, OutputProjection, build_pruned_model, drafted, in_memory, let_go
+from .draft import (
+    Draft,
+    Finished,
+    Narrower,
+    Outline,
+    OutputProjection,
+    Rebuilt,
+    build_pruned_model,
+    drafted,
+    in_memory,
+    let_go,
+)
 from .folding import fold_scales, scale_columns
 from .slicing import feature_indices, keep_units
 from .spill import OnDisk
@@ -13,6 +24,7 @@ __all__ = [
     "OnDisk",
     "Outline",
     "OutputProjection",
+    "Rebuilt",
     "build_pruned_model",
     "dense_config",
     "drafted",

@@ -13,7 +13,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -257,6 +257,35 @@ class Narrower(Draft):
         group = self._plan.group(block.address)
         kept_K = feature_indices(group.kept, group.count * block.width, group.count).to(weight_OK.device)
         return OutputProjection(weight_OK, bias_O, None if len(group.kept) == group.count else kept_K)
+
+
+class Rebuilt(Narrower):
+    """A cut model whose weights were worked out anew once it was built; those of its layers lie on the disk.
+
+    draft: what it was built of, which rests.  built: the model.  read: gives its parameters.
+    """
+
+    def __init__(self, draft: Narrower, built: PreTrainedModel, read: Read) -> None:
+        draft.rest()
+        vars(self).update(vars(draft))
+        self._rebuilt = OnDisk()
+        for name, _ in built.named_parameters():
+            if self._in_layer(name):
+                self._rebuilt[name] = read(name)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """ValueError: its layers have little left of the dense model's, and are run when they are built."""
+        raise ValueError("a rebuilt model is run when it is built")
+
+    def rest(self) -> None:
+        """See `Draft.rest`."""
+
+    def outline(self, *, again: bool = False) -> Outline:
+        """See `Narrower.outline`."""
+        outline = super().outline(again=again)
+        rebuilt = {name: partial(self._placed, self._rebuilt, name) for name in self._rebuilt}
+        return replace(outline, layers={**outline.layers, **rebuilt})
 
 
 def drafted(

@@ -217,6 +217,25 @@ def test_work_of_several_ratios() -> None:
     assert all(one[label] == ten[label] for label in ("sensitivity", "gates", "candidates", "refitted"))
 
 
+def test_of_several_ratios_the_smallest_is_rebuilt() -> None:
+    ratios = (0.8, 0.7, 0.5)
+    alone = replace(job(), ratios=ratios)
+    works = {work.label: work for work in works_of(alone)}
+    one = {work.label: work for work in works_of(replace(alone, ratios=(0.5,)))}
+    assert works["reconstruction"].passes == pytest.approx(one["reconstruction"].passes) and works["rebuilt"].units == 1
+    # The candidate that won is refitted with both dampings at 0.7, and measured as it is there.
+    assert works["refitted"].units == 2 and works["candidates"].units == 5 + 1
+    of_all = {work.label: work for work in works_of(replace(job(compensation="rebuild"), ratios=ratios))}
+    assert "refitted" not in of_all and of_all["rebuilt"].units == 2  # the smallest, and the largest
+    assert 3 < of_all["reconstruction"].passes / one["reconstruction"].passes < 6
+    # On the disk it has all of its maps, beside those of the refitted ones that lead out of blocks.
+    out = 2 * 32 * (4096 * 4096 + 4096 * 11008)
+    half = 2 * 6_476_005_376 // 2 + 2 * 32 * 2 * 4096
+    diagonals = parts(needs_of(alone), "diagonals")["maps of all ratios"]
+    assert diagonals == pytest.approx((0.8 + 0.7 + 0.5) * out + half, rel=1e-6)
+    assert parts(needs_of(alone), "reconstruction")["maps of what was rebuilt"] == half
+
+
 def test_weights_are_trained_by_steps_of_their_own() -> None:
     both = [job(recover="distill", recover_batch_size=size) for size in (None, 2)]
     small, large = (parts(needs_of(each), "distill")["activations"] for each in both)

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from optimum_grasprune import PruningPlan
 from optimum_grasprune.errors import GraspruneError
-from optimum_grasprune.families import family_of, linear_at
-from optimum_grasprune.surgery import Draft, OnDisk, build_pruned_model, drafted, in_memory
+from optimum_grasprune.families import family_of, linear_at, linears
+from optimum_grasprune.surgery import Draft, Narrower, OnDisk, Rebuilt, build_pruned_model, drafted, in_memory
 from optimum_grasprune.units import FFN, KV, Address, UnitMask
 from tests.conftest import logits_of, make_model
 from tests.tiny_models import CASES, some_plan, tiny_model
@@ -137,6 +137,32 @@ def test_what_rests_is_on_the_disk_and_gone_with_its_draft(tmp_path: Path, monke
     draft.rest()
     assert weight() is None and len(list(tmp_path.rglob("*.safetensors"))) == 6
     draft.drop()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_what_was_rebuilt_is_built_again(
+    dense: PreTrainedModel, lean: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All maps of the layers differ from what they were; the draft beneath is as it was, and the dense model too."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before, draft = state_of(dense), draft_of(dense, some_plan(dense), lean=lean)
+    assert isinstance(draft, Narrower)
+    built = draft.build(again=True)
+    bare = state_of(built)
+    torch.manual_seed(0)
+    for path in linears(built, family_of(built.config).blocks(built)):
+        weight = linear_at(built, path).weight
+        weight.data = weight.data + 0.1 * torch.randn_like(weight)  # it may be the dense model's, where nothing was cut
+    state, logits = state_of(built), logits_of(built, TOKENS)
+    rebuilt = Rebuilt(draft, built, lambda name: built.get_parameter(name).detach())
+    for again in (True, False):
+        model = rebuilt.build(again=again)
+        assert same(state_of(model), state) and torch.equal(logits_of(model, TOKENS), logits)
+    with pytest.raises(ValueError, match="is run when it is built"):
+        _ = rebuilt.model
+    assert same(state_of(draft.build()), bare) and same(state_of(dense), before)
+    del rebuilt, draft, model
     assert not list(tmp_path.iterdir())
 
 
