@@ -89,6 +89,13 @@ def test_gates_are_trained_and_statistics_gathered_once(
     assert small.settings == {} and large.settings == middle.settings and set(large.settings) == {"damping"}
 
 
+def test_nested_masks_are_judged_as_others_are(config: GRASPConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    *_, small = GRASPPruner(config).prune_many(make_model(), tokenizer, RATIOS, nested=True)
+    alone = GRASPPruner(config.model_copy(update={"keep_ratio": 0.6})).prune(make_model(), tokenizer)
+    assert small.plan == alone.plan  # nothing that it keeps had gone before
+    assert small.record.choice == alone.record.choice and small.record.compensation == alone.record.compensation
+
+
 @pytest.mark.parametrize("best", [0, 1])
 def test_how_to_refit_is_decided_where_weights_are_refitted(
     best: int,

@@ -86,7 +86,7 @@ class Started:
             plan=Trial(self.first.cut).plan,
             stages=self.first.stages,
             settings=self.first.settings,
-            judgements=self.first.judgements,
+            judgements=self.best.judgements,  # before anything was rebuilt
         )
 
 
