@@ -103,6 +103,18 @@ def test_pruned_models_are_the_same(corpus_file: Path, tmp_path: Path, options: 
     assert is_offloaded(offloaded) and all(part.requires_grad for part in offloaded.parameters())
 
 
+@pytest.mark.parametrize("compensation", ["auto", "rebuild"])
+def test_several_ratios_are_the_same(corpus_file: Path, tmp_path: Path, compensation: str) -> None:
+    """What was rebuilt, for a training of all of them, is built again where weights are kept elsewhere too."""
+    few = {"num_samples": 4, "statistic_samples": 4, "diagonal_samples": 4, "epochs": 1, "held_out": 0, "seq_len": 32}
+    pruner = GRASPPruner(GRASPConfig(dataset=str(corpus_file), compensation=compensation, **few))
+    model = make_model(num_hidden_layers=4)
+    runs = [pruner.prune_many(each, make_tokenizer(), [0.8, 0.5]) for each in (in_files(tmp_path, model), model)]
+    for pruned, expected in zip(*runs, strict=True):
+        assert "diagonals" in pruned.record.compensation and pruned.plan == expected.plan
+        assert all(torch.equal(t, expected.model.state_dict()[name]) for name, t in pruned.model.state_dict().items())
+
+
 class Fetched:
     """Bytes of weights that were read, as far as they are still in memory."""
 
