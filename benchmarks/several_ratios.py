@@ -29,10 +29,17 @@ from optimum_grasprune.config import by_recipe
 from optimum_grasprune.evaluation import perplexity, perplexity_of
 from optimum_grasprune.execution import WholeModel
 from optimum_grasprune.loading import load_model, load_tokenizer
+from optimum_grasprune.recovery.reconstruction import Reconstruction
 from optimum_grasprune.writing import write_file, write_json
 
-PARTS = {"gather": "statistics", "teacher": "teacher", "mean_loss": "held-out losses"}
-"""What calls of the runner are for; trainings are named by their labels."""
+PARTS: list[tuple[type, str, str | None]] = [
+    (WholeModel, "gather", "statistics"),
+    (WholeModel, "teacher", "teacher"),
+    (WholeModel, "mean_loss", "held-out losses"),
+    (WholeModel, "learn", None),
+    (Reconstruction, "rebuild", "reconstruction"),
+]
+"""Methods, and what their calls are for; trainings are named by their labels."""
 
 Seconds = Counter[str]
 Losses = dict[str, float]
@@ -43,9 +50,9 @@ def seconds_by_part(seconds: Seconds) -> Iterator[None]:
     """Adds up processor seconds while the block runs: by part, without those of parts inside, and "all"."""
     inner: list[float] = []
 
-    def timed(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(method: Callable[..., Any], what: str | None) -> Callable[..., Any]:
         def call(*given: Any, **options: Any) -> Any:
-            part = PARTS.get(name) or given[3].label
+            part = what or given[3].label
             inner.append(0.0)
             begun = time.process_time()
             try:
@@ -60,8 +67,8 @@ def seconds_by_part(seconds: Seconds) -> Iterator[None]:
 
     begun = time.process_time()
     with ExitStack() as patches:
-        for name in (*PARTS, "learn"):
-            patches.enter_context(patch.object(WholeModel, name, timed(name, getattr(WholeModel, name))))
+        for of, name, what in PARTS:
+            patches.enter_context(patch.object(of, name, timed(getattr(of, name), what)))
         yield
     seconds["all"] += time.process_time() - begun
 

@@ -43,7 +43,7 @@ def test_seconds_and_losses_of_both_ways(
     monkeypatch.setattr(sys, "argv", command)
     bench.main()
     stored = json.loads((tmp_path / "several-ratios.json").read_text())["seeds"]["0"]
-    parts = {"statistics", "gates", "teacher", "held-out losses", "diagonals", "all"}
+    parts = {"statistics", "gates", "teacher", "held-out losses", "reconstruction", "diagonals", "all"}
     assert set(stored["seconds"]["one"]) == set(stored["seconds"]["together"]) == parts
     assert list(stored["loss"]["alone"]) == ["0.6"] and list(stored["loss"]["together"]) == ["0.8", "0.6"]
     assert "| ρ = 0.6 |" in (tmp_path / "several-ratios.md").read_text()
