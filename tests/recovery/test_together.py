@@ -107,10 +107,15 @@ def test_models_that_are_made_for_each_turn_come_to_the_same(
     assert all(torch.equal(found[0][ratio], found[1][ratio]) for ratio in ratios)
 
 
-def test_of_a_model_that_is_whole_nothing_is_multiplied(model: LlamaForCausalLM) -> None:
+def test_of_a_model_that_is_whole_nothing_is_multiplied(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[list[int]] = []
+    monkeypatch.setattr(together, "InTurns", lambda *given: orders.append(given[-1]) or InTurns(*given))
     reference, stage = reference_and_stage(model, "diagonals")
-    numbers = learn_together(stage, reference, sliced(model, reference.runner, (1.0, 0.5)))
-    assert not numbers[1.0].any() and numbers[0.5].any()
+    numbers = learn_together(stage, reference, sliced(model, reference.runner, (1.0, 0.8, 0.5)))
+    assert not numbers[1.0].any() and numbers[0.8].any() and numbers[0.5].any()
+    assert set(orders[0]) == {1}  # it has no turns
 
 
 def test_what_several_models_share_differs_by_their_cut_alone(model: LlamaForCausalLM) -> None:
