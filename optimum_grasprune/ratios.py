@@ -19,7 +19,7 @@ from .recovery.base import NumbersStage
 from .recovery.chain import Chain
 from .recovery.reference import Reference, Trial
 from .recovery.together import Sliced, learn_together
-from .selection import Started, decide, start
+from .selection import Started, decide, refit, start
 from .sharing import Decision, Sharing
 from .units import ElementMask, PruningPlan, UnitMask
 
@@ -161,8 +161,8 @@ class RatioRun:
         if self._chain_of(beside).weight_stages == self._chain_of(self._deepest).weight_stages:
             return decision
         candidates = self._selected(beside).candidates
-        one = {name: mask for name, mask in candidates.items() if name == decision.candidate}
-        how = self._started(beside, one or candidates).decision(beside)
+        name = decision.candidate if decision.candidate in candidates else [*candidates][-1]
+        how = refit(name, candidates[name], self._chain_of(beside), beside)
         return replace(decision, stages=how.stages, settings=how.settings)
 
     def _started(self, problem: Problem, candidates: Mapping[str, UnitMask | ElementMask]) -> Started:

@@ -62,7 +62,7 @@ def _works(job: Job) -> Iterator[Work]:
     share, ratios = _cost(job), len(job.ratios)
     judged = 1 if ratios > 1 and job.chain.together is not None else ratios
     if job.held_out:
-        yield Work("candidates", judged * job.candidates + job.refits_beside_smallest, job.held_out * share)
+        yield Work("candidates", judged * job.candidates, job.held_out * share)
     if job.least_squares is not None:
         yield Work("least squares", len(job.sizes.layers), _least_squares(job))
         if job.held_out:

@@ -31,7 +31,7 @@ from ..units import PruningPlan
 from .base import NumbersStage, share_cut
 from .reference import Reference
 
-OTHERS = 0.8
+OTHERS = 0.75
 """Length of the training of all others, as a multiple of that of the deepest cut."""
 
 RATE = 0.6

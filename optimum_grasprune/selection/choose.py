@@ -176,6 +176,14 @@ def start(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, proble
     return replace(started, first=_rebuilt(selected, chain, problem).resting(draft))
 
 
+def refit(candidate: str, mask: UnitMask | ElementMask, chain: Chain, problem: Problem) -> Choice:
+    """A candidate with the best that the chain's stages make of its weights, before anything is rebuilt or trained."""
+    judge = _Judge(problem)
+    for refitted in _refitted({candidate: chain.trials(_cut(mask))}, chain, Reference.of(problem)):
+        judge.consider(refitted)
+    return judge.selected()
+
+
 def decide(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, problem: Problem) -> Decision | None:
     """What `choose` would train on, for other ratios to go by; None where nothing is held out to decide on."""
     if not len(problem.held_out_NS):
