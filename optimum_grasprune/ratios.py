@@ -93,6 +93,7 @@ class RatioRun:
         self._problems, self._finish = tuple(problems), finish
         self._method = get_method(problems[0].config.method)
         self._kept: dict[float, UnitMask] = {}
+        self._known: dict[int, Selection] = {}
         self._together: dict[float, _Together] = {}
         self._deepest = self._problems[-1]
 
@@ -160,7 +161,8 @@ class RatioRun:
         beside = self._problems[-2]
         if self._chain_of(beside).weight_stages == self._chain_of(self._deepest).weight_stages:
             return decision
-        candidates = self._selected(beside).candidates
+        selection = self._known[id(beside)] = self._selected(beside)  # a search of widths is not done twice
+        candidates = selection.candidates
         name = decision.candidate if decision.candidate in candidates else [*candidates][-1]
         how = refit(name, candidates[name], self._chain_of(beside), beside)
         return replace(decision, stages=how.stages, settings=how.settings)
@@ -183,7 +185,9 @@ class RatioRun:
         return problem.at(problem.budget.within(self._kept[larger]), problem.config)
 
     def _selected(self, problem: Problem) -> Selection:
-        return self._of_the_deepest if problem is self._deepest else self._selection(problem)
+        if problem is self._deepest:
+            return self._of_the_deepest
+        return self._known.get(id(problem)) or self._selection(problem)
 
     @cached_property
     def _of_the_deepest(self) -> Selection:

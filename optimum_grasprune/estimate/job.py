@@ -134,9 +134,9 @@ class Job:
     @property
     def rebuilt(self) -> tuple[float, ...]:
         """Ratios whose models are rebuilt, largest first."""
-        *larger, smallest = self.ratios
-        ratios = larger if self.chain.rebuilding_stages else []
-        return (*ratios, smallest) if self.smallest_chain.rebuilding_stages else tuple(ratios)
+        if self.chain.rebuilding_stages:
+            return self.ratios
+        return self.ratios[-1:] if self.smallest_chain.rebuilding_stages else ()
 
     @property
     def share(self) -> float:

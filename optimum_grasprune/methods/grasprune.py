@@ -24,7 +24,7 @@ class GRASPrune(Method):
     source = "GRASPrune, arXiv 2604.19398"
     allocations = ("global",)
     compensation = "rebuild"
-    compensation_beside_smaller = "refit"  # what is rebuilt is rebuilt at each ratio, and a milder cut gains less by it
+    compensation_beside_smaller = "refit"  # each would be rebuilt by itself, for little
     least_squares = "weighted"
     statistic_samples = 64
     held_out = 32

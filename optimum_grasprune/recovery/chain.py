@@ -185,9 +185,9 @@ class Chain:
 
     def rebuilt(self, reference: Reference, draft: Draft, plan: PruningPlan) -> tuple[PreTrainedModel, Draft]:
         """The smaller model of a draft, rebuilt, and what it can be built of again. The draft rests."""
-        model = self.built(reference, draft, plan, again=True)
         if not isinstance(draft, Narrower):
             raise TypeError("whole layers are not rebuilt")
+        model = self.built(reference, draft, plan, again=True)
         return model, Rebuilt(draft, model, reference.runner.beside(model).parameter)
 
     def _drafted(self, reference: Reference, cut: Cut) -> Draft:

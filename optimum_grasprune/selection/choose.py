@@ -64,8 +64,11 @@ class Choice:
 
     def built(self, runner: Runner, *, inplace: bool) -> Selected:
         """The same, built; runner: of the dense model.  inplace: as in `Draft.build`."""
-        model = runner.built(self.draft, inplace=inplace)
-        return Selected(self.cut, model, self.stages, self.settings, self.judgements, self.candidate)
+        return self.of(runner.built(self.draft, inplace=inplace), self.cut)
+
+    def of(self, model: PreTrainedModel, cut: Cut) -> Selected:
+        """The same when it is built. cut: what is in force in the model."""
+        return Selected(cut, model, self.stages, self.settings, self.judgements, self.candidate)
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def choose(
         reference = reference.having_learnt(problem.config.keep_ratio)
     else:
         model = chain.built(reference, first.draft, Trial(cut).plan, inplace=alone is not None, again=again)
-    selected = Selected(cut, model, first.stages, first.settings, first.judgements, first.candidate)
+    selected = first.of(model, cut)
     if chain.rebuilding_stages:
         selected = selected if shared else _rebuilt(selected, chain, problem)
         if instead is not None and selected.judgements and selected.judgements[-1].loss <= _lowest(best.judgements):
@@ -172,8 +175,7 @@ def start(candidates: Mapping[str, UnitMask | ElementMask], chain: Chain, proble
     first = started.first
     cut = chain.before_stages(first.cut)
     model, draft = chain.rebuilt(reference, first.draft, Trial(cut).plan)
-    selected = Selected(cut, model, first.stages, first.settings, first.judgements, first.candidate)
-    return replace(started, first=_rebuilt(selected, chain, problem).resting(draft))
+    return replace(started, first=_rebuilt(first.of(model, cut), chain, problem).resting(draft))
 
 
 def refit(candidate: str, mask: UnitMask | ElementMask, chain: Chain, problem: Problem) -> Choice:
