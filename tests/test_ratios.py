@@ -96,6 +96,21 @@ def test_nested_masks_are_judged_as_others_are(config: GRASPConfig, tokenizer: P
     assert small.record.choice == alone.record.choice and small.record.compensation == alone.record.compensation
 
 
+def test_candidates_are_made_once_at_every_ratio(
+    config: GRASPConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[float] = []
+    real = GRASPrune.candidates_at
+
+    def watched(self: GRASPrune, problems: Any, scores_U: torch.Tensor) -> Callable[[Problem], dict[str, UnitMask]]:
+        masks = real(self, problems, scores_U)
+        return lambda problem: made.append(problem.config.keep_ratio) or masks(problem)
+
+    monkeypatch.setattr(GRASPrune, "candidates_at", watched)
+    list(GRASPPruner(config).prune_many(model, tokenizer, RATIOS))
+    assert sorted(made) == sorted(RATIOS)
+
+
 @pytest.mark.parametrize("best", [0, 1])
 def test_how_to_refit_is_decided_where_weights_are_refitted(
     best: int,
